@@ -1,0 +1,37 @@
+"""Neural memory that learns at test time (Titans, arXiv 2501.00663).
+
+Names are imported from their modules on first use, so that `import titans_pytorch` stays light.
+"""
+
+from importlib import import_module
+
+_HOMES = {
+    "neural_memory": ("NeuralMemory", "NeuralMemState", "mem_state_detach", "AssocScan"),
+    "memory_models": (
+        "FactorizedMemoryMLP",
+        "GatedResidualMemoryMLP",
+        "MemoryAttention",
+        "MemoryMLP",
+        "MemorySwiGluMLP",
+        "ResidualNorm",
+    ),
+    "peer_checkpoint": ("load_peer_state_dict",),
+    "mac_transformer": ("MemoryAsContextTransformer", "SegmentedAttention"),
+    "symplectic_gate": ("SymplecticGating",),
+    "dmd": ("DynamicModeDecomposition",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name):
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

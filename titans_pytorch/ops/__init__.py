@@ -1,0 +1,1 @@
+"""Pure functions: the mathematics of the memory, without modules or state."""
