@@ -1,0 +1,184 @@
+"""Settings of a run: frozen dataclasses, flattened to command-line options, saved with the run as JSON.
+
+Every field carries its help text. Unknown names raise and name the nearest known one.
+"""
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+__all__ = ["DataConfig", "ReportConfig", "RunConfig", "TrainConfig", "from_dict", "setting", "settings_of", "updated"]
+
+
+def setting(default: Any, help: str) -> Any:
+    """A dataclass field with a default and a line of help for the command line."""
+    return field(default=default, metadata={"help": help})
+
+
+def positive(config: Any, *names: str, zero: bool = False) -> None:
+    """Raises ValueError unless each named number is above zero (or zero, with `zero`). None is left alone."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and (value < 0 or (value == 0 and not zero)):
+            raise ValueError(f"{name}: got {value!r}, takes a {'number of at least 0' if zero else 'positive number'}")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which bytes to learn from."""
+
+    data: str = setting(
+        "auto", "a file (plain, .gz or .zip), 'stdlib', or 'auto': data/enwik8, else download, else stdlib"
+    )
+    data_dir: str = setting("data", "where auto looks for enwik8, and where downloaded and unpacked bytes are kept")
+    data_limit: int = setting(0, "use only the first bytes of the data, this many (0: all)")
+    held_out: float = setting(0.05, "fraction at the end of the data that is never trained on")
+
+    def __post_init__(self):
+        positive(self, "data_limit", zero=True)
+        if not 0.0 < self.held_out < 1.0:
+            raise ValueError(f"held_out: got {self.held_out!r}, takes a fraction between 0 and 1")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The training loop and its optimizer."""
+
+    steps: int = setting(1000, "optimizer steps")
+    batch_size: int = setting(4, "sequences in one forward pass")
+    grad_accum: int = setting(1, "forward passes for one optimizer step")
+    seq_len: int = setting(512, "bytes predicted in one sequence")
+    lr: float = setting(2e-4, "highest learning rate")
+    warmup_steps: int = setting(100, "steps of linear warm-up")
+    min_lr_ratio: float = setting(0.1, "learning rate at the end, as a fraction of the highest (cosine decay)")
+    weight_decay: float = setting(0.1, "decay of the weights of linear maps")
+    beta1: float = setting(0.9, "AdamW")
+    beta2: float = setting(0.95, "AdamW")
+    clip: float = setting(0.5, "largest gradient norm (0: no clipping)")
+    seed: int = setting(0, "seeds the weights, the order of the data and the sampled text")
+    device: str = setting("auto", "auto (CUDA if there is one, else the CPU), or a device of torch")
+    precision: Literal["auto", "float32", "bfloat16"] = setting("auto", "bfloat16: autocast; auto: bfloat16 on CUDA")
+    threads: int = setting(0, "CPU threads (0: torch's own choice)")
+    validate_every: int = setting(100, "steps between estimates on some of the held-out bytes (0: none)")
+    validate_sequences: int = setting(32, "held-out sequences in such an estimate")
+    checkpoint_every: int = setting(100, "steps between checkpoints (0: only the last)")
+
+    def __post_init__(self):
+        positive(self, "steps", "batch_size", "grad_accum", "seq_len", "lr", "validate_sequences")
+        positive(self, "warmup_steps", "min_lr_ratio", "weight_decay", "clip", "seed", "threads", zero=True)
+        positive(self, "validate_every", "checkpoint_every", zero=True)
+        for name in ("beta1", "beta2"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, takes a number from 0 to below 1")
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Evaluation and sampled text."""
+
+    eval_stride: int = setting(
+        0, "the final evaluation moves its window this many bytes at a time (0: half a sequence)"
+    )
+    eval_batch_size: int = setting(16, "windows in one forward pass of an evaluation")
+    sample_every: int = setting(0, "steps between samples of text (0: only at the end)")
+    sample_len: int = setting(512, "bytes of text to sample")
+    prime_len: int = setting(100, "held-out bytes that the sampled text continues")
+    temperature: float = setting(0.8, "of the sampled text (0: the likeliest byte each time)")
+
+    def __post_init__(self):
+        positive(self, "eval_batch_size", "sample_len", "prime_len")
+        positive(self, "eval_stride", "sample_every", "temperature", zero=True)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything a run depends on. `model` is any frozen dataclass of settings of its own."""
+
+    model: Any
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    report: ReportConfig = ReportConfig()
+    preset: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+
+def groups_of(run: RunConfig) -> list[str]:
+    return [f.name for f in dataclasses.fields(run) if dataclasses.is_dataclass(getattr(run, f.name))]
+
+
+def settings_of(run: RunConfig) -> dict[str, tuple[str, dataclasses.Field, Any]]:
+    """Flat name -> (group, field, type) of every setting. Two groups may not use one name."""
+    found: dict[str, tuple[str, dataclasses.Field, Any]] = {}
+    for group in groups_of(run):
+        config = getattr(run, group)
+        hints = typing.get_type_hints(type(config))
+        for f in dataclasses.fields(config):
+            if f.name in found:
+                raise ValueError(f"{f.name}: a setting of both {found[f.name][0]} and {group}, takes one name for each")
+            found[f.name] = (group, f, hints[f.name])
+    return found
+
+
+def nearest(name: str, known: typing.Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; the nearest is {close[0]}" if close else ""
+
+
+def checked(name: str, value: Any, hint: Any) -> Any:
+    """`value` as the annotated type: exact but for an int given as a float and a list given as a tuple."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        (hint,) = [a for a in args if a is not type(None)]
+        return checked(name, value, hint)
+    if origin is Literal:
+        if value in args:
+            return value
+        raise ValueError(f"{name}: got {value!r}, takes one of {', '.join(map(str, args))}")
+    if origin is tuple and isinstance(value, (list, tuple)):
+        return tuple(checked(name, v, args[0]) for v in value)
+    if hint is float and type(value) is int:
+        return float(value)
+    if origin is None and type(value) is hint:
+        return value
+    raise ValueError(f"{name}: got {value!r}, takes {getattr(hint, '__name__', str(hint))}")
+
+
+def updated(run: RunConfig, changes: dict[str, Any]) -> RunConfig:
+    """`run` with settings replaced by flat name. Unknown names and wrong types raise ValueError."""
+    known = settings_of(run)
+    by_group: dict[str, dict[str, Any]] = {}
+    for name, value in changes.items():
+        if name not in known:
+            raise ValueError(f"unknown setting {name}{nearest(name, known)}")
+        group, _, hint = known[name]
+        by_group.setdefault(group, {})[name] = checked(name, value, hint)
+    replaced = {group: dataclasses.replace(getattr(run, group), **part) for group, part in by_group.items()}
+    return dataclasses.replace(run, **replaced)
+
+
+def from_dict(base: RunConfig, saved: dict[str, Any]) -> RunConfig:
+    """The configuration that `to_dict` saved. `base` says which dataclass `model` is and fills in what is missing."""
+    known = {f.name for f in dataclasses.fields(base)}
+    flat: dict[str, Any] = {}
+    for key, value in saved.items():
+        if key not in known:
+            raise ValueError(f"unknown group of settings {key}{nearest(key, known)}")
+        if key in groups_of(base):
+            flat.update(value)
+    return dataclasses.replace(updated(base, flat), preset=saved.get("preset", base.preset))
+
+
+def load_config(base: RunConfig, path: Path) -> RunConfig:
+    return from_dict(base, json.loads(path.read_text()))

@@ -1,0 +1,2 @@
+class TrainingError(Exception):
+    """Ends a run with one line for the user and a non-zero exit status, instead of a traceback."""

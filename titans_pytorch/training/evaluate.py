@@ -1,0 +1,137 @@
+"""Bits per byte of a language model on bytes, and of compressors on the same bytes."""
+
+import gzip
+import lzma
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+__all__ = ["bits_per_byte", "compressors", "estimate_bits_per_byte", "sample_text"]
+
+Context = Callable[[], AbstractContextManager]
+
+
+def windows(length: int, context: int, stride: int) -> list[tuple[int, int, int]]:
+    """(start, inputs, scored) for every window over `length` bytes.
+
+    A window reads `inputs` bytes from `start` and predicts the byte after each; of these predictions the last `scored`
+    count. Together they predict bytes 1 to length - 1 once each, every one from as much context as the windows allow.
+    """
+    inputs = min(context, length - 1)
+    spans = [(0, inputs, inputs)]
+    done = inputs  # bytes 1 .. done have been predicted
+    while done < length - 1:
+        scored = min(stride, length - 1 - done)
+        done += scored
+        spans.append((done - inputs, inputs, scored))
+    return spans
+
+
+@torch.no_grad()
+def bits_per_byte(
+    model: nn.Module,
+    data: Tensor,
+    *,
+    context: int,
+    stride: int,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+    autocast: Context = nullcontext,
+    progress: bool = False,
+) -> float:
+    """Mean bits per byte over all of `data` (uint8 [bytes]), each byte counted once.
+
+    Windows of `context` bytes move by `stride`, so that all but the first predictions have at least context - stride
+    bytes before them. The very first byte has nothing before it and counts as 8 bits.
+    """
+    if not 1 <= stride <= context:
+        raise ValueError(f"stride: got {stride!r}, takes 1 to context = {context}")
+    if len(data) < 2:
+        raise ValueError(f"data: got {len(data)} bytes, takes at least 2")
+    spans = windows(len(data), context, stride)
+    bits = torch.tensor(8.0, dtype=torch.float64)
+    training = model.training
+    model.eval()
+    for begin in tqdm(range(0, len(spans), batch_size), desc="evaluation", disable=None if progress else True):
+        group = spans[begin : begin + batch_size]
+        rows = torch.stack([data[start : start + inputs + 1] for start, inputs, _ in group]).long().to(device)
+        with autocast():
+            logits = model(rows[:, :-1])
+        nats = F.cross_entropy(logits.float().transpose(1, 2), rows[:, 1:], reduction="none").double().cpu()
+        for row, (_, inputs, scored) in zip(nats, group, strict=True):
+            bits += row[inputs - scored :].sum() / math.log(2)
+    model.train(training)
+    return float(bits) / len(data)
+
+
+@torch.no_grad()
+def estimate_bits_per_byte(
+    model: nn.Module,
+    data: Tensor,
+    *,
+    seq_len: int,
+    sequences: int,
+    batch_size: int,
+    device: torch.device | str,
+    autocast: Context,
+) -> float:
+    """Mean bits per byte over windows spread evenly over `data`: the same ones at every call."""
+    span = min(seq_len + 1, len(data))
+    starts = sorted({round(i * (len(data) - span) / max(1, sequences - 1)) for i in range(sequences)})
+    total = 0.0
+    training = model.training
+    model.eval()
+    for begin in range(0, len(starts), batch_size):
+        group = starts[begin : begin + batch_size]
+        rows = torch.stack([data[start : start + span] for start in group]).long().to(device)
+        with autocast():
+            total += float(model(rows, return_loss=True)) * len(group)
+    model.train(training)
+    return total / len(starts) / math.log(2)
+
+
+def compressors(data: Tensor) -> dict[str, float]:
+    """Bits per byte of `data` (uint8 [bytes]) by its order-0 entropy, gzip -9 and xz, each seeing only these bytes."""
+    counts = torch.bincount(data.long(), minlength=256).double()
+    share = counts[counts > 0] / counts.sum()
+    raw = bytes(data.tolist())
+    return {
+        "order-0 entropy": float(-(share * share.log2()).sum()),
+        "gzip -9": 8 * len(gzip.compress(raw, 9)) / len(raw),
+        "xz": 8 * len(lzma.compress(raw)) / len(raw),
+    }
+
+
+@torch.no_grad()
+def sample_text(
+    model: nn.Module,
+    prime: Tensor,
+    length: int,
+    *,
+    temperature: float,
+    seed: int,
+    device: torch.device,
+    autocast: Context,
+) -> tuple[str, str]:
+    """(the prime, the text that the model writes after it); the global random number generators stay as they were."""
+    training = model.training
+    model.eval()
+    prompt = prime.long()[None].to(device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), autocast():
+        torch.manual_seed(seed)
+        written = model.sample(
+            prompt, prompt.shape[1] + length, temperature=temperature, use_cache=True, show_progress=False
+        )
+    model.train(training)
+    return readable(prime.tolist()), readable(written[0].tolist())
+
+
+def readable(codes: list[int]) -> str:
+    """Bytes as text for a terminal: what is neither printable nor a line's end or a tab becomes a replacement sign."""
+    text = bytes(codes).decode("utf-8", errors="replace")
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)

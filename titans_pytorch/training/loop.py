@@ -1,0 +1,202 @@
+"""The training loop: any module with `model(ids, return_loss=True)`, any bytes.
+
+A run continued from a checkpoint repeats exactly the losses of an uninterrupted one (same machine, torch and threads):
+the order of the data and the learning rate are functions of the position and the step, the checkpoint holds the rest.
+"""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from titans_pytorch.training.checkpoint import Progress, last_checkpoint, load_checkpoint, save_checkpoint
+from titans_pytorch.training.config import TrainConfig
+from titans_pytorch.training.data import ByteData, Windows
+from titans_pytorch.training.device import autocast_for
+from titans_pytorch.training.errors import TrainingError
+from titans_pytorch.training.evaluate import estimate_bits_per_byte
+from titans_pytorch.training.metrics import MetricsLog
+from titans_pytorch.training.optim import build_optimizer, learning_rate, set_learning_rate
+
+__all__ = ["Interrupted", "Trainer"]
+
+
+class Interrupted(Exception):
+    """The user or the system asked the run to stop; it has saved a checkpoint."""
+
+    def __init__(self, signum: int, message: str):
+        super().__init__(message)
+        self.signum = signum
+
+
+class Trainer:
+    """Trains `model` on `data.train`, keeping metrics and checkpoints under `out`.
+
+    `about` is stored in every checkpoint. `on_step(step)` is called after every step (to sample text, say); it must
+    leave the random number generators as they were.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: ByteData,
+        config: TrainConfig,
+        out: Path,
+        *,
+        device: torch.device,
+        about: dict[str, Any] | None = None,
+        on_step: Callable[[int], None] = lambda step: None,
+    ):
+        self.model, self.data, self.config, self.out, self.device = model, data, config, out, device
+        self.about, self.on_step = about or {}, on_step
+        self.autocast = autocast_for(device, config)
+        self.windows = Windows(data.train, config.seq_len, config.seed)
+        self.optimizer = build_optimizer(model, config)
+        self.progress = Progress()
+        self.saved_step: int | None = None
+        self.resumed = False
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.out / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.out / "metrics.jsonl"
+
+    def resume(self) -> None:
+        """Continues from the last checkpoint under `out`."""
+        checkpoint = last_checkpoint(self.checkpoints)
+        if checkpoint is None:
+            raise TrainingError(f"{self.out} has no checkpoint to resume from")
+        self.progress = load_checkpoint(checkpoint, self.model, self.optimizer)
+        self.saved_step = self.progress.step
+        self.resumed = True
+
+    def fit(self) -> Progress:
+        """Trains to the last step. Raises TrainingError (the last checkpoint stays) or Interrupted (after saving)."""
+        try:
+            log = MetricsLog(self.metrics, self.progress.step if self.resumed else None)
+            try:
+                self.run(log)
+            finally:
+                log.close()
+        except OSError as error:
+            raise TrainingError(
+                f"step {self.progress.step}: {self.out}: {error.strerror or error}; {self.kept()}"
+            ) from error
+        return self.progress
+
+    def run(self, log: MetricsLog) -> None:
+        progress, config = self.progress, self.config
+        self.model.train()
+        self.save()  # a full disk shows before any work is lost, and a run can be resumed from its first step
+        bar = tqdm(total=config.steps, initial=progress.step, unit="step", disable=None, dynamic_ncols=True)
+        with bar, stop_requests() as stop:
+            while progress.step < config.steps:
+                record = self.step()
+                log.write(record)
+                bar.update()
+                bar.set_postfix_str(
+                    f"{record['loss'] / math.log(2):.3f} bits/byte, {record['tokens_per_second']:.0f} tokens/s"
+                )
+                last = progress.step == config.steps
+                if last or due(progress.step, config.validate_every):
+                    log.write(self.validate(record, bar))
+                self.on_step(progress.step)
+                if last or stop or due(progress.step, config.checkpoint_every):
+                    self.save()
+                if stop:
+                    raise Interrupted(stop[0], f"stopped at step {progress.step} of {config.steps}; {self.kept()}")
+
+    def step(self) -> dict[str, Any]:
+        """One optimizer step over `grad_accum` batches; returns its record."""
+        config, progress = self.config, self.progress
+        began = time.perf_counter()
+        lr = learning_rate(progress.step, config)
+        set_learning_rate(self.optimizer, lr)
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.device)
+        for _ in range(config.grad_accum):
+            ids = self.windows.batch(progress.position, config.batch_size).to(self.device, non_blocking=True)
+            with self.autocast():
+                loss = self.model(ids, return_loss=True)
+            (loss / config.grad_accum).backward()
+            total += loss.detach().float() / config.grad_accum
+            progress.position += config.batch_size
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or math.inf)
+        mean = float(total)
+        for name, value in (("loss", mean), ("gradient norm", float(norm))):
+            if not math.isfinite(value):
+                raise TrainingError(f"step {progress.step + 1}: the {name} is {value}; {self.kept()}")
+        self.optimizer.step()
+        progress.step += 1
+        seconds = time.perf_counter() - began
+        progress.seconds += seconds
+        tokens = config.grad_accum * config.batch_size * config.seq_len
+        return {
+            "step": progress.step,
+            "loss": mean,
+            "grad_norm": float(norm),
+            "lr": lr,
+            "tokens_per_second": round(tokens / seconds, 1),
+            "seconds": round(progress.seconds, 3),
+        }
+
+    def validate(self, record: dict[str, Any], bar: tqdm) -> dict[str, Any]:
+        config = self.config
+        bits = estimate_bits_per_byte(
+            self.model,
+            self.data.held_out,
+            seq_len=config.seq_len,
+            sequences=config.validate_sequences,
+            batch_size=config.batch_size,
+            device=self.device,
+            autocast=self.autocast,
+        )
+        train = record["loss"] / math.log(2)
+        where = f"step {self.progress.step:>{len(str(config.steps))}}/{config.steps}"
+        bar.write(f"{where}: training {train:.3f}, held out {bits:.3f} bits per byte, {self.progress.seconds:.0f} s")
+        return {"step": self.progress.step, "held_out_bits_per_byte": bits}
+
+    def save(self) -> None:
+        if self.saved_step != self.progress.step:
+            save_checkpoint(self.checkpoints, self.model, self.optimizer, self.progress, self.about)
+            self.saved_step = self.progress.step
+
+    def kept(self) -> str:
+        if self.saved_step is None:
+            return "no checkpoint was written"
+        return f"the checkpoint of step {self.saved_step} is kept in {self.checkpoints}"
+
+
+def due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+@contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """A list that the first SIGINT or SIGTERM is added to; a second SIGINT interrupts at once."""
+    asked: list[int] = []
+
+    def note(signum: int, frame: Any) -> None:
+        asked.append(signum)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked  # signals can only be handled in the main thread
+        return
+    previous = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,113 @@
+"""Settings of the memory-as-context transformer on bytes, and the model they describe."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from titans_pytorch.training.config import positive, setting
+from titans_pytorch.training.errors import TrainingError
+
+__all__ = ["MacConfig", "build_mac"]
+
+
+@dataclass(frozen=True)
+class MacConfig:
+    """MemoryAsContextTransformer and its NeuralMemory layers; the defaults are the published settings for enwik8."""
+
+    dim: int = setting(384, "width")
+    depth: int = setting(8, "layers")
+    dim_head: int = setting(64, "width of an attention head")
+    heads: int = setting(8, "attention heads")
+    ff_mult: float = setting(4.0, "feed-forward width as a multiple of dim")
+    num_residual_streams: int = setting(4, "residual streams (hyper-connections; 1: a plain residual)")
+    segment_len: int = setting(32, "attention window or segment, in bytes")
+    sliding_window_attn: bool = setting(True, "attend to a sliding window instead of segments")
+    use_flex_attn: bool = setting(True, "flex attention (on CUDA only)")
+    num_persist_mem_tokens: int = setting(4, "persistent memory tokens")
+    num_longterm_mem_tokens: int = setting(4, "long-term memory tokens")
+    memory: bool = setting(True, "neural memory layers; without: the same model with none")
+    neural_memory_layers: tuple[int, ...] | None = setting((2, 4, 6), "which layers have a memory, from 1 (none: all)")
+    neural_memory_segment_len: int | None = setting(4, "bytes in one chunk of the memory")
+    neural_memory_batch_size: int | None = setting(128, "bytes after which the memory's gradients are taken anew")
+    neural_mem_gate_attn_output: bool = setting(False, "the memory gates the attention's output")
+    neural_mem_weight_residual: bool = setting(True, "a memory also starts from the updates of the one before")
+    neural_memory_qkv_receives_diff_views: bool = setting(True, "query, key and value choose among earlier layers")
+    memory_dim_head: int = setting(64, "width of a memory head")
+    memory_heads: int = setting(4, "memory heads")
+    memory_depth: int = setting(2, "layers of the network that is the memory")
+    memory_expansion_factor: float = setting(2.0, "its hidden width as a multiple of its input")
+    attn_pool_chunks: bool = setting(True, "pool a chunk by attention for its momentum and decay")
+    qk_rmsnorm: bool = setting(True, "normalise the memory's queries and keys")
+    momentum: bool = setting(True, "momentum of the memory's updates")
+    momentum_order: int = setting(1, "order of that momentum")
+    default_step_transform_max_lr: float = setting(0.1, "largest step of the memory")
+    per_parameter_lr_modulation: bool = setting(True, "a learned step for each weight of the memory")
+    spectral_norm_surprises: bool = setting(True, "orthogonalise the memory's updates")
+    memory_max_grad_norm: float | None = setting(None, "soft limit on the norm of the memory's gradients")
+    use_symplectic_gating: bool = setting(False, "symplectic gating of the memory's decay")
+    num_pages: int = setting(1, "pages of memory")
+    symplectic_page_threshold: float = setting(0.5, "complexity above which the memory turns a page")
+
+    def __post_init__(self):
+        positive(self, "dim", "depth", "dim_head", "heads", "ff_mult", "num_residual_streams", "segment_len")
+        positive(self, "memory_dim_head", "memory_heads", "memory_depth", "memory_expansion_factor", "num_pages")
+
+    def memory_kwargs(self) -> dict[str, Any]:
+        """Keywords of NeuralMemory."""
+        return {
+            "dim_head": self.memory_dim_head,
+            "heads": self.memory_heads,
+            "attn_pool_chunks": self.attn_pool_chunks,
+            "qk_rmsnorm": self.qk_rmsnorm,
+            "momentum": self.momentum,
+            "momentum_order": self.momentum_order,
+            "default_step_transform_max_lr": self.default_step_transform_max_lr,
+            "per_parameter_lr_modulation": self.per_parameter_lr_modulation,
+            "spectral_norm_surprises": self.spectral_norm_surprises,
+            "max_grad_norm": self.memory_max_grad_norm,
+            "use_symplectic_gating": self.use_symplectic_gating,
+            "num_pages": self.num_pages,
+            "symplectic_page_threshold": self.symplectic_page_threshold,
+        }
+
+
+def build_mac(config: MacConfig, device: torch.device) -> nn.Module:
+    """The transformer over 256 byte values. Without memory the settings of the memory are left out."""
+    from titans_pytorch.mac_transformer import MemoryAsContextTransformer
+    from titans_pytorch.memory_models import MemoryMLP
+
+    try:
+        with_memory: dict[str, Any] = {"neural_memory_layers": ()}
+        if config.memory:
+            with_memory = {
+                "neural_memory_layers": config.neural_memory_layers,
+                "neural_memory_batch_size": config.neural_memory_batch_size,
+                "neural_mem_gate_attn_output": config.neural_mem_gate_attn_output,
+                "neural_mem_weight_residual": config.neural_mem_weight_residual,
+                "neural_memory_qkv_receives_diff_views": config.neural_memory_qkv_receives_diff_views,
+                "neural_memory_model": MemoryMLP(
+                    config.memory_dim_head, config.memory_depth, expansion_factor=config.memory_expansion_factor
+                ),
+                "neural_memory_kwargs": config.memory_kwargs(),
+            }
+        model = MemoryAsContextTransformer(
+            num_tokens=256,
+            dim=config.dim,
+            depth=config.depth,
+            dim_head=config.dim_head,
+            heads=config.heads,
+            ff_mult=config.ff_mult,
+            num_residual_streams=config.num_residual_streams,
+            segment_len=config.segment_len,
+            sliding_window_attn=config.sliding_window_attn,
+            use_flex_attn=config.use_flex_attn and device.type == "cuda",
+            num_persist_mem_tokens=config.num_persist_mem_tokens,
+            num_longterm_mem_tokens=config.num_longterm_mem_tokens,
+            neural_memory_segment_len=config.neural_memory_segment_len,
+            **with_memory,
+        )
+    except (ValueError, NotImplementedError) as error:
+        raise TrainingError(f"the model cannot be built: {error}") from error
+    return model.to(device)

@@ -1,0 +1,55 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["titans-pytorch", "matplotlib"]
+#
+# [tool.uv.sources]
+# titans-pytorch = { path = ".", editable = true }
+# ///
+"""Trains a memory-as-context transformer on bytes of text, evaluates it and lets it write.
+
+python train_mac.py                              # in an environment with this package
+uv run train_mac.py                              # or let uv make one
+
+python train_mac.py --data my.txt --steps 500    # any file; every setting below is an option (--help)
+python train_mac.py --no-memory                  # the same model without memory, to compare
+python train_mac.py --resume                     # go on after Ctrl-C or a crash
+"""
+
+import sys
+
+import torch
+
+from titans_pytorch.training.config import DataConfig, ReportConfig, RunConfig, TrainConfig
+from titans_pytorch.training.mac import MacConfig, build_mac
+from titans_pytorch.training.run import main
+
+USE_SYMPLECTIC_GATING = False
+NUM_PAGES = 1
+SYMPLECTIC_PAGE_THRESHOLD = 0.5
+
+SWITCHES = {
+    "use_symplectic_gating": USE_SYMPLECTIC_GATING,
+    "num_pages": NUM_PAGES,
+    "symplectic_page_threshold": SYMPLECTIC_PAGE_THRESHOLD,
+}
+
+PRESETS = {
+    # minutes on two CPU cores
+    "small": RunConfig(
+        model=MacConfig(dim=128, depth=4, heads=4, dim_head=32, **SWITCHES),
+        data=DataConfig(data_limit=10_000_000),
+        train=TrainConfig(steps=1000, batch_size=8, seq_len=512, lr=2e-3),
+    ),
+    # the published settings, for a GPU
+    "enwik8": RunConfig(
+        model=MacConfig(**SWITCHES),
+        train=TrainConfig(
+            steps=100_000, batch_size=4, grad_accum=4, seq_len=512, lr=2e-4, clip=0.5, validate_every=100
+        ),
+        report=ReportConfig(sample_every=500, sample_len=512, prime_len=100),
+    ),
+}
+
+if __name__ == "__main__":
+    default = "enwik8" if torch.cuda.is_available() else "small"
+    sys.exit(main(PRESETS, build_mac, __doc__, default_preset=default))
