@@ -1,0 +1,220 @@
+"""SegmentedAttention: attention within segments, with persistent keys, rotary positions and a trimmed cache.
+
+ein letters: b batch, h heads, n tokens, d features (dim, or dim_head where there are heads), p persistent keys,
+w cached keys
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from rotary_embedding_torch import RotaryEmbedding, apply_rotary_emb
+from torch import Tensor, nn
+
+from titans_pytorch.ops.segmented_attention import prepend, segmented_attention, visible
+
+try:
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+except ImportError:  # torch built without it
+    create_block_mask = flex_attention = None
+
+
+class KeyValueCache(NamedTuple):
+    """What attention carries from one call to the next. Its size does not depend on how many tokens came before.
+
+    keys, values: [b h w d], the keys rotated; w is at most the window.
+    position: absolute position of the next token.
+    """
+
+    keys: Tensor
+    values: Tensor
+    position: int
+
+
+class AttnIntermediates(NamedTuple):
+    """value_residual: this call's values [b h n d]; cached_key_values: the cache for the next call."""
+
+    value_residual: Tensor
+    cached_key_values: KeyValueCache
+
+
+class RotaryPositions(RotaryEmbedding):
+    """Rotary embedding whose frequencies stay in float32 when the model is moved to a half precision.
+
+    In bfloat16 positions beyond 256 would no longer differ from their neighbours."""
+
+    def __init__(self, dim: int):
+        super().__init__(dim, cache_if_possible=False, cache_max_seq_len=0)
+
+    def _apply(self, fn, recurse=True):
+        before = self.freqs.data
+        super()._apply(fn, recurse)
+        if self.freqs.dtype.itemsize < before.dtype.itemsize and self.freqs.dtype.itemsize < 4:
+            self.freqs.data = before.to(self.freqs.device)
+        return self
+
+    def rotate(self, t: Tensor, start: int) -> Tensor:
+        """Rotate [... n d] as the tokens at positions start, start + 1, ..."""
+        positions = torch.arange(start, start + t.shape[-2], device=t.device, dtype=self.freqs.dtype)
+        return apply_rotary_emb(self.forward(positions), t)
+
+
+class SegmentedAttention(nn.Module):
+    """Causal attention whose cost is linear in the number of tokens.
+
+    Args:
+        dim: features of a token.
+        segment_len: tokens of a segment; with the long-term tokens that follow it, it makes a window.
+        num_persist_mem_tokens: learned keys and values per head that every query sees.
+        num_longterm_mem_tokens: long-term tokens after each segment.
+        dim_head, heads: features per head, number of heads.
+        sliding: a query sees its own key and as many before it as a window is long; else its own block, causally.
+        accept_value_residual: mix in the first layer's values, by a learned sigmoid gate per token and head.
+        attend_kwargs: `dropout` (probability, in training), `scale` (default dim_head ** -0.5); `flash` is ignored.
+        use_flex_attn: flex attention on CUDA (it has no backward on CPU); elsewhere, and in float64 or with a cache,
+            scaled dot-product attention.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        segment_len: int,
+        num_persist_mem_tokens: int = 0,
+        num_longterm_mem_tokens: int = 0,
+        dim_head: int = 64,
+        heads: int = 8,
+        sliding: bool = False,
+        accept_value_residual: bool = False,
+        attend_kwargs: dict | None = None,
+        use_flex_attn: bool = False,
+    ):
+        super().__init__()
+        for name, size, least in (
+            ("dim", dim, 1),
+            ("segment_len", segment_len, 1),
+            ("num_persist_mem_tokens", num_persist_mem_tokens, 0),
+            ("num_longterm_mem_tokens", num_longterm_mem_tokens, 0),
+            ("dim_head", dim_head, 2),
+            ("heads", heads, 1),
+        ):
+            check_size(name, size, least)
+        if dim_head % 2:
+            raise ValueError(f"dim_head: got {dim_head}, takes an even int (rotary embedding turns pairs)")
+
+        attend = dict(attend_kwargs or {})
+        self.dropout = attend.pop("dropout", 0.0)
+        self.scale = attend.pop("scale", None) or dim_head**-0.5
+        attend.pop("flash", None)
+        if attend:
+            raise ValueError(f"attend_kwargs: got {sorted(attend)}, takes 'dropout', 'scale' and 'flash'")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"attend_kwargs: got dropout {self.dropout!r}, takes a probability in [0, 1)")
+        if self.dropout and use_flex_attn:
+            raise ValueError(f"attend_kwargs: got dropout {self.dropout!r}, takes 0 with use_flex_attn")
+
+        self.dim = dim
+        self.heads = heads
+        self.window = segment_len + num_longterm_mem_tokens
+        self.sliding = sliding
+        self.use_flex_attn = use_flex_attn
+
+        inner = dim_head * heads
+        self.norm = nn.RMSNorm(dim)
+        self.to_qkv = nn.Linear(dim, inner * 3, bias=False)
+        self.to_out = nn.Linear(inner, dim, bias=False)
+        self.to_value_mix = nn.Linear(dim, heads) if accept_value_residual else None
+        persistent = torch.zeros(2, heads, num_persist_mem_tokens, dim_head)
+        self.persistent_memory = nn.Parameter(persistent, requires_grad=num_persist_mem_tokens > 0)
+        self.rotary_emb = RotaryPositions(dim_head)
+
+    def forward(
+        self,
+        seq: Tensor,
+        value_residual: Tensor | None = None,
+        disable_flex_attn: bool = False,
+        output_gating: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> tuple[Tensor, AttnIntermediates]:
+        """Attend over tokens [b n d], any n >= 1; with a cache they follow the tokens it holds.
+
+        Args:
+            seq: tokens [b n d].
+            value_residual: the first layer's values for these tokens [b h n d]; required exactly if accepted.
+            disable_flex_attn: use scaled dot-product attention for this call.
+            output_gating: multiplies the output [b n d].
+            cache: `cached_key_values` of the call before.
+
+        Returns:
+            The output [b n d] and `AttnIntermediates`.
+        """
+        self._check(seq, value_residual)
+        normed = self.norm(seq)
+        qk, v = self.to_qkv(normed).split((2 * self.to_out.in_features, self.to_out.in_features), dim=-1)
+        qk, v = (rearrange(t, "b n (h d) -> b h n d", d=self.persistent_memory.shape[-1]) for t in (qk, v))
+
+        start = 0 if cache is None else cache.position
+        q, k = self.rotary_emb.rotate(qk, start).chunk(2, dim=1)
+        if self.to_value_mix is not None:
+            mix = rearrange(self.to_value_mix(normed).sigmoid(), "b n h -> b h n 1")
+            v = v.lerp(value_residual.to(v.dtype), mix.to(v.dtype))
+        values = v
+
+        if cache is not None:
+            k, v = torch.cat((cache.keys, k), dim=-2), torch.cat((cache.values, v), dim=-2)
+
+        rule = {"window": self.window, "sliding": self.sliding, "scale": self.scale}
+        if self._takes_flex(q) and not disable_flex_attn and cache is None:
+            out = flex_segmented_attention(q, k, v, self.persistent_memory, **rule)
+        else:
+            dropout = self.dropout if self.training else 0.0
+            out = segmented_attention(q, k, v, self.persistent_memory, dropout=dropout, **rule)
+
+        out = self.to_out(rearrange(out, "b h n d -> b n (h d)"))
+        if output_gating is not None:
+            out = out * output_gating
+        return out, AttnIntermediates(values, self._trim(k, v, start + seq.shape[1]))
+
+    def _trim(self, k: Tensor, v: Tensor, position: int) -> KeyValueCache:
+        """Keep the keys that a later query can see."""
+        kept = min(self.window, k.shape[-2]) if self.sliding else position % self.window
+        first = k.shape[-2] - kept
+        return KeyValueCache(k[..., first:, :], v[..., first:, :], position)
+
+    def _takes_flex(self, q: Tensor) -> bool:
+        return self.use_flex_attn and flex_attention is not None and q.is_cuda and q.dtype != torch.float64
+
+    def _check(self, seq: Tensor, value_residual: Tensor | None) -> None:
+        if seq.ndim != 3 or seq.shape[-1] != self.dim or seq.shape[1] == 0:
+            raise ValueError(f"seq: got shape {tuple(seq.shape)}, takes [b n {self.dim}] with n >= 1")
+        if (value_residual is None) != (self.to_value_mix is None):
+            got, takes = ("None", "values") if value_residual is None else ("values", "None")
+            accepts = self.to_value_mix is not None
+            raise ValueError(f"value_residual: got {got}, takes {takes} with accept_value_residual = {accepts}")
+
+
+def check_size(name: str, size, least: int = 1) -> None:
+    if not isinstance(size, int) or isinstance(size, bool) or size < least:
+        raise ValueError(f"{name}: got {size!r}, takes an int of at least {least}")
+
+
+def flex_segmented_attention(
+    q: Tensor, k: Tensor, v: Tensor, persistent: Tensor, *, window: int, sliding: bool, scale: float
+) -> Tensor:
+    """`segmented_attention` without cached keys, by flex attention: CUDA only. Shapes [b h n d]."""
+    k, v = prepend(persistent, k, v)
+    mask = _flex_mask(q.shape[-2], persistent.shape[-2], window, sliding, q.device)
+    return _compiled_flex()(q, k.contiguous(), v.contiguous(), block_mask=mask, scale=scale)
+
+
+@lru_cache(maxsize=1)
+def _compiled_flex():
+    return torch.compile(flex_attention)
+
+
+@lru_cache(maxsize=32)
+def _flex_mask(n: int, persistent: int, window: int, sliding: bool, device: torch.device):
+    def rule(b, h, query, key):
+        return (key < persistent) | visible(query, key - persistent, window, sliding)
+
+    return create_block_mask(rule, B=None, H=None, Q_LEN=n, KV_LEN=n + persistent, device=device)
