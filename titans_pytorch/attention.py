@@ -12,7 +12,8 @@ from einops import rearrange
 from rotary_embedding_torch import RotaryEmbedding, apply_rotary_emb
 from torch import Tensor, nn
 
-from titans_pytorch.ops.segmented_attention import prepend, segmented_attention, visible
+from .checks import positive_int, wrong
+from .ops.segmented_attention import prepend, segmented_attention, visible
 
 try:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
@@ -57,7 +58,8 @@ class RotaryPositions(RotaryEmbedding):
     def rotate(self, t: Tensor, start: int) -> Tensor:
         """Rotate [... n d] as the tokens at positions start, start + 1, ..."""
         positions = torch.arange(start, start + t.shape[-2], device=t.device, dtype=self.freqs.dtype)
-        return apply_rotary_emb(self.forward(positions), t)
+        angles = self.forward(positions)
+        return apply_rotary_emb(angles.to(torch.promote_types(angles.dtype, t.dtype)), t)
 
 
 class SegmentedAttention(nn.Module):
@@ -90,28 +92,24 @@ class SegmentedAttention(nn.Module):
         use_flex_attn: bool = False,
     ):
         super().__init__()
-        for name, size, least in (
-            ("dim", dim, 1),
-            ("segment_len", segment_len, 1),
-            ("num_persist_mem_tokens", num_persist_mem_tokens, 0),
-            ("num_longterm_mem_tokens", num_longterm_mem_tokens, 0),
-            ("dim_head", dim_head, 2),
-            ("heads", heads, 1),
-        ):
-            check_size(name, size, least)
-        if dim_head % 2:
-            raise ValueError(f"dim_head: got {dim_head}, takes an even int (rotary embedding turns pairs)")
+        positive_int(dim, "dim")
+        positive_int(segment_len, "segment_len")
+        count(num_persist_mem_tokens, "num_persist_mem_tokens")
+        count(num_longterm_mem_tokens, "num_longterm_mem_tokens")
+        positive_int(heads, "heads")
+        if positive_int(dim_head, "dim_head") % 2:
+            raise wrong("dim_head", dim_head, "an even integer (rotary embedding turns pairs)")
 
         attend = dict(attend_kwargs or {})
         self.dropout = attend.pop("dropout", 0.0)
         self.scale = attend.pop("scale", None) or dim_head**-0.5
         attend.pop("flash", None)
         if attend:
-            raise ValueError(f"attend_kwargs: got {sorted(attend)}, takes 'dropout', 'scale' and 'flash'")
+            raise wrong("attend_kwargs", sorted(attend), "'dropout', 'scale' and 'flash'")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"attend_kwargs: got dropout {self.dropout!r}, takes a probability in [0, 1)")
+            raise wrong("attend_kwargs", {"dropout": self.dropout}, "a dropout in [0, 1)")
         if self.dropout and use_flex_attn:
-            raise ValueError(f"attend_kwargs: got dropout {self.dropout!r}, takes 0 with use_flex_attn")
+            raise wrong("attend_kwargs", {"dropout": self.dropout}, "no dropout with use_flex_attn")
 
         self.dim = dim
         self.heads = heads
@@ -186,16 +184,17 @@ class SegmentedAttention(nn.Module):
 
     def _check(self, seq: Tensor, value_residual: Tensor | None) -> None:
         if seq.ndim != 3 or seq.shape[-1] != self.dim or seq.shape[1] == 0:
-            raise ValueError(f"seq: got shape {tuple(seq.shape)}, takes [b n {self.dim}] with n >= 1")
-        if (value_residual is None) != (self.to_value_mix is None):
-            got, takes = ("None", "values") if value_residual is None else ("values", "None")
-            accepts = self.to_value_mix is not None
-            raise ValueError(f"value_residual: got {got}, takes {takes} with accept_value_residual = {accepts}")
+            raise wrong("seq", tuple(seq.shape), f"a shape [b n {self.dim}] with n >= 1")
+        accepts = self.to_value_mix is not None
+        if (value_residual is not None) != accepts:
+            got = None if value_residual is None else tuple(value_residual.shape)
+            raise wrong("value_residual", got, f"{'values' if accepts else None}: accept_value_residual is {accepts}")
 
 
-def check_size(name: str, size, least: int = 1) -> None:
-    if not isinstance(size, int) or isinstance(size, bool) or size < least:
-        raise ValueError(f"{name}: got {size!r}, takes an int of at least {least}")
+def count(value, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise wrong(name, value, "an integer of at least 0")
+    return value
 
 
 def flex_segmented_attention(

@@ -1,0 +1,248 @@
+"""MemoryAsContextTransformer: a language model of segments, long-term tokens and a neural memory (arXiv 2501.00663).
+
+ein letters: b batch, n tokens, d features, v tokens of the vocabulary, p long-term tokens, s residual streams
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from axial_positional_embedding import ContinuousAxialPositionalEmbedding
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .attention import SegmentedAttention, count, flex_attention
+from .axial_positions import axial_positions
+from .blocks import Earlier, LayerCache, MemoryAsContextLayer, ViewSelector, feed_forward
+from .checks import positive_int, wrong
+from .longterm_tokens import insert_longterm, places, remove_longterm
+from .neural_memory import NeuralMemory
+from .residual_streams import residual_streams
+from .sampling import check_ids, min_p_filter, sample
+
+__all__ = ["MacCache", "MemoryAsContextTransformer", "SegmentedAttention", "flex_attention"]
+
+
+class MacCache(NamedTuple):
+    """What the transformer carries from call to call; a call never modifies the one it is given.
+
+    tokens: tokens read so far.
+    layers: a LayerCache for each layer.
+    """
+
+    tokens: int
+    layers: tuple[LayerCache, ...]
+
+
+class MemoryAsContextTransformer(nn.Module):
+    """Token ids [b n] -> logits [b n num_tokens].
+
+    Each layer reads and writes a neural memory, attends within segments (or a sliding window) and feeds forward.
+
+    Args:
+        num_tokens, dim, depth: vocabulary, features, layers.
+        segment_len: tokens of a segment.
+        neural_memory_segment_len: the memory's chunk; default segment_len + num_longterm_mem_tokens.
+        neural_mem_gate_attn_output: the memory's output does not join the residual: its sigmoid multiplies attention's.
+        neural_memory_add_value_residual: accepted, no effect.
+        num_longterm_mem_tokens: learned tokens behind every complete segment.
+        num_persist_mem_tokens: learned keys and values in each attention layer.
+        neural_memory_batch_size: tokens after which surprises are taken at new weights.
+        neural_memory_qkv_receives_diff_views: the memory's query, key and value views are learned mixtures of its input
+            and the earlier layers' branch inputs and outputs (not in layer 1).
+        dim_head, heads: of attention.
+        ff_mult: width of the feed-forward.
+        num_residual_streams: hyper-connection streams; 1 is a plain residual.
+        neural_memory_model: the network whose weights are the memory, copied for each layer; default: NeuralMemory's.
+        neural_memory_kwargs: further arguments of NeuralMemory.
+        neural_memory_layers: which layers have a memory, counted from 1; default all, () none.
+        use_flex_attn: flex attention on CUDA.
+        sliding_window_attn: attention sees a sliding window in place of its own segment.
+        neural_mem_weight_residual: a memory's surprises are taken at weights mixed with the memory layer's before it.
+        token_emb: module for the embedding, ids [b n] -> [b n dim]; default nn.Embedding.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_tokens: int,
+        dim: int,
+        depth: int,
+        segment_len: int,
+        neural_memory_segment_len: int | None = None,
+        neural_mem_gate_attn_output: bool = False,
+        neural_memory_add_value_residual: bool = False,
+        num_longterm_mem_tokens: int = 0,
+        num_persist_mem_tokens: int = 0,
+        neural_memory_batch_size: int | None = None,
+        neural_memory_qkv_receives_diff_views: bool = False,
+        dim_head: int = 64,
+        heads: int = 8,
+        ff_mult: float = 4,
+        num_residual_streams: int = 4,
+        neural_memory_model: nn.Module | None = None,
+        neural_memory_kwargs: Mapping | None = None,
+        neural_memory_layers: tuple[int, ...] | None = None,
+        use_flex_attn: bool = False,
+        sliding_window_attn: bool = False,
+        neural_mem_weight_residual: bool = False,
+        token_emb: nn.Module | None = None,
+    ):
+        super().__init__()
+        positive_int(num_tokens, "num_tokens")
+        positive_int(dim, "dim")
+        positive_int(depth, "depth")
+        positive_int(segment_len, "segment_len")
+        positive_int(num_residual_streams, "num_residual_streams")
+        count(num_longterm_mem_tokens, "num_longterm_mem_tokens")
+        if neural_memory_segment_len is None:
+            neural_memory_segment_len = segment_len + num_longterm_mem_tokens
+        positive_int(neural_memory_segment_len, "neural_memory_segment_len")
+        memory_layers = _memory_layers(neural_memory_layers, depth)
+
+        self.num_tokens = num_tokens
+        self.segment_len = segment_len
+        self.memory_segment_len = neural_memory_segment_len
+
+        self.default_token_emb = token_emb is None
+        self.token_emb = nn.Embedding(num_tokens, dim) if token_emb is None else token_emb
+        longterm = torch.randn(num_longterm_mem_tokens, dim) * 0.02
+        self.longterm_mems = nn.Parameter(longterm, requires_grad=num_longterm_mem_tokens > 0)
+        self.axial_pos_emb = ContinuousAxialPositionalEmbedding(dim=dim, num_axial_dims=2)
+        new_connection, self.expand_streams, self.reduce_streams = residual_streams(num_residual_streams, dim)
+
+        new_memory = partial(
+            NeuralMemory,
+            dim=dim,
+            chunk_size=neural_memory_segment_len,
+            batch_size=neural_memory_batch_size,
+            **_memory_kwargs(neural_memory_kwargs, neural_memory_batch_size, neural_memory_segment_len),
+        )
+        new_attention = partial(
+            SegmentedAttention,
+            dim=dim,
+            segment_len=segment_len,
+            num_persist_mem_tokens=num_persist_mem_tokens,
+            num_longterm_mem_tokens=num_longterm_mem_tokens,
+            dim_head=dim_head,
+            heads=heads,
+            sliding=sliding_window_attn,
+            use_flex_attn=use_flex_attn,
+        )
+        self.layers = nn.ModuleList()
+        for index in range(depth):
+            memory = selector = None
+            if index in memory_layers:
+                diff_views = neural_memory_qkv_receives_diff_views and index > 0
+                memory = new_memory(
+                    model=deepcopy(neural_memory_model),
+                    qkv_receives_diff_views=diff_views,
+                    accept_weight_residual=neural_mem_weight_residual and index > min(memory_layers),
+                )
+                selector = ViewSelector(dim, earlier_layers=index) if diff_views else None
+            layer = MemoryAsContextLayer(
+                partial(new_connection, layer_index=index),
+                new_attention(accept_value_residual=index > 0),
+                feed_forward(dim, ff_mult),
+                memory,
+                selector,
+                gate_attn_output=neural_mem_gate_attn_output,
+                leave_updates=neural_mem_weight_residual,
+                leave_activations=neural_memory_qkv_receives_diff_views and index < max(memory_layers, default=0),
+            )
+            self.layers.append(layer)
+        self.norm = nn.RMSNorm(dim)
+        self.to_logits = nn.Linear(dim, num_tokens, bias=False)
+
+    def forward(
+        self,
+        ids: Tensor,
+        return_loss: bool = False,
+        disable_flex_attn: bool = False,
+        cache: MacCache | None = None,
+        return_cache: bool = False,
+    ) -> Tensor | tuple[Tensor, MacCache]:
+        """Logits [b n num_tokens] of integer token ids [b n], n >= 1.
+
+        Args:
+            ids: token ids; with a cache only those that follow the ones it has read, any number of them.
+            return_loss: give the mean cross entropy of each token given those before it (a scalar, nats) in place of
+                logits; takes two tokens or more and no cache.
+            disable_flex_attn: use scaled dot-product attention for this call.
+            cache: what an earlier call returned.
+            return_cache: return (logits, cache for the tokens that follow). Its size does not depend on n.
+        """
+        check_ids("ids", ids, self.num_tokens if self.default_token_emb else None)
+        self._check_cache(ids, cache)
+        ids = ids.long()
+        if return_loss:
+            if cache is not None or return_cache or ids.shape[1] < 2:
+                raise wrong("return_loss", True, "two tokens or more, and no cache")
+            logits = self(ids[:, :-1], disable_flex_attn=disable_flex_attn)
+            return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+
+        start, n = (0 if cache is None else cache.tokens), ids.shape[1]
+        x = insert_longterm(self.token_emb(ids), self.longterm_mems, self.segment_len, start)
+        place = places(start, self.segment_len, len(self.longterm_mems))
+        x = x + axial_positions(self.axial_pos_emb, place, x.shape[1], self.memory_segment_len).to(x.dtype)
+
+        streams, earlier = self.expand_streams(x), Earlier()
+        caches = [LayerCache()] * len(self.layers) if cache is None else cache.layers
+        next_caches = []
+        for layer, layer_cache in zip(self.layers, caches, strict=True):
+            streams, earlier, next_cache = layer(streams, earlier, layer_cache, disable_flex_attn)
+            if return_cache:
+                next_caches.append(next_cache.compact())
+
+        x = remove_longterm(self.reduce_streams(streams), len(self.longterm_mems), self.segment_len, start, n)
+        logits = self.to_logits(self.norm(x))
+        return (logits, MacCache(start + n, tuple(next_caches))) if return_cache else logits
+
+    def sample(
+        self,
+        prompt: Tensor,
+        seq_len: int,
+        temperature: float = 1.5,
+        filter_fn: Callable | None = min_p_filter,
+        filter_kwargs: dict | None = None,
+        show_progress: bool = True,
+        use_cache: bool = False,
+    ) -> Tensor:
+        """Continue prompts [b n], n >= 1 -> the ids after them [b seq_len - n]; see `sampling.sample`."""
+        check_ids("prompt", prompt, self.num_tokens if self.default_token_emb else None)
+        return sample(self, prompt, seq_len, temperature, filter_fn, filter_kwargs, show_progress, use_cache)
+
+    def _check_cache(self, ids: Tensor, cache: MacCache | None) -> None:
+        if cache is None:
+            return
+        if not isinstance(cache, MacCache) or len(cache.layers) != len(self.layers):
+            raise wrong("cache", type(cache).__name__, "what an earlier call of this model returned")
+        batch = cache.layers[0].attention.keys.shape[0]
+        if batch != ids.shape[0]:
+            raise wrong("cache", f"a batch of {batch}", f"the batch of the ids, {ids.shape[0]}")
+
+
+def _memory_layers(layers: Iterable[int] | None, depth: int) -> set[int]:
+    """Which layers have a memory, counted from 0."""
+    if layers is None:
+        return set(range(depth))
+    layers = tuple(layers)
+    for layer in layers:
+        if not isinstance(layer, int) or not 1 <= layer <= depth:
+            raise wrong("neural_memory_layers", layers, f"layers from 1 to {depth}")
+    return {layer - 1 for layer in layers}
+
+
+def _memory_kwargs(kwargs: Mapping | None, batch_size: int | None, segment_len: int) -> dict:
+    """The user's arguments of NeuralMemory; with pages, training and cached sampling agree on when they may switch."""
+    kwargs = dict(kwargs or {})
+    own = {"dim", "chunk_size", "batch_size", "model", "qkv_receives_diff_views", "accept_weight_residual"} & set(
+        kwargs
+    )
+    if own:
+        raise ValueError(f"neural_memory_kwargs: got {sorted(own)}, which the transformer's own arguments set")
+    if kwargs.get("num_pages", 1) > 1:
+        kwargs.setdefault("page_switch_every", batch_size or segment_len)
+    return kwargs

@@ -1,0 +1,112 @@
+"""Drawing tokens: filters over logits [... v], Gumbel sampling, and the loop around a language model.
+
+Letters: b batch, n tokens, v tokens of the vocabulary
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .checks import positive_int, wrong
+
+
+def min_p_filter(logits: Tensor, min_p: float = 0.1) -> Tensor:
+    """Drop tokens less likely than min_p times the likeliest (arXiv 2407.01082)."""
+    if not 0 <= min_p <= 1:
+        raise wrong("min_p", min_p, "a number in [0, 1]")
+    probs = logits.softmax(dim=-1)
+    return logits.masked_fill(probs < min_p * probs.amax(dim=-1, keepdim=True), -torch.inf)
+
+
+def top_k_filter(logits: Tensor, k: int = 50) -> Tensor:
+    """Keep the k likeliest tokens."""
+    positive_int(k, "k")
+    values, indices = logits.topk(min(k, logits.shape[-1]), dim=-1)
+    return torch.full_like(logits, -torch.inf).scatter(-1, indices, values)
+
+
+def top_p_filter(logits: Tensor, p: float = 0.9) -> Tensor:
+    """Keep the fewest likeliest tokens that together have probability p or more (arXiv 1904.09751)."""
+    if not 0 < p <= 1:
+        raise wrong("p", p, "a number in (0, 1]")
+    values, indices = logits.sort(dim=-1, descending=True, stable=True)
+    probs = values.softmax(dim=-1)
+    before = probs.cumsum(dim=-1) - probs
+    values = values.masked_fill((before >= p).scatter(-1, torch.zeros_like(indices[..., :1]), False), -torch.inf)
+    return torch.empty_like(logits).scatter(-1, indices, values)
+
+
+def gumbel_sample(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Draw from softmax(logits / temperature): [... v] -> [...]. Temperature 0 takes the likeliest."""
+    if temperature < 0:
+        raise wrong("temperature", temperature, "a number of at least 0")
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    logits = logits.float() if logits.dtype.itemsize < 4 else logits
+    # minus the log of an exponential variable is a Gumbel variable
+    noise = torch.empty_like(logits).exponential_().clamp_min(torch.finfo(logits.dtype).tiny).log()
+    return (logits / temperature - noise).argmax(dim=-1)
+
+
+def check_ids(name: str, ids: Tensor, num_tokens: int | None = None) -> None:
+    """Token ids: integers [b n], n >= 1, below num_tokens. The range is checked on CPU, where looking costs no wait."""
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.numel() == 0:
+        got = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
+        raise wrong(name, got, "token ids of shape [b n], n >= 1")
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise wrong(name, ids.dtype, "integer token ids")
+    if num_tokens is not None and ids.device.type == "cpu" and not torch.compiler.is_compiling():
+        low, high = (int(t) for t in ids.aminmax())
+        if low < 0 or high >= num_tokens:
+            raise wrong(name, f"token id {low if low < 0 else high}", f"ids from 0 to {num_tokens - 1}")
+
+
+@torch.no_grad()
+def sample(
+    model: nn.Module,
+    prompt: Tensor,
+    seq_len: int,
+    temperature: float = 1.5,
+    filter_fn: Callable | None = min_p_filter,
+    filter_kwargs: dict | None = None,
+    show_progress: bool = True,
+    use_cache: bool = False,
+) -> Tensor:
+    """Continue each prompt of a batch, [b n] -> the ids after it [b seq_len - n] (none if the prompt is that long).
+
+    Args:
+        model: called as `model(ids)` -> logits [b n v]; with the cache as `model(ids, cache=..., return_cache=True)` ->
+            (logits, cache), on the prompt and then on one new token at a time. It is in eval mode meanwhile.
+        prompt: token ids [b n], n >= 1.
+        seq_len: tokens of prompt and continuation together.
+        temperature: of the softmax that is drawn from, after the filter; 0 takes the likeliest token.
+        filter_fn, filter_kwargs: called as `filter_fn(logits, **filter_kwargs)` on logits [b v]; None filters nothing.
+            Without filter_kwargs the filter's own defaults hold (min_p = 0.1).
+        show_progress: show a progress bar.
+        use_cache: do not compute earlier tokens again.
+    """
+    check_ids("prompt", prompt)
+    positive_int(seq_len, "seq_len")
+    if temperature < 0:
+        raise wrong("temperature", temperature, "a number of at least 0")
+
+    start = prompt.shape[1]
+    ids = torch.nn.functional.pad(prompt.long(), (0, max(seq_len - start, 0)))
+    was_training, cache = model.training, None
+    model.eval()
+    try:
+        for n in tqdm(range(start, seq_len), disable=not show_progress):
+            if use_cache:
+                fresh = ids[:, :n] if cache is None else ids[:, n - 1 : n]
+                logits, cache = model(fresh, cache=cache, return_cache=True)
+            else:
+                logits = model(ids[:, :n])
+            logits = logits[:, -1]
+            if filter_fn is not None:
+                logits = filter_fn(logits, **(filter_kwargs or {}))
+            ids[:, n] = gumbel_sample(logits, temperature)
+    finally:
+        model.train(was_training)
+    return ids[:, start:]
