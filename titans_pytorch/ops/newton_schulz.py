@@ -40,10 +40,11 @@ def newton_schulz(x: Tensor, steps: int = 5) -> Tensor:
             product = poly if product is None else poly @ product
             if step + 1 < steps:
                 gram = poly @ gram @ poly
-        return ((x @ product if tall else product @ x)).to(dtype)
+        return (x @ product if tall else product @ x).to(dtype)
 
 
 def _polynomial(gram: Tensor) -> Tensor:
     a, b, c = COEFFICIENTS
-    poly = torch.baddbmm(gram.flatten(0, -3), gram.flatten(0, -3), gram.flatten(0, -3), beta=b, alpha=c).view_as(gram)
+    flat = gram.reshape(-1, *gram.shape[-2:])
+    poly = torch.baddbmm(flat, flat, flat, beta=b, alpha=c).view_as(gram)
     return poly + a * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)

@@ -1,0 +1,23 @@
+"""Errors for wrong arguments: which argument, what it got, what it takes."""
+
+
+def wrong(name: str, got, takes: str) -> ValueError:
+    return ValueError(f"{name}: got {got!r}, takes {takes}")
+
+
+def positive_int(value, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise wrong(name, value, "an integer of at least 1")
+    return value
+
+
+def positive_number(value, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise wrong(name, value, "a number above 0")
+    return value
+
+
+def callable_or_none(value, name: str):
+    if value is not None and not callable(value):
+        raise wrong(name, value, "a callable or None")
+    return value

@@ -1,0 +1,260 @@
+"""The fast engine: for memory models made of matrix products. One forward and one backward of the model at the anchor,
+batched over all tokens of a window, give for each weight what entered it (a) and the gradient of what left it (delta);
+everything else follows from these and from the window's coefficients (ops/coefficients.py, paths.py).
+
+Letters: B rows (batch and heads), m chunks, p pairs per chunk, G groups, r tokens per group, d and e the sides of a weight.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..ops.coefficients import Coefficients, coefficients
+from ..ops.modes import enable_inner_grad, ordinary
+from ..ops.newton_schulz import newton_schulz
+from .paths import BuiltPath, DualPath, Path, Rows, weighted_gradient
+from .run import Carry, ResidualSource, StoreChunks, Tensors, Window, built_run
+from .update_rule import UpdateRule, clamp_scale
+
+WINDOW_TOKENS = 128  # of the dual form, unless one chunk is longer
+
+
+class FastEngine:
+    """form: "dual" never builds a weight, "matrix" builds one per chunk, "auto" counts operations for each weight."""
+
+    def __init__(self, model, rule: UpdateRule, taped: bool, form: str = "auto"):
+        self.model, self.rule, self.taped, self.form = model, rule, taped, form
+
+    def window_chunks(self, chunks: StoreChunks) -> int | None:
+        return max(1, WINDOW_TOKENS // chunks.keys.shape[2])
+
+    def still(self, first: int, memory: Tensors) -> Window:
+        paths = {k: BuiltPath(v.unsqueeze(1)) for k, v in memory.items()}
+        return Window(first, 0, paths, self.reader(paths), lambda name: None)
+
+    def window(self, chunks: StoreChunks, carry: Carry) -> Window:
+        loss, records = self._surprise(chunks, carry.anchor)
+        rates = chunks.rates
+        c = coefficients(*(upcast(x) for x in (rates.keep, rates.momentum, rates.combine)))
+        paths, finals = {}, {}
+        for index, name in enumerate(carry.anchor):
+            modulation = None if rates.modulation is None else rates.modulation[..., index]
+            momentum = carry.momentum and carry.momentum[name]
+            paths[name], finals[name] = self._path(records[name], carry.memory[name], momentum, modulation, c)
+        return Window(chunks.first, len(chunks), paths, self.reader(paths), lambda name: finals[name](), loss)
+
+    def _path(self, record, memory: Tensor, momentum: Tensor | None, modulation: Tensor | None, c: Coefficients):
+        """The parameter's way through the window, and how to build the momentum at its end."""
+        a, delta = record
+        scale = self._scale(a, delta, modulation)
+        if memory.ndim == 3 and self._use_dual(a, delta):
+            surprise = -c.memory_surprise if scale is None else -c.memory_surprise * scale.unsqueeze(1)
+            path = DualPath(memory, momentum, a, delta, c, surprise)
+
+            def gradient(weights):
+                return weighted_gradient(weights if scale is None else weights * scale, a, delta)
+
+            return path, lambda: final_momentum(c, momentum, gradient)
+        grads = chunk_gradients(a, delta)
+        if scale is not None:
+            grads = grads * scale.view(*scale.shape, *(1,) * (grads.ndim - 2))
+        path = built_path(c, memory, momentum, grads, self.rule.spectral_norm and memory.ndim == 3)
+
+        def gradient(weights):
+            return (weights.unsqueeze(1) @ grads.flatten(2)).view_as(memory)
+
+        return path, lambda: final_momentum(c, momentum, gradient)
+
+    def _use_dual(self, a: Tensor, delta: Tensor) -> bool:
+        if self.form != "auto" or self.rule.spectral_norm:
+            return self.form == "dual" and not self.rule.spectral_norm
+        m, p, d = a.shape[1:]
+        e = delta.shape[-1]
+        tokens = m * p
+        dual = tokens * tokens * (d + e) + 3 * tokens * d * e
+        # building reads and writes each weight several times: counted as operations, at what memory costs
+        matrix = 2 * tokens * d * e + (m * m + 24 * m) * d * e
+        return dual < matrix
+
+    def _scale(self, a, delta, modulation: Tensor | None) -> Tensor | None:
+        """What each chunk's gradient is multiplied by [B m]: the clamp's factor, then the modulation."""
+        if self.rule.max_grad_norm is None:
+            return modulation
+        if delta is None:
+            square = a.sum(dim=2).square().sum(dim=-1)
+        else:  # |a^T delta|^2 without building a^T delta
+            square = ((a @ a.transpose(-1, -2)) * (delta @ delta.transpose(-1, -2))).sum(dim=(-1, -2))
+        clamp = clamp_scale(square, self.rule.max_grad_norm)
+        return clamp if modulation is None else clamp * modulation
+
+    def _surprise(self, chunks: StoreChunks, anchor: Tensors):
+        """The loss per pair [B m p], and per parameter (a, delta), or (gradient per token, None) for a vector."""
+        if self.taped:
+            weights = TapedAnchor(anchor, chunks)
+            prediction, back = self.model.with_vjp(chunks.keys, weights)
+            loss, slope = self.rule.loss_and_slope(prediction, chunks.values, chunks.rates.step)
+            back(slope)
+            return loss, weights.records()
+        return self._ghost_surprise(chunks, anchor)
+
+    def _ghost_surprise(self, chunks: StoreChunks, anchor: Tensors):
+        """For models that give no way back: gradients of each product's output from one call of autograd."""
+        differentiable = torch.is_grad_enabled()
+        with enable_inner_grad():
+            weights = GhostAnchor({k: ordinary(v) for k, v in anchor.items()}, chunks)
+            prediction = self.model.with_weights(ordinary(chunks.keys), weights)
+            loss = self.rule.loss(prediction, ordinary(chunks.values))
+            total = (loss * ordinary(chunks.rates.step)).sum()
+            deltas = torch.autograd.grad(
+                total, [z for _, _, z in weights.used], create_graph=differentiable, materialize_grads=True
+            )
+        for (name, x, _), delta in zip(weights.used, deltas, strict=True):
+            weights.record(name, x, delta)
+        return loss, weights.records()
+
+    def reader(self, paths: Mapping[str, Path]):
+        return lambda x, rows: self.model.with_weights(x, PathWeights(paths, rows))
+
+
+class PathWeights:
+    """`Weights` for reading: every parameter as the memory has it at each group's entry."""
+
+    def __init__(self, paths: Mapping[str, Path], rows: Rows):
+        self.paths, self.rows = paths, rows
+
+    def matmul(self, x, name):
+        return self.paths[name].matmul(x, self.rows)
+
+    def mul(self, x, name):
+        return self.paths[name].mul(x, self.rows)
+
+
+class Anchor:
+    """The weights a surprise is taken at: the anchor, with a weight residual where there is one (applied, not built)."""
+
+    def __init__(self, anchor: Tensors, chunks: StoreChunks):
+        self.anchor, self.first, self.residual = anchor, chunks.first, chunks.residual
+        if self.residual is not None:
+            self.mix = chunks.rates.residual_mix[:, :, None, None]
+        self._records: dict[str, list] = {name: [] for name in anchor}
+        self._empty = chunks.keys[:, :, :0]
+
+    def forward(self, x: Tensor, name: str) -> Tensor:
+        y = through(x, self.anchor[name])
+        return y if self.residual is None else y + self.mix * self.residual.matmul(x, name, self.first)
+
+    def backward(self, dy: Tensor, name: str) -> Tensor:
+        dx = through(dy, self.anchor[name].transpose(-1, -2))
+        return dx if self.residual is None else dx + self.mix * self.residual.matmul_t(dy, name, self.first)
+
+    def scaled(self, x: Tensor, name: str) -> Tensor:
+        y = x * self.anchor[name][:, None, None]
+        return y if self.residual is None else y + self.mix * self.residual.mul(x, name, self.first)
+
+    def record(self, name: str, a: Tensor, delta: Tensor):
+        self._records[name].append((a, delta) if self.anchor[name].ndim == 3 else (a * delta, None))
+
+    def records(self):
+        return {name: self._join(name, uses) for name, uses in self._records.items()}
+
+    def _join(self, name: str, uses):
+        """A parameter used twice has the pairs of both uses; one that is not used has none."""
+        if not uses:
+            sides = self.anchor[name].shape[1:]
+            blank = [self._empty.new_zeros(*self._empty.shape[:3], side) for side in sides]
+            return (blank[0], blank[1] if len(sides) == 2 else None)
+        if len(uses) == 1:
+            return uses[0]
+        a, delta = zip(*uses, strict=True)
+        return torch.cat(a, dim=2), None if delta[0] is None else torch.cat(delta, dim=2)
+
+
+class TapedAnchor(Anchor):
+    """With the way back written out (memory_models.TapedWeights)."""
+
+    def __init__(self, anchor, chunks):
+        super().__init__(anchor, chunks)
+        self.root = chunks.keys
+
+    def matmul(self, x, name):
+        def back(dy):
+            self.record(name, x, dy)
+            return 0.0 if x is self.root else self.backward(dy, name)  # nobody asks for the gradient of the keys
+
+        return self.forward(x, name), back
+
+    def mul(self, x, name):
+        def back(dy):
+            self.record(name, x, dy)
+            return self.scaled(dy, name)
+
+        return self.scaled(x, name), back
+
+
+class GhostAnchor(Anchor):
+    """Remembers each product's output, for autograd to give its gradient (memory_models.Weights)."""
+
+    def __init__(self, anchor, chunks):
+        super().__init__(anchor, chunks)
+        if self.residual is not None and chunks.keys.is_inference():
+            # autograd takes no inference tensors: copies of the entries, built
+            m, self.mix = len(chunks), ordinary(self.mix)
+            entries = {k: ordinary(self.residual.entries(k, self.first, m)) for k in anchor}
+            self.residual = ResidualSource(built_run(entries, self.first))
+        self.used: list[tuple[str, Tensor, Tensor]] = []
+
+    def _remember(self, name, x, z):
+        z = z if z.requires_grad else z.detach().requires_grad_()
+        self.used.append((name, x, z))
+        return z
+
+    def matmul(self, x, name):
+        return self._remember(name, x, self.forward(x, name))
+
+    def mul(self, x, name):
+        return self._remember(name, x, self.scaled(x, name))
+
+
+def through(x: Tensor, weight: Tensor) -> Tensor:
+    """x [B m p d] @ weight [B d e]."""
+    return (x.flatten(1, 2) @ weight).unflatten(1, x.shape[1:3])
+
+
+def upcast(x: Tensor | None) -> Tensor | None:
+    return x.float() if x is not None and x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def chunk_gradients(a: Tensor, delta: Tensor | None) -> Tensor:
+    """G_j = a_j^T delta_j per chunk [B m d e]; for a vector the sum over its tokens [B m d]."""
+    return a.sum(dim=2) if delta is None else a.transpose(-1, -2) @ delta
+
+
+def built_path(c: Coefficients, memory: Tensor, momentum: Tensor | None, grads: Tensor, spectral: bool) -> BuiltPath:
+    """Every entry [B m+1 ...] by one product of the coefficients with the gradients [B m ...]."""
+    shape, flat = memory.shape[1:], grads.flatten(2)
+    out = c.memory_start.unsqueeze(-1) * memory.flatten(1).unsqueeze(1)
+    carried = [] if momentum is None else [s.flatten(1).unsqueeze(1) for s in momentum]
+    if spectral:
+        update = -(c.update_surprise @ flat)
+        for weight, s in zip(c.update_carry, carried, strict=False):
+            update = update + weight.unsqueeze(-1) * s
+        update = newton_schulz(update.unflatten(2, shape)).flatten(2)
+        out = out + c.decay @ update
+    else:
+        out = out - c.memory_surprise @ flat
+        for weight, s in zip(c.memory_carry, carried, strict=False):
+            out = out + weight.unsqueeze(-1) * s
+    return BuiltPath(out.unflatten(2, shape))
+
+
+def final_momentum(c: Coefficients, momentum: Tensor | None, gradient) -> Tensor:
+    """S^1_m .. S^o_m [o B ...]; gradient(weights [B m]) is the weighted sum of the chunks' gradients."""
+    outs = []
+    for carry, surprise in zip(c.momentum_carry, c.momentum_surprise, strict=True):
+        out = -gradient(surprise)
+        if momentum is not None:
+            for weight, s in zip(carry, momentum, strict=False):
+                out = out + weight.view(-1, *(1,) * (s.ndim - 1)) * s
+        outs.append(out)
+    return torch.stack(outs)

@@ -1,0 +1,99 @@
+"""The reference engine: any memory model, every tensor built, nothing clever. The others are tested against it.
+
+functional_call under vmap forward, then one autograd.grad (vmap of grad gives the same numbers, but breaks activation
+checkpointing and saved-tensor hooks).
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from ..ops.modes import enable_inner_grad, ordinary
+from ..ops.newton_schulz import naive_newton_schulz
+from ..ops.scan import scan
+from .paths import BuiltPath, Rows
+from .run import Carry, StoreChunks, Tensors, Window
+from .update_rule import UpdateRule, clamp_scale
+
+
+class ReferenceEngine:
+    def __init__(self, model: nn.Module, rule: UpdateRule, use_accelerated_scan: bool = False):
+        self.model, self.rule, self.use_accelerated_scan = model, rule, use_accelerated_scan
+
+    def window_chunks(self, chunks: StoreChunks) -> int | None:
+        return None
+
+    def still(self, first: int, memory: Tensors) -> Window:
+        paths = {k: BuiltPath(v.unsqueeze(1)) for k, v in memory.items()}
+        return Window(first, 0, paths, self.reader(paths), lambda name: None)
+
+    def window(self, chunks: StoreChunks, carry: Carry) -> Window:
+        loss, grads = self._gradients(chunks, carry.anchor)
+        rates = chunks.rates
+        paths, momenta = {}, {}
+        for index, (name, grad) in enumerate(grads.items()):
+            surprise = -grad
+            if rates.modulation is not None:
+                surprise = surprise * _like(rates.modulation[..., index], surprise)
+            update, momenta[name] = self._momentum(surprise, rates, carry.momentum and carry.momentum[name])
+            if self.rule.spectral_norm and update.ndim == 4:
+                update = naive_newton_schulz(update)
+            start = carry.memory[name]
+            memory = scan(rates.keep, update, start, self.use_accelerated_scan)
+            paths[name] = BuiltPath(torch.cat((start.unsqueeze(1), memory), dim=1))
+        return Window(chunks.first, len(chunks), paths, self.reader(paths), momenta.__getitem__, loss)
+
+    def _gradients(self, chunks: StoreChunks, anchor: Tensors) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Per chunk, of the sum over its tokens of step x loss, at the anchor: name -> [B m ...]."""
+        m = len(chunks)
+        differentiable = torch.is_grad_enabled()
+        with enable_inner_grad():
+            keys, values, step = ordinary(chunks.keys), ordinary(chunks.values), ordinary(chunks.rates.step)
+            params = {}
+            for name, weight in anchor.items():
+                weight = ordinary(weight).unsqueeze(1).expand(-1, m, *weight.shape[1:])
+                if chunks.residual is not None:
+                    earlier = ordinary(chunks.residual.entries(name, chunks.first, m))
+                    weight = weight + _like(ordinary(chunks.rates.residual_mix), earlier) * earlier
+                params[name] = weight if weight.requires_grad else weight.detach().requires_grad_()
+            loss = self.rule.loss(self._call(params, keys), values)
+            grads = torch.autograd.grad(
+                (loss * step).sum(), tuple(params.values()), create_graph=differentiable, materialize_grads=True
+            )
+        if self.rule.max_grad_norm is not None:
+            grads = [g * _like(clamp_scale(g.flatten(2).square().sum(-1), self.rule.max_grad_norm), g) for g in grads]
+        return loss, dict(zip(params, grads, strict=True))
+
+    def _momentum(self, surprise, rates, carried):
+        """The combined update of each chunk [B m ...], and the momentum after the last [o B ...] (None without)."""
+        if rates.momentum is None:
+            return surprise, None
+        outs, x = [surprise], surprise
+        for order, gate in enumerate(rates.momentum.unbind(-1)):
+            x = scan(gate, x, None if carried is None else carried[order], self.use_accelerated_scan)
+            outs.append(x)
+        final = torch.stack([out[:, -1] for out in outs[1:]])
+        if rates.combine is None:
+            return outs[-1], final
+        mixed = outs[-rates.combine.shape[-1] :]
+        weights = rates.combine.unbind(-1)
+        return sum(_like(w, out) * out for w, out in zip(weights, mixed, strict=True)), final
+
+    def _call(self, params: Tensors, x: Tensor) -> Tensor:
+        """The model on x [B g n d], every [B g] with its own parameters."""
+        flat = {k: v.flatten(0, 1) for k, v in params.items()}
+        out = vmap(lambda p, row: functional_call(self.model, p, row))(flat, x.flatten(0, 1))
+        return out.unflatten(0, x.shape[:2])
+
+    def reader(self, paths: Mapping[str, BuiltPath]):
+        def read(x: Tensor, rows: Rows) -> Tensor:
+            return self._call({name: path.weights[:, rows] for name, path in paths.items()}, x)
+
+        return read
+
+
+def _like(x: Tensor, other: Tensor) -> Tensor:
+    """[B m] shaped to multiply [B m ...]."""
+    return x.reshape(*x.shape, *(1,) * (other.ndim - x.ndim))

@@ -1,0 +1,56 @@
+"""The update rule's options as one object, and the gradient of the memory's loss with respect to a prediction."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..ops.modes import enable_inner_grad, ordinary
+
+
+@dataclass(frozen=True)
+class UpdateRule:
+    """loss_fn(prediction, target) -> [... ] over d, None for the mean squared error; max_grad_norm and spectral_norm
+    as in NeuralMemory."""
+
+    loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None
+    max_grad_norm: float | None = None
+    spectral_norm: bool = False
+
+    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        if self.loss_fn is None:
+            return (prediction - target).square().mean(dim=-1)
+        loss = self.loss_fn(prediction, target)
+        if loss.shape != prediction.shape[:-1]:
+            raise ValueError(
+                f"store_memory_loss_fn: got a loss of shape {tuple(loss.shape)} for predictions of shape "
+                f"{tuple(prediction.shape)}, takes one value per token"
+            )
+        return loss
+
+    def loss_and_slope(self, prediction: Tensor, target: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss per token, and the gradient of sum(step * loss) with respect to the prediction."""
+        if self.loss_fn is None:
+            error = prediction - target
+            return error.square().mean(dim=-1), error * (step * (2.0 / error.shape[-1])).unsqueeze(-1)
+        differentiable = torch.is_grad_enabled()
+        with enable_inner_grad():
+            prediction, target, step = ordinary(prediction), ordinary(target), ordinary(step)
+            if not prediction.requires_grad:
+                prediction = prediction.detach().requires_grad_()
+            loss = self.loss(prediction, target)
+            total = (loss * step).sum()
+            (slope,) = torch.autograd.grad(total, prediction, create_graph=differentiable, materialize_grads=True)
+        return loss, slope
+
+
+def clamp_scale(square_norm: Tensor, limit: float) -> Tensor:
+    """What a gradient of this squared norm is multiplied by, so that its norm x becomes (m/2) tanh(2x/m) + m/2.
+
+    A zero gradient stays zero.
+    """
+    positive = square_norm > 0
+    norm = torch.where(positive, square_norm, 1.0).sqrt()
+    half = limit / 2
+    return torch.where(positive, (half * (norm / half).tanh() + half) / norm, 0.0)

@@ -1,0 +1,303 @@
+"""Networks whose weights are the memory: [.. n d] -> [.. n d], parameters stored [in, out].
+
+Each model is written once, in `with_vjp(x, weights)`: the value at x and the way back, with every parameter used
+through `weights.matmul(x, name)` or `weights.mul(x, name)`. Who supplies `weights` decides what a parameter is: the
+module's own (forward), the weights a surprise is taken at (recording what the gradient is made of), or a memory that is
+never built (see engines). A model of your own may do the same with `with_weights(x, weights)`, forward only; a
+model that does neither still works, on the slower reference engine.
+
+`tokenwise` says that a token's output depends on that token alone. Where it is false (the default for a foreign model),
+reads see the earlier queries that read the same memory, and the memory's state carries them.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .checks import positive_int, positive_number
+from .ops import vjp
+
+
+class TapedWeights(Protocol):
+    """What `with_vjp` is given. Both calls return (y, back), back giving the gradient of the input."""
+
+    def matmul(self, x: Tensor, name: str): ...
+
+    def mul(self, x: Tensor, name: str): ...
+
+
+class Weights(Protocol):
+    """What `with_weights` is given: x [.. d] @ W, and x * w."""
+
+    def matmul(self, x: Tensor, name: str) -> Tensor: ...
+
+    def mul(self, x: Tensor, name: str) -> Tensor: ...
+
+
+class Untaped:
+    """Runs `with_vjp` for its value alone, on plain `Weights`."""
+
+    def __init__(self, weights: Weights):
+        self.weights = weights
+
+    def matmul(self, x, name):
+        return self.weights.matmul(x, name), None
+
+    def mul(self, x, name):
+        return self.weights.mul(x, name), None
+
+
+class Scoped:
+    """The weights of a submodule: names with its prefix."""
+
+    def __init__(self, weights, prefix: str):
+        self.weights, self.prefix = weights, prefix
+
+    def matmul(self, x, name):
+        return self.weights.matmul(x, self.prefix + name)
+
+    def mul(self, x, name):
+        return self.weights.mul(x, self.prefix + name)
+
+
+class OwnWeights:
+    """A module's own parameters."""
+
+    def __init__(self, module: nn.Module):
+        self.params = dict(module.named_parameters())
+
+    def matmul(self, x, name):
+        return x @ self.params[name]
+
+    def mul(self, x, name):
+        return x * self.params[name]
+
+
+class MemoryModel(nn.Module):
+    """Base of the shipped models: one definition, `with_vjp`, serves every use."""
+
+    tokenwise = True
+
+    def with_vjp(self, x: Tensor, weights: TapedWeights):
+        raise NotImplementedError
+
+    def with_weights(self, x: Tensor, weights: Weights) -> Tensor:
+        return self.with_vjp(x, Untaped(weights))[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.with_weights(x, OwnWeights(self))
+
+
+def _matrix(*shape: int) -> nn.Parameter:
+    return nn.Parameter(nn.init.xavier_uniform_(torch.empty(shape)))
+
+
+class LayerNormGamma(MemoryModel):
+    """LayerNorm without affine, times (gamma + 1); gamma [dim] starts at zero."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(positive_int(dim, "dim")))
+
+    def with_vjp(self, x, weights):
+        normed, back_norm = vjp.layer_norm(x)
+        scaled, back_mul = weights.mul(normed, "gamma")
+        return scaled + normed, lambda dy: back_norm(back_mul(dy) + dy)
+
+
+class ResidualNorm(MemoryModel):
+    """The wrapper round every memory: LayerNorm(model(x)) * (gamma + 1) + x."""
+
+    def __init__(self, dim: int, model: nn.Module):
+        super().__init__()
+        self.norm = LayerNormGamma(dim)
+        self.model = model
+
+    @property
+    def tokenwise(self):
+        return getattr(self.model, "tokenwise", False)
+
+    def with_vjp(self, x, weights):
+        y, back_model = self.model.with_vjp(x, Scoped(weights, "model."))
+        y, back_norm = self.norm.with_vjp(y, Scoped(weights, "norm."))
+        return y + x, lambda dy: back_model(back_norm(dy)) + dy
+
+    def with_weights(self, x, weights):
+        y = self.model.with_weights(x, Scoped(weights, "model."))
+        return self.norm.with_weights(y, Scoped(weights, "norm.")) + x
+
+    def forward(self, x):
+        return self.norm(self.model(x)) + x
+
+
+class MemoryMLP(MemoryModel):
+    """x W_0, then gelu before each further W; widths dim, int(dim * expansion_factor) ..., dim."""
+
+    def __init__(self, dim: int, depth: int, expansion_factor: float = 2.0):
+        super().__init__()
+        inner = int(positive_int(dim, "dim") * positive_number(expansion_factor, "expansion_factor"))
+        widths = (dim, *(inner,) * (positive_int(depth, "depth") - 1), dim)
+        self.weights = nn.ParameterList([_matrix(i, o) for i, o in zip(widths[:-1], widths[1:], strict=True)])
+
+    def with_vjp(self, x, weights):
+        backs = []
+        for i in range(len(self.weights)):
+            if i > 0:
+                x, back = vjp.gelu(x)
+                backs.append(back)
+            x, back = weights.matmul(x, f"weights.{i}")
+            backs.append(back)
+        return x, _chain(backs)
+
+
+class FactorizedMemoryMLP(MemoryModel):
+    """x A_j B_j per layer, A [dim, k], B [k, dim]; gelu before each layer but the first."""
+
+    def __init__(self, dim: int, depth: int, k: int = 32):
+        super().__init__()
+        positive_int(dim, "dim"), positive_int(k, "k")
+        self.weights = nn.ModuleList(
+            [nn.ParameterList([_matrix(dim, k), _matrix(k, dim)]) for _ in range(positive_int(depth, "depth"))]
+        )
+
+    def with_vjp(self, x, weights):
+        backs = []
+        for i in range(len(self.weights)):
+            if i > 0:
+                x, back = vjp.gelu(x)
+                backs.append(back)
+            for j in (0, 1):
+                x, back = weights.matmul(x, f"weights.{i}.{j}")
+                backs.append(back)
+        return x, _chain(backs)
+
+
+class MemorySwiGluMLP(MemoryModel):
+    """x + (a * gelu(g)) W_2 per layer, (a, g) the halves of x W_1, inner width int(dim * expansion_factor * 2 / 3);
+    LayerNormGamma at the end. Weights start standard normal."""
+
+    def __init__(self, dim: int, depth: int = 1, expansion_factor: float = 4.0):
+        super().__init__()
+        inner = int(positive_int(dim, "dim") * positive_number(expansion_factor, "expansion_factor") * 2 / 3)
+
+        def layer():
+            shapes = ((dim, inner * 2), (inner, dim))
+            return nn.ParameterList([nn.Parameter(torch.randn(shape)) for shape in shapes])
+
+        self.weights = nn.ModuleList([layer() for _ in range(positive_int(depth, "depth"))])
+        self.norm = LayerNormGamma(dim)
+
+    def with_vjp(self, x, weights):
+        backs = []
+        for i in range(len(self.weights)):
+            x, back = self._layer(x, weights, i)
+            backs.append(back)
+        x, back = self.norm.with_vjp(x, Scoped(weights, "norm."))
+        return x, _chain([*backs, back])
+
+    @staticmethod
+    def _layer(x, weights, i):
+        both, back_up = weights.matmul(x, f"weights.{i}.0")
+        a, g = both.chunk(2, dim=-1)
+        act, back_gelu = vjp.gelu(g)
+        y, back_down = weights.matmul(a * act, f"weights.{i}.1")
+
+        def back(dy):
+            dh = back_down(dy)
+            return dy + back_up(torch.cat((dh * act, back_gelu(dh * a)), dim=-1))
+
+        return x + y, back
+
+
+class GatedResidualMemoryMLP(MemoryModel):
+    """branch = gelu(x W_1) W_2; gates = sigmoid([branch, x] W_g), W_g [2 dim, dim]; x + gates (branch - x) per
+    layer; a dim x dim projection at the end."""
+
+    def __init__(self, dim: int, depth: int, expansion_factor: float = 4.0):
+        super().__init__()
+        inner = int(positive_int(dim, "dim") * positive_number(expansion_factor, "expansion_factor"))
+        self.weights = nn.ModuleList(
+            [
+                nn.ParameterList([_matrix(dim, inner), _matrix(inner, dim), _matrix(dim * 2, dim)])
+                for _ in range(positive_int(depth, "depth"))
+            ]
+        )
+        self.final_proj = _matrix(dim, dim)
+
+    def with_vjp(self, x, weights):
+        backs = []
+        for i in range(len(self.weights)):
+            x, back = self._layer(x, weights, i)
+            backs.append(back)
+        x, back = weights.matmul(x, "final_proj")
+        return x, _chain([*backs, back])
+
+    @staticmethod
+    def _layer(x, weights, i):
+        hidden, back_up = weights.matmul(x, f"weights.{i}.0")
+        act, back_gelu = vjp.gelu(hidden)
+        branch, back_down = weights.matmul(act, f"weights.{i}.1")
+        pre, back_gate = weights.matmul(torch.cat((branch, x), dim=-1), f"weights.{i}.2")
+        gates, back_sigmoid = vjp.sigmoid(pre)
+        step = branch - x
+
+        def back(dy):
+            dbranch, dx = back_gate(back_sigmoid(dy * step)).chunk(2, dim=-1)
+            kept = gates * dy
+            return dy - kept + dx + back_up(back_gelu(back_down(dbranch + kept)))
+
+        return x + gates * step, back
+
+
+class MemoryAttention(MemoryModel):
+    """Causal attention among the tokens of one chunk, q and k of unit norm, in parallel with gelu(x F_1) F_2.
+
+    Its reads depend on the other queries of the read group, so it is not tokenwise.
+    """
+
+    tokenwise = False
+
+    def __init__(self, dim: int, scale: float = 8.0, expansion_factor: float = 2.0):
+        super().__init__()
+        self.scale = positive_number(scale, "scale")
+        inner = int(positive_int(dim, "dim") * positive_number(expansion_factor, "expansion_factor"))
+        shapes = ((dim, dim), (dim, dim), (dim, dim), (dim, inner), (inner, dim))
+        self.weights = nn.ParameterList([_matrix(*shape) for shape in shapes])
+
+    def with_vjp(self, x, weights):
+        pairs = [weights.matmul(x, f"weights.{i}") for i in range(4)]
+        (q, k, v, hidden), (back_q, back_k, back_v, back_up) = zip(*pairs, strict=True)
+        (q, back_qn), (k, back_kn) = vjp.unit_norm(q), vjp.unit_norm(k)
+        attended, back_attend = vjp.causal_attention(q, k, v, self.scale)
+        act, back_gelu = vjp.gelu(hidden)
+        y, back_down = weights.matmul(act, "weights.4")
+
+        def back(dy):
+            dq, dk, dv = back_attend(dy)
+            return back_q(back_qn(dq)) + back_k(back_kn(dk)) + back_v(dv) + back_up(back_gelu(back_down(dy)))
+
+        return attended + y, back
+
+
+def fast_form(model: nn.Module) -> str | None:
+    """How a model can be differentiated without the reference engine: "taped" (`with_vjp`), "ghost" (`with_weights`) or None.
+
+    A shipped model whose `forward` was overridden is foreign: its `with_vjp` no longer says what it computes.
+    """
+    if any(p.ndim > 2 for p in model.parameters()):
+        return None
+    if isinstance(model, ResidualNorm):
+        return fast_form(model.model)
+    if isinstance(model, MemoryModel):
+        return "taped" if type(model).forward is MemoryModel.forward else None
+    return "ghost" if hasattr(model, "with_weights") else None
+
+
+def _chain(backs):
+    def back(dy):
+        for step in reversed(backs):
+            dy = step(dy)
+        return dy
+
+    return back

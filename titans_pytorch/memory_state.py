@@ -1,0 +1,153 @@
+"""What a memory carries from one call to the next.
+
+Letters: b batch, h heads, d features, k waiting tokens (fewer than a chunk), o momentum order, i chunk index.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class LazyTensors(Mapping):
+    """A mapping name -> tensor whose entries are built when read, each once, under the grad mode of its making.
+
+    `first_chunk` is the absolute index of the chunk that entry 0 along dim 1 stands before (updates only).
+    """
+
+    def __init__(self, names, build: Callable[[str], Tensor], first_chunk: int | None = None, source: Any = None):
+        self._names = tuple(names)
+        self._build: Callable[[str], Tensor] | None = build
+        self._built: dict[str, Tensor] = {}
+        self._grad = torch.is_grad_enabled()
+        self._inference = torch.is_inference_mode_enabled()
+        self.first_chunk = first_chunk
+        self.source = source  # the run that can apply these weights without building them
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._built:
+            if name not in self._names:
+                raise KeyError(name)
+            with ExitStack() as modes:
+                modes.enter_context(torch.inference_mode(self._inference))
+                if not self._inference:
+                    modes.enter_context(torch.set_grad_enabled(self._grad))
+                self._built[name] = self._build(name)
+            if len(self._built) == len(self._names):
+                self._build = None  # lets go of what the tensors were built from
+        return self._built[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> "LazyTensors":
+        """fn applied to every entry, still lazily."""
+        return LazyTensors(self._names, lambda name: fn(self[name]), self.first_chunk)
+
+    def __reduce__(self):  # pickle, deepcopy: the tensors alone
+        return _rebuild, (dict(self), self.first_chunk)
+
+    def __repr__(self):
+        return f"LazyTensors({', '.join(self._names)})"
+
+
+def _rebuild(tensors: dict[str, Tensor], first_chunk: int | None) -> LazyTensors:
+    return LazyTensors(tensors, tensors.__getitem__, first_chunk)
+
+
+class NeuralMemState(NamedTuple):
+    """The state of a NeuralMemory between calls. It is never modified by a call that is given it.
+
+    seq_index: tokens stored so far, a multiple of the chunk; the next token's position is this plus the waiting tokens.
+    weights: name -> [(b h) ...], the anchor: where surprises are taken.
+    cache_store_segment: tokens waiting for their chunk [b k d] ([2 b k d] with diff views).
+    states: (memory, momentum): name -> [(b h) ...] and name -> [o (b h) ...] (empty without momentum).
+    updates: name -> [(b h) (chunks + 1) ...], the memory before each chunk of the last call and after it; built when read.
+    active_page_indices: [b], the page being written (pages only).
+    cache_store_mask: [b k] bool, the store mask of the waiting tokens; None if nothing was masked.
+    query_group: [b h k d], earlier queries of the unfinished read group (memory models that are not tokenwise only).
+    """
+
+    seq_index: int
+    weights: Mapping[str, Tensor] | None = None
+    cache_store_segment: Tensor | None = None
+    states: tuple[Mapping[str, Tensor], Mapping[str, Tensor]] | None = None
+    updates: Mapping[str, Tensor] | None = None
+    active_page_indices: Tensor | None = None
+    cache_store_mask: Tensor | None = None
+    query_group: Tensor | None = None
+
+    @property
+    def position(self) -> int:
+        """Absolute position of the next token."""
+        waiting = 0 if self.cache_store_segment is None else self.cache_store_segment.shape[-2]
+        return self.seq_index + waiting
+
+    def to_tensordict(self, batch: int):
+        """A TensorDict of batch size [batch] with everything but `updates`: to save, stack, or select rows of."""
+        from tensordict import TensorDict
+
+        out: dict[str, Any] = {"seq_index": torch.full((batch,), self.seq_index)}
+        for name in ("active_page_indices", "cache_store_mask", "query_group"):
+            if (value := getattr(self, name)) is not None:
+                out[name] = value
+        if (waiting := self.cache_store_segment) is not None:
+            out["cache_store_segment"] = waiting if waiting.ndim == 3 else waiting.transpose(0, 1)
+        if self.weights is not None:
+            out["weights"] = {k: _rows_first(v, batch) for k, v in self.weights.items()}
+        if self.states is not None:
+            memory, momentum = self.states
+            out["memory"] = {k: _rows_first(v, batch) for k, v in memory.items()}
+            out["momentum"] = {k: _rows_first(v.transpose(0, 1), batch) for k, v in momentum.items()}
+        return TensorDict(out, batch_size=[batch])
+
+    @classmethod
+    def from_tensordict(cls, td) -> "NeuralMemState":
+        """The state again. All rows must stand at the same position (ValueError)."""
+        index = td["seq_index"]
+        if index.unique().numel() != 1:
+            raise ValueError(f"td: got rows at positions {index.unique().tolist()}, takes rows at one position")
+
+        def merged(key):
+            return {k: td[key, k].flatten(0, 1) for k in td[key].keys()} if key in td.keys() else None
+
+        waiting = td.get("cache_store_segment", None)
+        momentum = merged("momentum")
+        states = None
+        if (memory := merged("memory")) is not None:
+            states = (memory, {k: v.transpose(0, 1) for k, v in (momentum or {}).items()})
+        return cls(
+            seq_index=int(index[0]),
+            weights=merged("weights"),
+            cache_store_segment=waiting if waiting is None or waiting.ndim == 3 else waiting.transpose(0, 1),
+            states=states,
+            active_page_indices=td.get("active_page_indices", None),
+            cache_store_mask=td.get("cache_store_mask", None),
+            query_group=td.get("query_group", None),
+        )
+
+
+def _rows_first(x: Tensor, batch: int) -> Tensor:
+    return x.unflatten(0, (batch, -1))
+
+
+def mem_state_detach(state: NeuralMemState) -> NeuralMemState:
+    """The same state cut from the graph: for truncated backpropagation through time."""
+    return NeuralMemState(*(_detach(value) for value in state))
+
+
+def _detach(value):
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, LazyTensors):
+        return value.map(Tensor.detach)
+    if isinstance(value, Mapping):
+        return {k: v.detach() for k, v in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_detach(v) for v in value)
+    return value

@@ -1,0 +1,404 @@
+"""NeuralMemory: a memory whose weights are written by gradient descent while a sequence is read. Start here.
+
+Titans, arXiv 2501.00663, equations 8 to 18. Letters: b batch, n tokens, h heads, d features, c chunk, u keys and values per
+token, o momentum order, k waiting tokens.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from . import memory_inputs as inputs
+from .checks import callable_or_none, positive_int, positive_number, wrong
+from .engines.run import Carry, ResidualSource, Run, StoreChunks, built_run, still_run, store
+from .engines.update_rule import UpdateRule
+from .memory_models import MemoryMLP
+from .memory_options import batch_chunks, choose_engine, chunk_sizes, initial_weights, memory_template, wrap
+from .memory_state import LazyTensors, NeuralMemState, mem_state_detach
+from .norms import MultiheadRMSNorm
+from .ops.scan import AssocScan
+from .rates import RateOptions, Rates, SigmoidStep
+
+__all__ = ["AssocScan", "NeuralMemState", "NeuralMemory", "mem_state_detach"]
+
+NOT_BUILT = {
+    "use_symplectic_gating": False,
+    "use_dmd_gating": False,
+    "combine_symplectic_and_dmd": False,
+    "manifold_state_keyed_paging": False,
+    "hierarchical_paging": False,
+    "kinetics_coupling": False,
+    "num_pages": 1,
+}
+
+
+class NeuralMemory(nn.Module):
+    """Reads [b n d], writes what it reads into the weights of a small network, and answers from them: [b n d].
+
+    Args:
+        dim: features of the sequence.
+        chunk_size: tokens per chunk, an int or (retrieve, store). Momentum and decay act once per store chunk.
+        batch_size: tokens between moves of the anchor, at which surprises are taken, to the memory; None: the anchor stays
+            at the initial weights. A multiple of the store chunk. chunk_size = 1 with a batch size is the paper's rule.
+        dim_head: features per head (default dim); needed with more than one head.
+        heads: memories side by side, each with its own keys, values, queries and weights.
+        model: the memory network, [.. n dim_head] -> [.. n dim_head]; default MemoryMLP(dim_head, **default_model_kwargs).
+        store_memory_loss_fn: (prediction, target) [.. d] -> [..]; default the mean squared error over d.
+        adaptive_step_transform: what turns the step's logits [b n h*u] into steps; default a sigmoid times
+            default_step_transform_max_lr.
+        per_parameter_lr_modulation: a learned factor in (0, max_mem_layer_modulation) per chunk, head and parameter.
+        per_head_learned_parameters: own initial weights for each head.
+        attn_pool_chunks: chunks stand for the learned softmax pool of their tokens instead of their mean.
+        momentum, momentum_order: surprise echoes, eq. 9 and 10, repeated on its own output `order` times.
+        learned_momentum_combine, learned_combine_include_zeroth: mix the orders (and the raw surprise) per chunk.
+        num_kv_per_token: keys and values per token.
+        qkv_receives_diff_views: seq is [3 b n d], the query, key and value views.
+        pre_rmsnorm, post_rmsnorm, qk_rmsnorm: norms before, after, and on queries and keys (keeps long sequences finite).
+        max_grad_norm: soft limit of each chunk's gradient per parameter.
+        use_accelerated_scan: the accelerated-scan kernel in the reference engine, where it runs.
+        activation: after the key, value and query maps.
+        init_adaptive_step_bias, init_momentum_bias, init_decay_bias: start values of these rates' logits (weights at zero).
+        accept_weight_residual: forward takes `prev_weights`, an earlier memory layer's `updates`.
+        spectral_norm_surprises: orthogonalise each matrix update by Newton-Schulz.
+        gated_transition: at each batch boundary the memory becomes anchor + sigmoid(g) (memory - anchor), g learned.
+        mem_model_norm_add_residual: wrap the model as LayerNorm(model(x)) (gamma + 1) + x.
+        store_with_lookahead_value: key t goes with value t + 1 within a chunk.
+        engine: "auto" chooses by counting operations; "dual", "matrix" and "reference" give the same numbers.
+
+    Raises:
+        ValueError: naming the argument, what it got and what it takes.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        chunk_size: int | tuple[int, int] = 1,
+        *,
+        batch_size: int | None = None,
+        dim_head: int | None = None,
+        heads: int = 1,
+        model: nn.Module | None = None,
+        store_memory_loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
+        adaptive_step_transform: Callable[[Tensor], Tensor] | None = None,
+        default_step_transform_max_lr: float = 1.0,
+        per_parameter_lr_modulation: bool = False,
+        max_mem_layer_modulation: float = 1.0,
+        per_head_learned_parameters: bool = True,
+        attn_pool_chunks: bool = False,
+        momentum: bool = True,
+        momentum_order: int = 1,
+        learned_momentum_combine: bool = False,
+        learned_combine_include_zeroth: bool = False,
+        num_kv_per_token: int = 1,
+        qkv_receives_diff_views: bool = False,
+        pre_rmsnorm: bool = True,
+        post_rmsnorm: bool = False,
+        qk_rmsnorm: bool = False,
+        max_grad_norm: float | None = None,
+        use_accelerated_scan: bool = False,
+        activation: nn.Module | None = None,
+        init_adaptive_step_bias: float | None = None,
+        init_momentum_bias: float | None = None,
+        init_decay_bias: float | None = None,
+        accept_weight_residual: bool = False,
+        spectral_norm_surprises: bool = False,
+        gated_transition: bool = False,
+        mem_model_norm_add_residual: bool = True,
+        store_with_lookahead_value: bool = False,
+        default_model_kwargs: Mapping = MappingProxyType({"depth": 2, "expansion_factor": 4.0}),
+        engine: str = "auto",
+        **later,
+    ):
+        super().__init__()
+        _refuse_unbuilt(later)
+        self.dim, self.heads = positive_int(dim, "dim"), positive_int(heads, "heads")
+        if heads > 1 and dim_head is None:
+            raise wrong("dim_head", None, f"a positive integer when heads = {heads}")
+        self.dim_head = dim if dim_head is None else positive_int(dim_head, "dim_head")
+        self.retrieve_chunk_size, self.store_chunk_size = chunk_sizes(chunk_size)
+        batch_chunks(batch_size, self.store_chunk_size)
+        self.batch_size = batch_size
+        self.kv_per_token = positive_int(num_kv_per_token, "num_kv_per_token")
+        if store_with_lookahead_value and self.store_chunk_size * num_kv_per_token == 1:
+            raise wrong(
+                "store_with_lookahead_value", True, "chunks of at least two pairs (chunk_size * num_kv_per_token)"
+            )
+        self.lookahead = store_with_lookahead_value
+        self.diff_views = qkv_receives_diff_views
+        self.accept_weight_residual = accept_weight_residual
+        positive_int(momentum_order, "momentum_order")
+        positive_number(default_step_transform_max_lr, "default_step_transform_max_lr")
+        positive_number(max_mem_layer_modulation, "max_mem_layer_modulation")
+
+        # the memory network, and its learned initial weights
+
+        if model is None:
+            model = MemoryMLP(self.dim_head, **default_model_kwargs)
+        template = wrap(memory_template(model, self.dim_head), self.dim_head, mem_model_norm_add_residual)
+        self.memory_model_parameters = initial_weights(
+            wrap(model, self.dim_head, mem_model_norm_add_residual), self.internal_heads, per_head_learned_parameters
+        )
+        self.per_head_learned_parameters = per_head_learned_parameters
+        self.parameter_names = tuple(name for name, _ in template.named_parameters())
+        self.tokenwise = getattr(template, "tokenwise", False)
+        rule = UpdateRule(
+            callable_or_none(store_memory_loss_fn, "store_memory_loss_fn"),
+            None if max_grad_norm is None else positive_number(max_grad_norm, "max_grad_norm"),
+            spectral_norm_surprises,
+        )
+        # neither is registered: the template has no weights of its own
+        self.engine = choose_engine(engine, template, rule, use_accelerated_scan)
+
+        # projections, norms, gate
+
+        inner = self.internal_heads * self.dim_head
+        act = nn.Identity() if activation is None else activation
+        self.activation = act
+        self.to_queries = nn.Linear(dim, inner, bias=False)
+        self.to_keys = nn.Linear(dim, inner * num_kv_per_token, bias=False)
+        self.to_values = nn.Linear(dim, inner * num_kv_per_token, bias=False)
+        self.retrieve_norm = nn.RMSNorm(dim) if pre_rmsnorm else nn.Identity()
+        self.store_norm = nn.RMSNorm(dim) if pre_rmsnorm else nn.Identity()
+
+        def head_norm(used):
+            return MultiheadRMSNorm(self.dim_head, self.internal_heads) if used else nn.Identity()
+
+        self.q_norm, self.k_norm = head_norm(qk_rmsnorm), head_norm(qk_rmsnorm)
+        self.multihead_rmsnorm = head_norm(post_rmsnorm)
+        many = self.internal_heads > 1
+        self.retrieve_gate = nn.Linear(dim, self.internal_heads, bias=False) if many else None
+        self.combine_heads = nn.Linear(inner, dim, bias=False) if many or inner != dim else nn.Identity()
+
+        # rates
+
+        self.rates = Rates(
+            dim,
+            RateOptions(
+                heads=self.internal_heads,
+                kv_per_token=num_kv_per_token,
+                momentum_order=momentum_order if momentum else 0,
+                learned_combine=learned_momentum_combine,
+                combine_zeroth=learned_combine_include_zeroth,
+                modulated_params=len(self.parameter_names) if per_parameter_lr_modulation else 0,
+                max_modulation=max_mem_layer_modulation,
+                attn_pool=attn_pool_chunks,
+                residual_mix=accept_weight_residual,
+                step_transform=callable_or_none(adaptive_step_transform, "adaptive_step_transform")
+                or SigmoidStep(default_step_transform_max_lr),
+                step_bias=init_adaptive_step_bias,
+                momentum_bias=init_momentum_bias,
+                decay_bias=init_decay_bias,
+            ),
+        )
+        self.momentum_order = momentum_order if momentum else 0
+        used = gated_transition and batch_size is not None
+        self.transition_gate = nn.Parameter(torch.tensor(-5.0)) if used else None
+
+    @property
+    def internal_heads(self) -> int:
+        return self.heads
+
+    # state
+
+    def init_weights(self, batch: int) -> dict[str, Tensor]:
+        """The learned initial weights for each row and head: name -> [(b h) ...]."""
+        h = self.internal_heads
+        out = {}
+        for name, p in zip(self.parameter_names, self.memory_model_parameters, strict=True):
+            # a copy: what is built later must not see an optimizer's step in between
+            p = inputs.memory_dtype(p.clone())
+            p = p if self.per_head_learned_parameters else p.expand(h, *p.shape)
+            out[name] = p.expand(batch, *p.shape).flatten(0, 1)
+        return out
+
+    def init_momentum(self, batch: int) -> dict[str, Tensor]:
+        """Zeros, name -> [o (b h) ...]; empty without momentum."""
+        if not self.momentum_order:
+            return {}
+        zeros = self.init_weights(batch)
+        return {k: torch.zeros_like(v).expand(self.momentum_order, *v.shape) for k, v in zeros.items()}
+
+    # the three calls
+
+    def forward(
+        self,
+        seq: Tensor,
+        store_seq: Tensor | None = None,
+        state: NeuralMemState | None = None,
+        detach_mem_state: bool = False,
+        prev_weights: Mapping[str, Tensor] | None = None,
+        store_mask: Tensor | None = None,
+        return_surprises: bool = False,
+        ttt_batch_size: int | None = None,
+    ):
+        """Stores the sequence chunk by chunk and reads the memory at every token.
+
+        A token at absolute position t reads the memory after floor((t + 1) / c) complete chunks. Any way of cutting a
+        sequence into calls, the state carried, gives the same outputs.
+
+        Args:
+            seq: [b n d], or one token [b d]; [3 b n d] with qkv_receives_diff_views.
+            store_seq: what is stored instead of seq, of the same length; [2 b n d] with qkv_receives_diff_views.
+            state: what the call before returned.
+            detach_mem_state: cut the returned state from the graph.
+            prev_weights: `updates` of an earlier memory layer (accept_weight_residual).
+            store_mask: [b n] bool; False: the token is not learned from (its step is 0).
+            return_surprises: also return (loss, step), each [b h n*u] over the complete chunks stored.
+            ttt_batch_size: batch_size for this call.
+
+        Returns:
+            (retrieved [b n d], next_state), and (loss, step) if asked for.
+        """
+        views = inputs.as_views(seq, store_seq, self.dim, self.diff_views)
+        state = NeuralMemState(0) if state is None else state
+        position = state.position
+        run, next_state, surprises = self._store(views.store, state, prev_weights, store_mask, ttt_batch_size)
+        retrieved, query_group = self._retrieve(views.query, run, position, state.query_group)
+        next_state = next_state._replace(query_group=query_group)
+        if detach_mem_state:
+            next_state = mem_state_detach(next_state)
+        return (retrieved, next_state, surprises) if return_surprises else (retrieved, next_state)
+
+    def store_memories(
+        self,
+        seq: Tensor,
+        weights: Mapping[str, Tensor] | None = None,
+        past_state: tuple[Mapping[str, Tensor], Mapping[str, Tensor]] | None = None,
+        seq_index: int = 0,
+        prev_weights: Mapping[str, Tensor] | None = None,
+        mask: Tensor | None = None,
+        return_surprises: bool = True,
+    ):
+        """Stores seq [b n d] ([2 b n d] with diff views) that begins at token `seq_index`, a multiple of the store chunk.
+
+        weights: the anchor, name -> [(b h) ...]; past_state: (memory, momentum).
+        Returns (updates, next_state), and (loss, step) if asked for.
+        """
+        if seq_index % self.store_chunk_size:
+            raise wrong("seq_index", seq_index, f"a multiple of the store chunk size, {self.store_chunk_size}")
+        view = inputs.as_store_view(seq, self.dim, self.diff_views)
+        state = NeuralMemState(seq_index, weights, states=past_state)
+        _, next_state, surprises = self._store(view, state, prev_weights, mask, None)
+        return (next_state.updates, next_state, surprises) if return_surprises else (next_state.updates, next_state)
+
+    def retrieve_memories(self, seq: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        """Reads seq [b n d] from given weights: name -> [(b h) ...], the same for every token, or `updates`
+        [(b h) (chunks + 1) ...], seq then beginning at their first chunk. Returns [b n d]."""
+        seq = inputs.as_query_view(seq, self.dim)
+        shapes = self._shapes(seq.shape[0])
+        first = getattr(weights, "first_chunk", None) or 0
+        if all(len(weights[name].shape) == len(shape) for name, shape in shapes.items() if name in weights):
+            inputs.check_weights(weights, shapes, "weights")
+            chunk, run = seq.shape[1] + 1, still_run(self.engine, 0, Carry(weights, weights, None))
+            return self._retrieve(seq, run, 0, None, chunk)[0]
+        inputs.check_weights(weights, shapes, "weights", entries=True)
+        run = built_run({name: weights[name] for name in shapes}, first, self.engine.reader)
+        return self._retrieve(seq, run, first * self.store_chunk_size, None)[0]
+
+    # storing
+
+    def _store(self, tokens: Tensor, state: NeuralMemState, prev_weights, mask, ttt_batch_size):
+        """tokens [(2) b n d] behind those that wait in the state: (run, next_state, (loss, step))."""
+        chunk, b, n = self.store_chunk_size, tokens.shape[-3], tokens.shape[-2]
+        shapes = self._shapes(b)
+        width = (*tokens.shape[:-2], tokens.shape[-1])
+        inputs.check_state(state, shapes, self.momentum_order, self.memory_model_parameters[0].dtype, width)
+        anchor_chunks = batch_chunks(self.batch_size, chunk)
+        if ttt_batch_size is not None:
+            anchor_chunks = batch_chunks(ttt_batch_size, chunk, "ttt_batch_size")
+        mask = inputs.join_masks(mask, state, b, n)
+        if state.cache_store_segment is not None:
+            tokens = torch.cat((state.cache_store_segment, tokens), dim=-2)
+
+        first, count = state.seq_index // chunk, tokens.shape[-2] // chunk
+        complete, waiting = tokens.split([count * chunk, tokens.shape[-2] - count * chunk], dim=-2)
+        if prev_weights is not None and not self.accept_weight_residual:
+            raise wrong(
+                "prev_weights", "weights", "None, unless the memory was built with accept_weight_residual = True"
+            )
+        residual = inputs.residual_source(prev_weights, shapes, first, count)
+        carry = self._carry(state, b)
+        if count:
+            chunks = self._chunks(complete, None if mask is None else mask[:, : count * chunk], first, residual)
+            share = None if self.transition_gate is None else self.transition_gate.sigmoid()
+            run = store(self.engine, chunks, carry, anchor_chunks, share)
+            surprises = tuple(rearrange(x, "(b h) m p -> b h (m p)", b=b) for x in (run.loss(), chunks.rates.step))
+        else:
+            run = still_run(self.engine, first, carry)
+            surprises = (tokens.new_zeros(b, self.internal_heads, 0),) * 2
+        momentum = run.final.momentum
+        if momentum is None:
+            momentum = LazyTensors(shapes, lambda name: self.init_momentum(b)[name]) if self.momentum_order else {}
+        next_state = NeuralMemState(
+            seq_index=state.seq_index + count * chunk,
+            weights=run.final.anchor,
+            cache_store_segment=waiting.clone(),
+            states=(run.final.memory, momentum),
+            updates=run.updates(),
+            cache_store_mask=None if mask is None else mask[:, count * chunk :].clone(),
+        )
+        return run, next_state, surprises
+
+    def _carry(self, state: NeuralMemState, batch: int) -> Carry:
+        anchor = self.init_weights(batch) if state.weights is None else state.weights
+        if state.states is None:
+            return Carry(anchor, anchor, None)
+        memory, momentum = state.states
+        return Carry(anchor, memory, momentum if self.momentum_order else None)
+
+    def _chunks(self, tokens: Tensor, mask: Tensor | None, first: int, residual: ResidualSource | None) -> StoreChunks:
+        """Keys, values and rates of complete chunks, tokens [(2) b m*c d]."""
+        c, h, u = self.store_chunk_size, self.internal_heads, self.kv_per_token
+        tokens = self.store_norm(tokens)
+        key_view, value_view = tokens if self.diff_views else (tokens, tokens)
+        layout = "b (m c) (h u d) -> b h m (c u) d"
+        keys, values = self.activation(self.to_keys(key_view)), self.activation(self.to_values(value_view))
+        keys, values = (inputs.memory_dtype(rearrange(x, layout, c=c, h=h, u=u)) for x in (keys, values))
+        keys, values = self.k_norm(keys).flatten(0, 1), values.flatten(0, 1)
+
+        rates = self.rates(key_view, c, residual is not None)
+        if mask is not None:
+            allowed = repeat(mask, "b (m c) -> (b h) m (c u)", c=c, h=h, u=u)
+            rates = replace(rates, step=rates.step.masked_fill(~allowed, 0.0))
+        if self.lookahead:
+            keys, values = keys[:, :, :-1], values[:, :, 1:]
+            rates = replace(rates, step=rates.step[:, :, :-1])
+        return StoreChunks(keys, values, rates, first, residual)
+
+    def _shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
+        """The shape of each parameter of the memory: name -> ((b h), ...)."""
+        rows, own = batch * self.internal_heads, int(self.per_head_learned_parameters)
+        params = zip(self.parameter_names, self.memory_model_parameters, strict=True)
+        return {name: (rows, *p.shape[own:]) for name, p in params}
+
+    # reading
+
+    def _retrieve(self, seq: Tensor, run: Run, position: int, earlier: Tensor | None, chunk: int | None = None):
+        """seq [b n d] from absolute `position` on: (retrieved [b n d], the queries of the unfinished read group)."""
+        group, chunk = (chunk or self.retrieve_chunk_size), (chunk or self.store_chunk_size)
+        b, n, _ = seq.shape
+        tokens = self.retrieve_norm(seq)
+        queries = rearrange(self.activation(self.to_queries(tokens)), "b n (h d) -> b h n d", h=self.internal_heads)
+        queries = self.q_norm(inputs.memory_dtype(queries))
+        if not self.tokenwise:
+            queries, position = inputs.with_earlier_queries(queries, earlier, position, group)
+        out = run.read(queries.flatten(0, 1), position, group, chunk).unflatten(0, (b, -1))[:, :, -n:]
+        end = position + queries.shape[2]
+        unfinished = None if self.tokenwise else queries[:, :, queries.shape[2] - inputs.group_progress(end, group) :]
+
+        out = self.multihead_rmsnorm(out.to(tokens.dtype))
+        if self.retrieve_gate is not None:
+            out = out * rearrange(self.retrieve_gate(tokens).sigmoid(), "b n h -> b h n 1")
+        return self.combine_heads(rearrange(out, "b h n d -> b n (h d)")), unfinished
+
+
+def _refuse_unbuilt(later: dict):
+    for name, value in later.items():
+        if name not in NOT_BUILT:
+            raise TypeError(f"NeuralMemory got an unexpected keyword argument {name!r}")
+        if value != NOT_BUILT[name]:
+            raise wrong(name, value, f"{NOT_BUILT[name]!r}: gates and pages are not built yet")

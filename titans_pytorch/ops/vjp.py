@@ -1,0 +1,73 @@
+"""Values together with their vector-Jacobian products, as ordinary differentiable operations.
+
+Each function returns (y, back): back(dy) is dy times the Jacobian of y with respect to the input. A memory's surprise is
+such a product, and the training loss differentiates through it once more; written out like this that takes no
+higher-order autograd, so activation checkpointing, hooks, torch.compile and inference_mode all work.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class _GeluSlope(torch.autograd.Function):
+    """grad * gelu'(x) in one fused pass; its own backward needs gelu'' = phi(x) (2 - x^2) only."""
+
+    @staticmethod
+    def forward(ctx, grad, x):
+        ctx.save_for_backward(grad, x)
+        return torch.ops.aten.gelu_backward(grad, x)
+
+    @staticmethod
+    def backward(ctx, up):
+        grad, x = ctx.saved_tensors
+        square = x.square()
+        curve = (2.0 - square) * (square * -0.5).exp() * (1.0 / math.sqrt(2.0 * math.pi))
+        return _GeluSlope.apply(up, x), up * grad * curve
+
+
+def gelu(x: Tensor):
+    return F.gelu(x), lambda dy: _GeluSlope.apply(dy, x)
+
+
+def sigmoid(x: Tensor):
+    y = x.sigmoid()
+    return y, lambda dy: dy * (y * (1.0 - y))
+
+
+def layer_norm(x: Tensor, eps: float = 1e-5):
+    """LayerNorm over the last dim, without affine parameters."""
+    centred = x - x.mean(dim=-1, keepdim=True)
+    rstd = (centred.square().mean(dim=-1, keepdim=True) + eps).rsqrt()
+    y = centred * rstd
+
+    def back(dy):
+        return rstd * (dy - dy.mean(dim=-1, keepdim=True) - y * (dy * y).mean(dim=-1, keepdim=True))
+
+    return y, back
+
+
+def unit_norm(x: Tensor, eps: float = 1e-12):
+    """x / |x|, smooth at zero."""
+    inverse = (x.square().sum(dim=-1, keepdim=True) + eps).rsqrt()
+    y = x * inverse
+    return y, lambda dy: inverse * (dy - y * (dy * y).sum(dim=-1, keepdim=True))
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float):
+    """softmax(scale q k^T, causal) v over [... n d]; back(dy) gives (dq, dk, dv).
+
+    Explicit products: the fused CPU kernel has no second derivative.
+    """
+    n = q.shape[-2]
+    mask = torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1)
+    probs = (scale * q @ k.transpose(-1, -2)).masked_fill(mask, -torch.inf).softmax(dim=-1)
+
+    def back(dy):
+        dprobs = dy @ v.transpose(-1, -2)
+        dscores = scale * probs * (dprobs - (dprobs * probs).sum(dim=-1, keepdim=True))
+        return dscores @ k, dscores.transpose(-1, -2) @ q, probs.transpose(-1, -2) @ dy
+
+    return probs @ v, back

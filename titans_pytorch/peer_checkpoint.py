@@ -1,0 +1,60 @@
+"""Weights saved from the released package `titans-pytorch` (the peer), loaded into modules of the same arguments."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from .checks import wrong
+from .neural_memory import NeuralMemory
+
+RATES = ("reduce_to_chunk_rep", "to_adaptive_step", "to_decay_factor", "to_momentum", "to_learned_momentum_combine")
+RATES += ("to_layer_modulation", "to_learned_weight_residual_mix")
+IN_SEQUENCE = (*RATES[1:], "retrieve_gate", "to_queries", "to_keys", "to_values")  # a Linear, then what rearranges
+
+
+def load_peer_state_dict(module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+    """Loads a state dict of the peer's NeuralMemory or MemoryAsContextTransformer, built with the same arguments.
+
+    Raises ValueError, naming the keys, on anything that is missing, left over, or of another shape.
+    """
+    if isinstance(module, NeuralMemory):
+        translated = translate_memory_keys(module, state_dict)
+    else:
+        from .mac_transformer import MemoryAsContextTransformer
+        from .peer_checkpoint_mac import translate_mac_keys
+
+        if not isinstance(module, MemoryAsContextTransformer):
+            raise wrong("module", type(module).__name__, "a NeuralMemory or a MemoryAsContextTransformer")
+        translated = translate_mac_keys(module, state_dict)
+    own = module.state_dict()
+    problems = [f"missing {key}" for key in own if key not in translated]
+    problems += [f"left over {key}" for key in translated if key not in own]
+    problems += [
+        f"{key} of shape {tuple(value.shape)} for {tuple(own[key].shape)}"
+        for key, value in translated.items()
+        if key in own and value.shape != own[key].shape
+    ]
+    if problems:
+        raise ValueError(f"state_dict: does not fit this {type(module).__name__}: {'; '.join(problems)}")
+    module.load_state_dict(translated)
+
+
+def translate_memory_keys(memory: NeuralMemory, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The peer's keys as ours, less those without effect."""
+    return {_our_key(key): value for key, value in state_dict.items() if not _without_effect(memory, key)}
+
+
+def _our_key(key: str) -> str:
+    head, _, rest = key.partition(".")
+    if head in IN_SEQUENCE and rest.startswith("0."):
+        rest = rest[2:]
+    key = f"{head}.{rest}" if rest else head
+    return f"rates.{key}" if head in RATES else key
+
+
+def _without_effect(memory: NeuralMemory, key: str) -> bool:
+    if key.startswith("memory_model."):  # a template; the learned weights are memory_model_parameters
+        return True
+    if key == "transition_gate":  # kept also where no batch size ever uses it
+        return memory.transition_gate is None
+    return key == "reduce_to_chunk_rep.to_attn_logits.bias"  # the softmax over tokens does not see it
