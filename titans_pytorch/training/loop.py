@@ -84,6 +84,7 @@ class Trainer:
     def fit(self) -> Progress:
         """Trains to the last step. Raises TrainingError (the last checkpoint stays) or Interrupted (after saving)."""
         try:
+            self.out.mkdir(parents=True, exist_ok=True)
             log = MetricsLog(self.metrics, self.progress.step if self.resumed else None)
             try:
                 self.run(log)
@@ -109,7 +110,7 @@ class Trainer:
                     f"{record['loss'] / math.log(2):.3f} bits/byte, {record['tokens_per_second']:.0f} tokens/s"
                 )
                 last = progress.step == config.steps
-                if last or due(progress.step, config.validate_every):
+                if due(progress.step, config.validate_every) or (last and config.validate_every):
                     log.write(self.validate(record, bar))
                 self.on_step(progress.step)
                 if last or stop or due(progress.step, config.checkpoint_every):

@@ -1,0 +1,127 @@
+import errno
+import os
+import random
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from tiny_script import TinyModel
+from torch import nn
+
+from titans_pytorch.training import checkpoint as module
+from titans_pytorch.training.checkpoint import (
+    Progress,
+    last_checkpoint,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+    save_weights,
+)
+from titans_pytorch.training.config import TrainConfig
+from titans_pytorch.training.errors import TrainingError
+from titans_pytorch.training.optim import build_optimizer
+
+
+def trained(steps=3, width=6):
+    torch.manual_seed(0)
+    model = TinyModel(width)
+    optimizer = build_optimizer(model, TrainConfig())
+    for _ in range(steps):
+        model(torch.randint(256, (2, 9)), return_loss=True).backward()
+        optimizer.step()
+    return model, optimizer
+
+
+def test_everything_comes_back(tmp_path):
+    model, optimizer = trained()
+    random.seed(5)
+    path = save_checkpoint(tmp_path, model, optimizer, Progress(3, 12, 1.5), {"config": {"a": [1, None]}})
+    expected = torch.rand(4), random.random()
+    fresh, fresh_optimizer = trained(0)
+    assert load_checkpoint(path, fresh, fresh_optimizer) == Progress(3, 12, 1.5)
+    assert (torch.rand(4).tolist(), random.random()) == (expected[0].tolist(), expected[1])
+    for a, b in zip(model.parameters(), fresh.parameters(), strict=True):
+        assert torch.equal(a, b)
+    before, after = optimizer.state_dict(), fresh_optimizer.state_dict()
+    assert before["param_groups"] == after["param_groups"]
+    for key, state in before["state"].items():
+        assert all(torch.equal(value, after["state"][key][name]) for name, value in state.items())
+    assert load_file(path / "model.safetensors").keys() == model.state_dict().keys()
+    assert torch.load(path / "training.pt", weights_only=True)["about"] == {"config": {"a": [1, None]}}
+
+
+def test_the_earlier_one_goes_when_the_new_one_is_whole(tmp_path):
+    model, optimizer = trained()
+    for step in (0, 5, 10):
+        path = save_checkpoint(tmp_path, model, optimizer, Progress(step), {})
+        assert list(tmp_path.iterdir()) == [path]
+        assert last_checkpoint(tmp_path) == path
+
+
+def full(*args, **kwargs):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def full_for_safetensors(*args, **kwargs):
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.parametrize(
+    ("name", "failure"), [("save_model", full_for_safetensors), ("write", full), ("sync", full), ("os.replace", full)]
+)
+def test_a_full_disk_leaves_the_earlier_one(tmp_path, monkeypatch, name, failure):
+    model, optimizer = trained()
+    good = save_checkpoint(tmp_path, model, optimizer, Progress(5), {})
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{module.__name__}.{name}", failure)
+        with pytest.raises(OSError, match="No space left on device") as raised:
+            save_checkpoint(tmp_path, model, optimizer, Progress(10), {})
+    assert raised.value.errno == errno.ENOSPC
+    assert list(tmp_path.iterdir()) == [good]
+    load_checkpoint(good, *trained(0))
+    save_checkpoint(tmp_path, model, optimizer, Progress(10), {})
+
+
+def test_a_half_written_one_is_not_the_last(tmp_path):
+    model, optimizer = trained()
+    good = save_checkpoint(tmp_path, model, optimizer, Progress(5), {})
+    (tmp_path / "step_00000010.part").mkdir()
+    assert last_checkpoint(tmp_path) == good
+    assert save_checkpoint(tmp_path, model, optimizer, Progress(10), {}).name == "step_00000010"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "training.pt"])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_truncated_file_is_named(tmp_path, name, share):
+    model, optimizer = trained()
+    path = save_checkpoint(tmp_path, model, optimizer, Progress(5), {}) / name
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(TrainingError, match=f"{name} cannot be read, it may be cut off"):
+        load_checkpoint(path.parent, *trained(0))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    path = save_checkpoint(tmp_path, *trained(), Progress(5), {}) / "model.safetensors"
+    path.unlink()
+    with pytest.raises(TrainingError, match="model.safetensors cannot be read"):
+        load_checkpoint(path.parent, *trained(0))
+
+
+def test_weights_of_another_model(tmp_path):
+    save_weights(TinyModel(6), tmp_path / "w")
+    with pytest.raises(TrainingError, match="does not fit the model"):
+        load_weights(TinyModel(7), tmp_path / "w")
+
+
+def test_shared_tensors(tmp_path):
+    def tied():
+        model = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 5, bias=False))
+        model[1].weight = model[0].weight
+        return model
+
+    model, other = tied(), tied()
+    save_weights(model, tmp_path / "w")
+    load_weights(other, tmp_path / "w")
+    assert torch.equal(other[1].weight, model[0].weight)

@@ -1,0 +1,98 @@
+import json
+from dataclasses import replace
+
+import pytest
+from tiny_script import PRESETS
+
+from titans_pytorch.training.config import DataConfig, TrainConfig, from_dict, settings_of, updated
+from titans_pytorch.training.options import parse_options
+
+TINY = PRESETS["tiny"]
+
+
+def parse(*argv):
+    return parse_options(PRESETS, "about", list(argv), prog="script")
+
+
+def test_json_round_trip():
+    changed = updated(TINY, {"width": 5, "layers": (3,), "lr": 0.25, "data": "x", "temperature": 0})
+    assert from_dict(TINY, json.loads(changed.to_json())) == changed
+    assert from_dict(TINY, json.loads(replace(changed, preset="wide").to_json())).preset == "wide"
+
+
+def test_every_setting_has_help_and_a_unique_name():
+    assert {"width", "data", "lr", "temperature"} <= set(settings_of(TINY))
+    assert all(f.metadata["help"] for _, f, _ in settings_of(TINY).values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lrr": 1.0}, "unknown setting lrr; the nearest is lr"),
+        ({"batch_sise": 1}, "the nearest is batch_size"),
+        ({"steps": "5"}, "steps: got '5', takes int"),
+        ({"steps": True}, "steps: got True, takes int"),
+        ({"steps": 0}, "steps: got 0, takes a positive"),
+        ({"layers": ("a",)}, "layers: got 'a', takes int"),
+        ({"precision": "half"}, "precision: got 'half', takes one of auto, float32, bfloat16"),
+        ({"held_out": 1.0}, "held_out: got 1.0"),
+        ({"beta2": 1.0}, "beta2: got 1.0"),
+        ({"clip": -1.0}, "clip: got -1.0"),
+    ],
+)
+def test_wrong_settings(changes, message):
+    with pytest.raises(ValueError, match=message):
+        updated(TINY, changes)
+
+
+def test_unknown_keys_in_a_saved_configuration():
+    saved = TINY.to_dict()
+    with pytest.raises(ValueError, match="unknown group of settings modle; the nearest is model"):
+        from_dict(TINY, {"modle": saved["model"]})
+    saved["train"]["warmup"] = 3
+    with pytest.raises(ValueError, match="unknown setting warmup; the nearest is warmup_steps"):
+        from_dict(TINY, saved)
+
+
+def test_two_groups_may_not_share_a_name():
+    with pytest.raises(ValueError, match="data: a setting of both model and data"):
+        settings_of(replace(TINY, model=DataConfig()))
+
+
+def test_command_line():
+    general, given = parse(
+        "--lr", "3e-4", "--batch_size=7", "--layers", "1,4", "--out", "o", "--resume", "--steps", "9"
+    )
+    assert general == {"out": "o", "resume": True}
+    assert given == {"lr": 3e-4, "batch_size": 7, "layers": (1, 4), "steps": 9}
+    assert parse("--layers", "none")[1] == {"layers": None}
+    assert parse() == ({}, {})
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--lrr", "1"], "unknown setting --lrr; the nearest is --lr"),
+        (["stray"], "unknown setting stray"),
+        (["--lr", "fast"], "got 'fast', takes a number"),
+        (["--steps", "1.5"], "got '1.5', takes a whole number"),
+        (["--step", "5"], "the nearest is --steps"),
+        (["--precision", "half"], "half"),
+        (["--grad-accum", "-1"], "grad_accum: got -1, takes a positive number"),
+    ],
+)
+def test_command_line_mistakes_take_one_line(argv, message, capsys):
+    with pytest.raises(SystemExit) as leaving:
+        parse(*argv)
+    assert leaving.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_help_shows_each_presets_default(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "[tiny: 16, wide: 24]" in shown
+    assert f"highest learning rate [tiny: 0.01, wide: {TrainConfig().lr}]" in shown

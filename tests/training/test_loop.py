@@ -1,0 +1,174 @@
+import math
+import random
+
+import pytest
+import torch
+from tiny_script import PRESETS, TinyModel
+from torch import nn
+
+from titans_pytorch.training.config import TrainConfig
+from titans_pytorch.training.data import ByteData
+from titans_pytorch.training.errors import TrainingError
+from titans_pytorch.training.loop import Trainer
+from titans_pytorch.training.metrics import MetricsLog, read_metrics
+from titans_pytorch.training.optim import build_optimizer, learning_rate
+
+CPU = torch.device("cpu")
+
+
+def data_of(length=2000):
+    drawn = torch.randint(97, 105, (length,), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    return ByteData("drawn", None, "", length, drawn[:-200], drawn[-200:])
+
+
+def trainer(out, model=None, **settings):
+    torch.manual_seed(0)
+    model = model or TinyModel(8).double()
+    settings = {
+        "steps": 6,
+        "batch_size": 4,
+        "seq_len": 12,
+        "lr": 1e-2,
+        "warmup_steps": 2,
+        "validate_every": 0,
+        **settings,
+    }
+    return Trainer(model, data_of(), TrainConfig(**settings), out, device=CPU)
+
+
+def without_dropout():
+    torch.manual_seed(0)
+    model = TinyModel(8).double()
+    model.drop = nn.Identity()
+    return model
+
+
+def test_accumulation_is_one_large_batch(tmp_path):
+    large, small = without_dropout(), without_dropout()
+    trainer(tmp_path / "a", large, batch_size=6).fit()
+    trainer(tmp_path / "b", small, batch_size=2, grad_accum=3).fit()
+    for a, b in zip(large.parameters(), small.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)  # Adam divides rounding by tiny second moments
+    losses = [[r["loss"] for r in read_metrics(tmp_path / name / "metrics.jsonl")] for name in "ab"]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_the_learning_rate():
+    config = TrainConfig(steps=110, warmup_steps=10, lr=2.0, min_lr_ratio=0.25)
+    assert [learning_rate(step, config) for step in (0, 4, 9, 10)] == pytest.approx([0.2, 1.0, 2.0, 2.0])
+    assert learning_rate(60, config) == pytest.approx(1.25)  # half way between 2 and 0.5
+    assert learning_rate(110, config) == learning_rate(500, config) == pytest.approx(0.5)
+    assert learning_rate(0, TrainConfig(warmup_steps=0, lr=2.0)) == 2.0
+
+
+def test_only_linear_maps_decay():
+    model = TinyModel(8)
+    decays = {id(p): g["weight_decay"] for g in build_optimizer(model, TrainConfig()).param_groups for p in g["params"]}
+    by_name = {name: decays[id(p)] for name, p in model.named_parameters()}
+    assert by_name.pop("out.weight") == 0.1
+    assert set(by_name.values()) == {0.0}
+
+
+def test_the_gradient_is_clipped_and_its_norm_logged(tmp_path):
+    seen = []
+    training = trainer(tmp_path, clip=1e-3, steps=2)
+    step = training.optimizer.step
+    training.optimizer.step = lambda: (
+        seen.append(math.sqrt(sum(float(p.grad.square().sum()) for p in training.model.parameters()))),
+        step(),
+    )
+    training.fit()
+    assert seen == pytest.approx([1e-3, 1e-3], rel=1e-2)
+    assert all(r["grad_norm"] > 1e-2 for r in read_metrics(training.metrics))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_it_learns(tmp_path, precision):
+    training = trainer(tmp_path, TinyModel(8), steps=60, precision=precision, validate_every=60)
+    training.fit()
+    records = read_metrics(training.metrics)
+    losses = [r["loss"] for r in records if "loss" in r]
+    assert len(losses) == 60
+    assert losses[0] > 5.0
+    assert sum(losses[-5:]) / 5 < 3.0  # eight byte values: 2.08 nats at best
+    assert records[-1]["held_out_bits_per_byte"] < 4.3
+
+
+def test_resuming_repeats_the_losses_exactly(tmp_path):
+    whole = trainer(tmp_path / "a", steps=9, checkpoint_every=4)
+    whole.fit()
+    stop_at = random.Random(1).randrange(4, 9)
+
+    def crash(step):
+        if step == stop_at:
+            raise RuntimeError
+
+    crashed = trainer(tmp_path / "b", steps=9, checkpoint_every=4)
+    crashed.on_step = crash
+    with pytest.raises(RuntimeError):
+        crashed.fit()
+    torch.rand(5)
+    resumed = trainer(tmp_path / "b", TinyModel(8).double(), steps=9, checkpoint_every=4)
+    resumed.resume()
+    assert resumed.progress.step == 4
+    resumed.fit()
+    a, b = ([(r["step"], r["loss"], r["grad_norm"]) for r in read_metrics(t.metrics)] for t in (whole, resumed))
+    assert a == b
+    assert [step for step, *_ in b] == list(range(1, 10))
+    for p, q in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops(tmp_path, bad):
+    model = TinyModel(8)
+    training = trainer(tmp_path, model, checkpoint_every=2)
+    training.on_step = lambda step: step == 4 and model.out.bias.data.fill_(bad)
+    before = {}
+    training.optimizer.register_step_post_hook(lambda *_: before.update(w=model.out.weight.detach().clone()))
+    with pytest.raises(TrainingError, match=r"step 5: the loss is nan; the checkpoint of step 4 is kept in "):
+        training.fit()
+    assert torch.equal(model.out.weight, before["w"])  # no update was made with it
+    resumed = trainer(tmp_path, TinyModel(8), checkpoint_every=2)
+    resumed.resume()
+    assert all(p.isfinite().all() for n, p in resumed.model.named_parameters() if n != "out.bias")
+
+
+class SteepModel(TinyModel):
+    """A finite loss whose gradient is not: the root of zero."""
+
+    def forward(self, ids, return_loss=False):
+        out = super().forward(ids, return_loss)
+        return out + (self.out.bias * 0.0).sum().sqrt() if return_loss else out
+
+
+def test_a_gradient_that_is_not_finite_stops(tmp_path):
+    with pytest.raises(TrainingError, match=r"step 1: the gradient norm is nan; the checkpoint of step 0 is kept"):
+        trainer(tmp_path, SteepModel(8)).fit()
+
+
+def test_a_full_disk_names_the_step_and_what_is_kept(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    training = trainer(tmp_path, checkpoint_every=2)
+    training.on_step = lambda step: step == 4 and monkeypatch.setattr("titans_pytorch.training.checkpoint.write", full)
+    with pytest.raises(TrainingError, match=r"step 4: .*No space left on device; the checkpoint of step 2 is kept in"):
+        training.fit()
+    assert [p.name for p in training.checkpoints.iterdir()] == ["step_00000002"]
+
+
+def test_metrics_of_a_run_that_was_cut_off(tmp_path):
+    path = tmp_path / "m"
+    path.write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "loss": 1.5}\n{"step": 3, "lo')
+    assert [r["step"] for r in read_metrics(path)] == [1, 2]
+    log = MetricsLog(path, resume_step=1)
+    log.write({"step": 2, "loss": 1.25})
+    assert read_metrics(path) == [{"step": 1, "loss": 2.5}, {"step": 2, "loss": 1.25}]
+    log.close()
+    MetricsLog(path).close()
+    assert read_metrics(path) == []
+
+
+def test_presets_are_sound():
+    assert PRESETS["tiny"].train.steps == 24
