@@ -1,0 +1,1 @@
+"""How much a token changes the course of a sequence: pure functions behind `SymplecticGating`."""
