@@ -56,6 +56,13 @@ class MacConfig:
 
     def memory_kwargs(self) -> dict[str, Any]:
         """Keywords of NeuralMemory."""
+        gates: dict[str, Any] = {}
+        if self.use_symplectic_gating or self.num_pages > 1:
+            gates = {
+                "use_symplectic_gating": self.use_symplectic_gating,
+                "num_pages": self.num_pages,
+                "symplectic_page_threshold": self.symplectic_page_threshold,
+            }
         return {
             "dim_head": self.memory_dim_head,
             "heads": self.memory_heads,
@@ -67,9 +74,7 @@ class MacConfig:
             "per_parameter_lr_modulation": self.per_parameter_lr_modulation,
             "spectral_norm_surprises": self.spectral_norm_surprises,
             "max_grad_norm": self.memory_max_grad_norm,
-            "use_symplectic_gating": self.use_symplectic_gating,
-            "num_pages": self.num_pages,
-            "symplectic_page_threshold": self.symplectic_page_threshold,
+            **gates,
         }
 
 
@@ -108,6 +113,6 @@ def build_mac(config: MacConfig, device: torch.device) -> nn.Module:
             neural_memory_segment_len=config.neural_memory_segment_len,
             **with_memory,
         )
-    except (ValueError, NotImplementedError) as error:
+    except (ValueError, TypeError, NotImplementedError) as error:
         raise TrainingError(f"the model cannot be built: {error}") from error
     return model.to(device)
