@@ -228,6 +228,8 @@ def _memory_layers(layers: Iterable[int] | None, depth: int) -> set[int]:
     """Which layers have a memory, counted from 0."""
     if layers is None:
         return set(range(depth))
+    if not isinstance(layers, Iterable):
+        raise wrong("neural_memory_layers", layers, f"layers from 1 to {depth}")
     layers = tuple(layers)
     for layer in layers:
         if not isinstance(layer, int) or not 1 <= layer <= depth:
@@ -237,6 +239,8 @@ def _memory_layers(layers: Iterable[int] | None, depth: int) -> set[int]:
 
 def _memory_kwargs(kwargs: Mapping | None, batch_size: int | None, segment_len: int) -> dict:
     """The user's arguments of NeuralMemory; with pages, training and cached sampling agree on when they may switch."""
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise wrong("neural_memory_kwargs", kwargs, "a dict of NeuralMemory's arguments")
     kwargs = dict(kwargs or {})
     own = {"dim", "chunk_size", "batch_size", "model", "qkv_receives_diff_views", "accept_weight_residual"} & set(
         kwargs
