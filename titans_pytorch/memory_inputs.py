@@ -159,3 +159,10 @@ def with_earlier_queries(queries: Tensor, earlier: Tensor | None, position: int,
     if got != wanted:
         raise wrong("state.query_group", f"{got} earlier queries", f"{wanted} at position {position}")
     return (torch.cat((earlier, queries), dim=2) if got else queries), position - got
+
+
+def older_window(state: NeuralMemState, entry: int, engine):
+    """The memory of the unfinished read group, older than the state's own."""
+    if state.read_weights is None:
+        raise wrong("state.read_weights", None, f"the memory after {entry} chunks, as the call before returned it")
+    return engine.still(entry, state.read_weights)

@@ -71,6 +71,8 @@ class NeuralMemState(NamedTuple):
     active_page_indices: [b], the page being written (pages only).
     cache_store_mask: [b k] bool, the store mask of the waiting tokens; None if nothing was masked.
     query_group: [b h k d], earlier queries of the unfinished read group (memory models that are not tokenwise only).
+    read_weights: name -> [(b h) ...], the memory that the unfinished read group reads, where that is an older one (a
+        retrieve chunk that is not the store chunk only).
     """
 
     seq_index: int
@@ -81,6 +83,7 @@ class NeuralMemState(NamedTuple):
     active_page_indices: Tensor | None = None
     cache_store_mask: Tensor | None = None
     query_group: Tensor | None = None
+    read_weights: Mapping[str, Tensor] | None = None
 
     @property
     def position(self) -> int:
@@ -98,8 +101,9 @@ class NeuralMemState(NamedTuple):
                 out[name] = value
         if (waiting := self.cache_store_segment) is not None:
             out["cache_store_segment"] = waiting if waiting.ndim == 3 else waiting.transpose(0, 1)
-        if self.weights is not None:
-            out["weights"] = {k: _rows_first(v, batch) for k, v in self.weights.items()}
+        for name in ("weights", "read_weights"):
+            if (value := getattr(self, name)) is not None:
+                out[name] = {k: _rows_first(v, batch) for k, v in value.items()}
         if self.states is not None:
             memory, momentum = self.states
             out["memory"] = {k: _rows_first(v, batch) for k, v in memory.items()}
@@ -129,6 +133,7 @@ class NeuralMemState(NamedTuple):
             active_page_indices=td.get("active_page_indices", None),
             cache_store_mask=td.get("cache_store_mask", None),
             query_group=td.get("query_group", None),
+            read_weights=merged("read_weights"),
         )
 
 

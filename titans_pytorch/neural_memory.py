@@ -185,7 +185,7 @@ class NeuralMemory(nn.Module):
                 combine_zeroth=learned_combine_include_zeroth,
                 modulated_params=len(self.parameter_names) if per_parameter_lr_modulation else 0,
                 max_modulation=max_mem_layer_modulation,
-                attn_pool=attn_pool_chunks,
+                attn_pool=attn_pool_chunks and self.store_chunk_size > 1,  # one token is its own pool
                 residual_mix=accept_weight_residual,
                 step_transform=callable_or_none(adaptive_step_transform, "adaptive_step_transform")
                 or SigmoidStep(default_step_transform_max_lr),
@@ -257,8 +257,13 @@ class NeuralMemory(nn.Module):
         state = NeuralMemState(0) if state is None else state
         position = state.position
         run, next_state, surprises = self._store(views.store, state, prev_weights, store_mask, ttt_batch_size)
+        entry = self._entry_at(position)
+        if entry < run.first:
+            run.before = inputs.older_window(state, entry, self.engine)
         retrieved, query_group = self._retrieve(views.query, run, position, state.query_group)
-        next_state = next_state._replace(query_group=query_group)
+        entry = self._entry_at(next_state.position)
+        older = run.entry(entry) if entry < run.last else None
+        next_state = next_state._replace(query_group=query_group, read_weights=older)
         if detach_mem_state:
             next_state = mem_state_detach(next_state)
         return (retrieved, next_state, surprises) if return_surprises else (retrieved, next_state)
@@ -376,6 +381,11 @@ class NeuralMemory(nn.Module):
         return {name: (rows, *p.shape[own:]) for name, p in params}
 
     # reading
+
+    def _entry_at(self, position: int) -> int:
+        """How many chunks the memory has read that a query at this position reads."""
+        group = self.retrieve_chunk_size
+        return (position + 1) // group * group // self.store_chunk_size
 
     def _retrieve(self, seq: Tensor, run: Run, position: int, earlier: Tensor | None, chunk: int | None = None):
         """seq [b n d] from absolute `position` on: (retrieved [b n d], the queries of the unfinished read group)."""

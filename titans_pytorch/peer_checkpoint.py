@@ -57,4 +57,8 @@ def _without_effect(memory: NeuralMemory, key: str) -> bool:
         return True
     if key == "transition_gate":  # kept also where no batch size ever uses it
         return memory.transition_gate is None
+    if key.startswith("to_learned_momentum_combine."):  # kept also for a mixture of one
+        return memory.rates.to_learned_momentum_combine is None
+    if key == "reduce_to_chunk_rep.to_attn_logits.weight":  # kept also for chunks of one token
+        return memory.store_chunk_size == 1
     return key == "reduce_to_chunk_rep.to_attn_logits.bias"  # the softmax over tokens does not see it

@@ -85,7 +85,8 @@ class Rates(nn.Module):
         order = o.momentum_order
         self.to_momentum = _linear(dim, o.heads * order, o.momentum_bias) if order else None
         combined = (order + o.combine_zeroth) * o.learned_combine if order else 0
-        self.to_learned_momentum_combine = nn.Linear(dim, o.heads * combined) if combined else None
+        # a mixture of one is that one
+        self.to_learned_momentum_combine = nn.Linear(dim, o.heads * combined) if combined > 1 else None
         self.to_layer_modulation = nn.Linear(dim, o.heads * o.modulated_params) if o.modulated_params else None
         self.to_learned_weight_residual_mix = nn.Linear(dim, o.heads) if o.residual_mix else None
 

@@ -72,6 +72,7 @@ class Run:
     final: Carry
     still: Callable[[int, Tensors], Window] | None = None
     blended_end: bool = False  # the last entry is not the last window's own
+    before: Window | None = None  # an entry from before the run, for the rest of its read group
     _tail: list = field(default_factory=list)
 
     @property
@@ -86,6 +87,8 @@ class Run:
     def spans(self, start: int, stop: int) -> list[tuple[Window, int, int]]:
         """Which window answers for which of the entries start .. stop - 1."""
         out = []
+        if self.before is not None and start <= self.before.first < stop:
+            out.append((self.before, self.before.first, self.before.first + 1))
         for i, window in enumerate(self.windows):
             own_end = i + 1 == len(self.windows) and not self.blended_end
             lo, hi = max(start, window.first), min(stop, window.first + window.chunks + own_end)
@@ -101,6 +104,10 @@ class Run:
         """The parameter before chunks start .. stop - 1: [B stop-start ...]."""
         parts = [w.paths[name].entries(lo - w.first, hi - w.first) for w, lo, hi in self.spans(start, stop)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def entry(self, index: int) -> LazyTensors:
+        """The memory before chunk `index`: name -> [B ...]."""
+        return LazyTensors(self.shapes, lambda name: self.entries(name, index, index + 1)[:, 0])
 
     def updates(self) -> LazyTensors:
         return LazyTensors(

@@ -1,0 +1,141 @@
+"""Every option of the memory, in one list: what joins it is tested by every law.
+
+An axis is (name, values); the first value is the plain one, towards which failing examples shrink. `CONSTRAINTS` say
+which combinations are no configuration at all.
+"""
+
+import hypothesis.strategies as st
+import torch
+from torch import nn
+
+from titans_pytorch import (
+    FactorizedMemoryMLP,
+    GatedResidualMemoryMLP,
+    MemoryAttention,
+    MemoryMLP,
+    MemorySwiGluMLP,
+    NeuralMemory,
+)
+
+from ..helpers import ForeignModel, GhostModel, randomise
+
+DIM = 6
+
+MODELS = {
+    "mlp": lambda d: MemoryMLP(d, depth=2, expansion_factor=1.5),
+    "linear": lambda d: MemoryMLP(d, depth=1),
+    "deep": lambda d: MemoryMLP(d, depth=3),
+    "factorized": lambda d: FactorizedMemoryMLP(d, depth=2, k=3),
+    "swiglu": lambda d: MemorySwiGluMLP(d, depth=2, expansion_factor=1.0),
+    "gated_residual": lambda d: GatedResidualMemoryMLP(d, depth=2, expansion_factor=1.0),
+    "attention": lambda d: MemoryAttention(d),
+    "foreign": ForeignModel,
+    "ghost": GhostModel,
+}
+
+
+def huber(prediction, target):
+    return nn.functional.huber_loss(prediction, target, reduction="none").mean(dim=-1)
+
+
+def softplus_step(x):
+    return nn.functional.softplus(x) * 0.05
+
+
+AXES = [
+    ("chunk_size", [3, 1, 2, 4, (2, 4), (3, 2), (5, 3)]),
+    ("batch_chunks", [None, 1, 2, 3]),  # batch_size in store chunks
+    ("heads", [1, 2]),
+    ("dim_head", [DIM, 4]),
+    ("model", list(MODELS)),
+    ("mem_model_norm_add_residual", [True, False]),
+    ("default_step_transform_max_lr", [0.1, 0.5]),
+    ("adaptive_step_transform", [None, softplus_step]),
+    ("store_memory_loss_fn", [None, huber]),
+    ("momentum", [True, False]),
+    ("momentum_order", [1, 2, 3]),
+    ("learned_momentum_combine", [False, True]),
+    ("learned_combine_include_zeroth", [False, True]),
+    ("num_kv_per_token", [1, 2]),
+    ("qkv_receives_diff_views", [False, True]),
+    ("pre_rmsnorm", [True, False]),
+    ("post_rmsnorm", [False, True]),
+    ("qk_rmsnorm", [False, True]),
+    ("max_grad_norm", [None, 0.5]),
+    ("activation", [None, nn.SiLU()]),
+    ("per_parameter_lr_modulation", [False, True]),
+    ("max_mem_layer_modulation", [1.0, 1.5]),
+    ("per_head_learned_parameters", [True, False]),
+    ("attn_pool_chunks", [False, True]),
+    ("accept_weight_residual", [False, True]),
+    ("spectral_norm_surprises", [False, True]),
+    ("gated_transition", [False, True]),
+    ("store_with_lookahead_value", [False, True]),
+    ("init_decay_bias", [None, -4.0, 4.0]),
+    ("use_accelerated_scan", [False, True]),
+]
+
+CONSTRAINTS = [lambda o: not o["store_with_lookahead_value"] or store_chunk(o) * o["num_kv_per_token"] > 1]
+
+
+def store_chunk(options) -> int:
+    size = options["chunk_size"]
+    return size[1] if isinstance(size, tuple) else size
+
+
+option_sets = st.fixed_dictionaries({name: st.sampled_from(values) for name, values in AXES}).filter(
+    lambda options: all(holds(options) for holds in CONSTRAINTS)
+)
+
+
+def tolerance(options) -> float:
+    """Newton-Schulz multiplies small singular values, rounding included, by up to 3.4445^5 in every update."""
+    return 1e-6 if options["spectral_norm_surprises"] else 1e-9
+
+
+class Subject:
+    """A memory (with an earlier one whose updates it takes, where it accepts a weight residual), fed and read alike."""
+
+    def __init__(self, options: dict, engine: str = "auto", seed: int = 0, dtype=torch.float64):
+        torch.manual_seed(seed)
+        options = dict(options)
+        batch = options.pop("batch_chunks")
+        options["batch_size"] = None if batch is None else batch * store_chunk(options)
+        self.diff_views = options["qkv_receives_diff_views"]
+        model = MODELS[options.pop("model")](options["dim_head"])
+        build = {**options, "model": model, "engine": engine}
+        self.memory = randomise(NeuralMemory(DIM, **build).to(dtype), seed, 0.2)
+        self.earlier = None
+        if options["accept_weight_residual"]:
+            earlier = NeuralMemory(DIM, **{**build, "accept_weight_residual": False}).to(dtype)
+            self.earlier = randomise(earlier, seed + 1, 0.2)
+
+    @property
+    def parameters(self) -> dict:
+        both = nn.ModuleDict({"memory": self.memory} | ({"earlier": self.earlier} if self.earlier else {}))
+        return dict(both.named_parameters())
+
+    def sequence(self, batch: int, n: int, seed: int = 3) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        views = (3,) if self.diff_views else ()
+        return torch.randn(*views, batch, n, DIM, generator=generator, dtype=torch.float64)
+
+    def __call__(self, seq, state=None, mask=None):
+        """(retrieved, state, (loss, step)); the state is that of both memories."""
+        before, own = state if state is not None else (None, None)
+        updates = None
+        if self.earlier is not None:
+            _, before = self.earlier(seq, state=before, store_mask=mask)
+            updates = before.updates
+        out, own, surprises = self.memory(seq, state=own, store_mask=mask, prev_weights=updates, return_surprises=True)
+        return out, (before, own), surprises
+
+    def pieces(self, seq, cuts, mask=None):
+        """The sequence in the pieces that `cuts` make of it: (retrieved of each, last state, (losses, steps))."""
+        state, outs, losses, steps = None, [], [], []
+        edges = [0, *cuts, seq.shape[-2]]
+        for start, stop in zip(edges[:-1], edges[1:], strict=True):
+            part = None if mask is None else mask[:, start:stop]
+            out, state, (loss, step) = self(seq[..., start:stop, :], state, part)
+            outs.append(out), losses.append(loss), steps.append(step)
+        return torch.cat(outs, dim=1), state, (torch.cat(losses, dim=-1), torch.cat(steps, dim=-1))
