@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["titans-pytorch", "matplotlib"]
+# dependencies = ["titans-pytorch[examples]"]
 #
 # [tool.uv.sources]
 # titans-pytorch = { path = ".", editable = true }

@@ -50,6 +50,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
     beside = path.with_name(f"{path.name}.part")
     try:
         save_model(model, str(beside), metadata={"format": "pt"})
+        beside.chmod(0o644)  # safetensors leaves it readable for its owner alone
         sync(beside)
         os.replace(beside, path)
     except SafetensorError as error:  # its only sign of an operating system's error is in the text
