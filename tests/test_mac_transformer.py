@@ -208,6 +208,23 @@ def test_weight_residual_is_for_memory_layers_behind_another():
     assert accepts == [False, False, True, True]
 
 
+def test_weight_residual_is_from_the_nearest_memory_layer_before():
+    model = build({**FULL, "neural_memory_layers": (1, 2, 4), "depth": 4})
+    taken, left = [], []
+
+    def record(memory, args, kwargs, out):
+        taken.append(kwargs["prev_weights"])
+        left.append(out[1].updates)
+
+    for layer in model.layers:
+        if layer.memory is not None:
+            layer.memory.register_forward_hook(record, with_kwargs=True)
+    model(draw_ids(1, 9))
+    assert taken[0] is None
+    assert taken[1] is left[0]
+    assert taken[2] is left[1]
+
+
 def test_no_option_that_is_off_leaves_a_trace_in_the_parameters():
     names = {name for name, _ in build(PLAIN).named_parameters()}
     assert not any(part in name for name in names for part in ("memory.", "memory_connection", "view_selector"))
