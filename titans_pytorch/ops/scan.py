@@ -8,9 +8,13 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from ..checks import wrong
+
 
 def naive_scan(gates: Tensor, inputs: Tensor, prev: Tensor | None = None) -> Tensor:
     """The recurrence word for word: the twin that every other form is tested against."""
+    if inputs.shape[1] == 0:
+        return inputs
     gates = _align(gates, inputs)
     h = torch.zeros_like(inputs[:, 0]) if prev is None else prev
     outs = []
@@ -34,13 +38,22 @@ def scan(gates: Tensor, inputs: Tensor, prev: Tensor | None = None, use_accelera
 
 
 class AssocScan(nn.Module):
-    """`scan` as a module: AssocScan(use_accelerated=False)(gates, inputs, prev=None)."""
+    """`scan` as a module: AssocScan(use_accelerated=False)(gates, inputs, prev=None).
+
+    Raises ValueError where gates [b n (...)] or prev [b ...] do not fit the inputs [b n ...].
+    """
 
     def __init__(self, use_accelerated: bool = False):
         super().__init__()
         self.use_accelerated = use_accelerated
 
     def forward(self, gates: Tensor, inputs: Tensor, prev: Tensor | None = None) -> Tensor:
+        b, n, *rest = inputs.shape
+        sizes = zip(gates.shape, inputs.shape, strict=False)
+        if gates.shape[:2] != (b, n) or gates.ndim > inputs.ndim or not all(g in (1, x) for g, x in sizes):
+            raise wrong("gates", tuple(gates.shape), f"({b}, {n}), or further dims that broadcast to {(b, n, *rest)}")
+        if prev is not None and tuple(prev.shape) != (b, *rest):
+            raise wrong("prev", tuple(prev.shape), f"{(b, *rest)}, one step of the inputs")
         return scan(gates, inputs, prev, self.use_accelerated)
 
 
