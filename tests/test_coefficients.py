@@ -1,0 +1,124 @@
+"""Momentum and decay as matrices, against the recurrences they stand for; values and gradients in float64."""
+
+import pytest
+import torch
+
+from titans_pytorch.ops.coefficients import coefficients, cumulative_products, naive_cumulative_products
+
+from .helpers import assert_close, assert_same_gradients, gradients
+
+ROWS, WIDTH = 2, 3
+
+
+def near(value, shape, generator):
+    """Gates that stand at `value`, or everywhere in (0, 1), with a few of the others among them."""
+    gates = torch.rand(shape, generator=generator, dtype=torch.float64) * 0.8 + 0.1
+    if value == "mixed":
+        picks = torch.randint(0, 4, shape, generator=generator)
+        gates = torch.where(picks == 0, 0.0, torch.where(picks == 1, 1.0, gates))
+    elif value is not None:
+        gates = torch.where(torch.rand(shape, generator=generator) > 0.2, value, gates)
+    return gates
+
+
+GATES = {"inside": None, "mixed": "mixed", "0": 0.0, "1": 1.0, "1e-40": 1e-40, "1e-12": 1e-12, "1-1e-12": 1 - 1e-12}
+each_gate = pytest.mark.parametrize("gate", GATES.values(), ids=GATES)
+
+
+def recurrence(keep, momentum, combine, surprise, memory, carried):
+    """Word for word: (updates [B m d], memories [B m+1 d], last momenta [o B d])."""
+    order = 0 if momentum is None else momentum.shape[-1]
+    states, updates, memories = list(carried), [], [memory]
+    for i in range(keep.shape[1]):
+        outs = [surprise[:, i]]
+        for k in range(order):
+            states[k] = momentum[:, i, k, None] * states[k] + outs[-1]
+            outs.append(states[k])
+        if combine is None:
+            update = outs[-1]
+        else:
+            members = outs if combine.shape[-1] == order + 1 else outs[1:]
+            update = sum(combine[:, i, k, None] * member for k, member in enumerate(members))
+        updates.append(update)
+        memories.append(keep[:, i, None] * memories[-1] + update)
+    return torch.stack(updates, 1), torch.stack(memories, 1), states
+
+
+def example(m, order, combined, gate, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(m + 10 * order)
+
+    def leaf(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    leaves = {"keep": near(gate, (ROWS, m), generator), "surprise": leaf(ROWS, m, WIDTH), "memory": leaf(ROWS, WIDTH)}
+    if order:
+        leaves["momentum"] = near(gate, (ROWS, m, order), generator)
+        leaves |= {f"carried{k}": leaf(ROWS, WIDTH) for k in range(order)}
+        if combined is not None:
+            leaves["combine"] = leaf(ROWS, m, order + combined).softmax(dim=-1)
+    return {name: leaf.to(dtype).requires_grad_() for name, leaf in leaves.items()}
+
+
+def by_coefficients(leaves, order):
+    """What the recurrence gives, from the coefficients alone: the memories in two ways."""
+    c = coefficients(leaves["keep"], leaves.get("momentum"), leaves.get("combine"))
+    surprise, memory, carried = leaves["surprise"], leaves["memory"], [leaves[f"carried{k}"] for k in range(order)]
+    update = c.update_surprise @ surprise
+    built = c.memory_start.unsqueeze(-1) * memory.unsqueeze(1) + c.memory_surprise @ surprise
+    for to_update, to_memory, state in zip(c.update_carry, c.memory_carry, carried, strict=True):
+        update = update + to_update.unsqueeze(-1) * state.unsqueeze(1)
+        built = built + to_memory.unsqueeze(-1) * state.unsqueeze(1)
+    from_update = c.memory_start.unsqueeze(-1) * memory.unsqueeze(1) + c.decay @ update
+    last = []
+    for to_last, of_surprise in zip(c.momentum_carry, c.momentum_surprise, strict=True):
+        own = torch.einsum("bm, bmd -> bd", of_surprise, surprise)
+        last.append(own + sum(w.unsqueeze(-1) * state for w, state in zip(to_last, carried, strict=False)))
+    return update, built, from_update, last
+
+
+@each_gate
+@pytest.mark.parametrize(
+    ("order", "combined"), [(0, None), (1, None), (1, 1), (2, None), (2, 0), (2, 1), (3, None), (3, 0), (3, 1)]
+)
+@pytest.mark.parametrize("m", [1, 2, 7])
+def test_agree_with_the_recurrence(m, order, combined, gate):
+    leaves = example(m, order, combined, gate)
+    carried = [leaves[f"carried{k}"] for k in range(order)]
+    args = (leaves[k] if k in leaves else None for k in ("keep", "momentum", "combine", "surprise", "memory"))
+    wanted_update, wanted_memory, wanted_last = recurrence(*args, carried)
+    update, built, from_update, last = by_coefficients(leaves, order)
+    assert_close(update, wanted_update, 1e-12, "update")
+    assert_close(built, wanted_memory, 1e-12, "memory")
+    assert_close(from_update, wanted_memory, 1e-12, "memory from updates")
+    for k in range(order):
+        assert_close(last[k], wanted_last[k], 1e-12, f"momentum {k}")
+    wanted = gradients([wanted_memory, wanted_memory, wanted_update, *wanted_last], leaves)
+    assert_same_gradients(gradients([built, from_update, update, *last], leaves), wanted, 1e-10)
+
+
+@each_gate
+@pytest.mark.parametrize("m", [1, 2, 9])
+def test_products(m, gate):
+    gates = near(gate, (2, 3, m), torch.Generator().manual_seed(m)).requires_grad_()
+    got, wanted = cumulative_products(gates), naive_cumulative_products(gates)
+    assert_close(got, wanted, 1e-12)
+    assert_same_gradients(gradients([got], {"gates": gates}), gradients([wanted], {"gates": gates}), 1e-10)
+
+
+def test_products_by_hand():
+    got = cumulative_products(torch.tensor([2.0, 0.0, 5.0], dtype=torch.float64))
+    wanted = torch.tensor([[1, 0, 0, 0], [2, 1, 0, 0], [0, 0, 1, 0], [0, 0, 5, 1]], dtype=torch.float64)
+    assert_close(got, wanted, 1e-13)
+
+
+@each_gate
+def test_finite_in_float32(gate):
+    """Long windows of shut gates underflow to nothing, never to inf or nan; slopes included."""
+    leaves = example(64, 2, 1, gate, torch.float32)
+    update, built, _, last = by_coefficients(leaves, 2)
+    for out in (update, built, *last):
+        assert out.isfinite().all()
+    for name, grad in gradients([update, built, *last], leaves).items():
+        assert grad.isfinite().all(), name
+    exact = {name: leaf.detach().double() for name, leaf in leaves.items()}
+    assert_close(built, by_coefficients(exact, 2)[1], 1e-5)
