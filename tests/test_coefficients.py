@@ -84,7 +84,7 @@ def by_coefficients(leaves, order):
 def test_agree_with_the_recurrence(m, order, combined, gate):
     leaves = example(m, order, combined, gate)
     carried = [leaves[f"carried{k}"] for k in range(order)]
-    args = (leaves[k] if k in leaves else None for k in ("keep", "momentum", "combine", "surprise", "memory"))
+    args = (leaves.get(k) for k in ("keep", "momentum", "combine", "surprise", "memory"))
     wanted_update, wanted_memory, wanted_last = recurrence(*args, carried)
     update, built, from_update, last = by_coefficients(leaves, order)
     assert_close(update, wanted_update, 1e-12, "update")
