@@ -46,10 +46,10 @@ def test_values_and_gradients_equal_the_naive_twin(n, d, rank, seed):
     error = DynamicModeDecomposition(rank)(x)
     want = torch.stack([naive_dmd_error(row, rank) for row in x])
     assert error.shape == (2,)
-    torch.testing.assert_close(error, want, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(error, want, rtol=1e-9, atol=1e-10)
     weight = torch.tensor([1.0, 2.0], dtype=torch.float64)
     got, slow = (torch.autograd.grad((e * weight).sum(), x)[0] for e in (error, want))
-    torch.testing.assert_close(got, slow, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(got, slow, rtol=1e-7, atol=1e-8)
 
 
 @pytest.mark.parametrize("rank", [None, 1, 2])
@@ -83,11 +83,11 @@ def test_windows_equal_a_loop_over_them(n, d, window, every, context, rank, seed
     fast = windowed_dmd_error(x, window, every, rank, context)
     slow = naive_windowed_dmd_error(x, window, every, rank, context)
     assert fast.shape == (2, max(0, (n - context) // every))
-    torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-10)
     if fast.numel():
         weight = snapshots(*fast.shape, seed=seed)
         got, want = (torch.autograd.grad((e * weight).sum(), x)[0] for e in (fast, slow))
-        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-8)
 
 
 @given(window=st.integers(1, 12), every=st.integers(1, 5), cut=st.integers(1, 5), d=st.integers(1, 9))
@@ -98,10 +98,10 @@ def test_windows_are_causal_and_need_no_more_than_window_minus_every(window, eve
     whole = windowed_dmd_error(x, window, every)
     changed = x.clone()
     changed[:, cut * every :] = snapshots(2, n - cut * every, d, seed=1)
-    torch.testing.assert_close(windowed_dmd_error(changed, window, every)[:, :cut], whole[:, :cut], rtol=0, atol=1e-12)
+    torch.testing.assert_close(windowed_dmd_error(changed, window, every)[:, :cut], whole[:, :cut], rtol=0, atol=1e-10)
     context = min(max(0, window - every), cut * every)
     later = windowed_dmd_error(x[:, cut * every - context :], window, every, context=context)
-    torch.testing.assert_close(later, whole[:, cut:], rtol=0, atol=1e-12)
+    torch.testing.assert_close(later, whole[:, cut:], rtol=0, atol=1e-10)
 
 
 # --- what it means
@@ -233,21 +233,22 @@ def test_equal_singular_values_at_the_rank_are_decoupled():
     assert all(g.isfinite().all() and g.any() for g in grads)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("window", [4, 12])
-def test_a_row_that_is_not_a_number_stays_alone(window):
+def test_a_row_that_is_not_finite_stays_alone(window, value):
     x = snapshots(3, 12, 5)
     broken = x.clone()
-    broken[1, 5, 2] = math.nan
+    broken[1, 5, 2] = value
     broken.requires_grad_()
     error, eigenvalues = DynamicModeDecomposition()(broken, return_eigenvalues=True)
     assert error.isnan().tolist() == [False, True, False]
     assert eigenvalues.isnan().all(dim=-1).tolist() == [False, True, False]
-    torch.testing.assert_close(error[[0, 2]], DynamicModeDecomposition()(x)[[0, 2]], rtol=0, atol=1e-12)
+    torch.testing.assert_close(error[[0, 2]], DynamicModeDecomposition()(x)[[0, 2]], rtol=0, atol=1e-10)
     windows, good = windowed_dmd_error(broken, window, 2), windowed_dmd_error(x, window, 2)
     reached = torch.tensor([end > 5 >= end - window for end in range(2, 13, 2)])
     assert torch.equal(windows[1].isnan(), reached)
-    torch.testing.assert_close(windows[1, ~reached], good[1, ~reached], rtol=0, atol=1e-12)
-    torch.testing.assert_close(windows[[0, 2]], good[[0, 2]], rtol=0, atol=1e-12)
+    torch.testing.assert_close(windows[1, ~reached], good[1, ~reached], rtol=0, atol=1e-10)
+    torch.testing.assert_close(windows[[0, 2]], good[[0, 2]], rtol=0, atol=1e-10)
     grad = torch.autograd.grad(windows.nansum() + error.nansum(), broken)[0]
     assert grad[[0, 2]].isfinite().all()
 

@@ -68,7 +68,8 @@ def windowed_dmd_error(x: Tensor, window: int, every: int, rank: int | None = No
     chunks = max(0, (n - context) // every)
     if chunks == 0 or window < 2:
         return x[:, :0].sum(dim=(1, 2))[:, None].expand(-1, chunks)
-    # windows before the start get zeros, and each its number of pairs of tokens that are there
+    # Windows that reach back before the start see zeros there. Pairs that begin with one are no part of |Y|^2; in the
+    # matrices they do no harm, as kept eigenvectors are zero at them.
     missing = window - every - context
     reach = F.pad(x, (0, 0, missing, context + chunks * every - n)).to(torch.float64)
     first = (missing - every * torch.arange(chunks, device=x.device)).clamp(0, window)
@@ -120,13 +121,12 @@ def _gram_of_snapshots(reach: Tensor, window: int, every: int, chunks: int, ther
         products = products.flatten(-2).index_select(-1, where.flatten())
     products = products.reshape(len(reach), blocks * at_once, window, window)[:, :chunks]
     square = products.diagonal(dim1=-2, dim2=-1)[..., 1:] * there
-    return products[..., :-1, :-1], products[..., :-1, 1:] * there.unsqueeze(-2), square.sum(dim=-1)
+    return products[..., :-1, :-1], products[..., :-1, 1:], square.sum(dim=-1)
 
 
 def _gram_of_features(reach: Tensor, window: int, every: int, chunks: int, there: Tensor):
     """X X^T, X Y^T, each [b c d d], and |Y|^2 [b c]."""
     tokens = reach.unfold(1, window, every).mT
-    # where the first snapshot of a pair is not there, it adds zero to both matrices
     early, late = tokens[..., :-1, :].contiguous(), tokens[..., 1:, :].contiguous()
     return early.mT @ early, early.mT @ late, (late.square().sum(dim=-1) * there).sum(dim=-1)
 
@@ -219,5 +219,5 @@ def _eigenvalues(x: Tensor, rank: int | None) -> Tensor:
     eps = min(torch.finfo(x.dtype).eps, torch.finfo(torch.float32).eps)
     kept = s > s[..., :1] * (max(n - 1, d) * eps)
     inverse = (kept / s.where(kept, 1.0))[..., :r]
-    operator = kept[..., :r, None] * (u[..., :r].mT @ late @ vh[..., :r, :].mT) * inverse[..., None, :]
+    operator = u[..., :r].mT @ late @ vh[..., :r, :].mT * inverse[..., None, :]
     return torch.where(finite[..., None], torch.linalg.eigvals(operator), complex(math.nan, math.nan)).to(complex_dtype)

@@ -53,10 +53,8 @@ def polar(pairs: Tensor) -> tuple[Tensor, Tensor]:
     """
     pairs = pairs.unflatten(-1, (-1, 2))
     radius = safe_norm(pairs).squeeze(-1)
-    at_zero = radius == 0
     cosine, sine = pairs.unbind(dim=-1)
-    angle = torch.atan2(sine, torch.where(at_zero, 1.0, cosine)).masked_fill(at_zero, 0.0)
-    return radius, angle
+    return radius, torch.atan2(sine, cosine).masked_fill(radius == 0, 0.0)
 
 
 def phase_step(angle: Tensor) -> Tensor:
