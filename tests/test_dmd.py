@@ -277,6 +277,17 @@ def test_leading_dims_and_dtypes():
     assert torch.equal(plain, again)
 
 
+def test_compiles_without_a_graph_break():
+    x = snapshots(2, 11, 6).requires_grad_()
+    compiled = torch.compile(windowed_dmd_error, backend="aot_eager", fullgraph=True)
+    for function in (windowed_dmd_error, compiled):
+        error = function(x, 4, 2)
+        grad = torch.autograd.grad(error.sum(), x)[0]
+        if function is windowed_dmd_error:
+            want = error, grad
+    torch.testing.assert_close((error, grad), want, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("rank", [0, -1, 1.5, True, "2"])
 def test_bad_rank_is_named(rank):
     with pytest.raises(ValueError, match="^rank: got .*, takes an int of at least 1"):

@@ -244,6 +244,13 @@ def test_pickle_deepcopy_state_dict_and_dtypes():
     torch.testing.assert_close(scores.double(), plain.double()(x), rtol=0, atol=0.03)
 
 
+def test_compiles_without_a_graph_break():
+    gate, x = build({"dim": 6} | EVERYTHING), tokens(2, 9, 6).requires_grad_()
+    compiled = torch.compile(gate, backend="aot_eager", fullgraph=True)
+    plain, fused = ((score, *gradients(score.sum(), [x, *gate.parameters()])) for score in (gate(x), compiled(x)))
+    torch.testing.assert_close(fused, plain, rtol=0, atol=1e-12)
+
+
 def test_parameters_by_name():
     names = lambda **kwargs: {name for name, _ in SymplecticGating(6, **kwargs).named_parameters()}  # noqa: E731
     twist = {"to_twist_q.weight", "to_twist_k.weight"}
