@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from .checks import positive_int, positive_number
+from .checks import positive_int, positive_number, wrong
 from .ops import vjp
 
 
@@ -89,6 +89,13 @@ class MemoryModel(nn.Module):
         return self.with_weights(x, OwnWeights(self))
 
 
+def _inner_width(dim: int, expansion_factor: float, times: int = 1, over: int = 1) -> int:
+    width = int(positive_int(dim, "dim") * positive_number(expansion_factor, "expansion_factor") * times / over)
+    if width < 1:
+        raise wrong("expansion_factor", expansion_factor, f"one that leaves at least one inner feature at dim = {dim}")
+    return width
+
+
 def _matrix(*shape: int) -> nn.Parameter:
     return nn.Parameter(nn.init.xavier_uniform_(torch.empty(shape)))
 
@@ -136,7 +143,7 @@ class MemoryMLP(MemoryModel):
 
     def __init__(self, dim: int, depth: int, expansion_factor: float = 2.0):
         super().__init__()
-        inner = int(positive_int(dim, "dim") * positive_number(expansion_factor, "expansion_factor"))
+        inner = _inner_width(dim, expansion_factor)
         widths = (dim, *(inner,) * (positive_int(depth, "depth") - 1), dim)
         self.weights = nn.ParameterList([_matrix(i, o) for i, o in zip(widths[:-1], widths[1:], strict=True)])
 
@@ -179,7 +186,7 @@ class MemorySwiGluMLP(MemoryModel):
 
     def __init__(self, dim: int, depth: int = 1, expansion_factor: float = 4.0):
         super().__init__()
-        inner = int(positive_int(dim, "dim") * positive_number(expansion_factor, "expansion_factor") * 2 / 3)
+        inner = _inner_width(dim, expansion_factor, 2, 3)
 
         def layer():
             shapes = ((dim, inner * 2), (inner, dim))
@@ -216,7 +223,7 @@ class GatedResidualMemoryMLP(MemoryModel):
 
     def __init__(self, dim: int, depth: int, expansion_factor: float = 4.0):
         super().__init__()
-        inner = int(positive_int(dim, "dim") * positive_number(expansion_factor, "expansion_factor"))
+        inner = _inner_width(dim, expansion_factor)
         self.weights = nn.ModuleList(
             [
                 nn.ParameterList([_matrix(dim, inner), _matrix(inner, dim), _matrix(dim * 2, dim)])
@@ -261,7 +268,7 @@ class MemoryAttention(MemoryModel):
     def __init__(self, dim: int, scale: float = 8.0, expansion_factor: float = 2.0):
         super().__init__()
         self.scale = positive_number(scale, "scale")
-        inner = int(positive_int(dim, "dim") * positive_number(expansion_factor, "expansion_factor"))
+        inner = _inner_width(dim, expansion_factor)
         shapes = ((dim, dim), (dim, dim), (dim, dim), (dim, inner), (inner, dim))
         self.weights = nn.ParameterList([_matrix(*shape) for shape in shapes])
 
@@ -281,16 +288,18 @@ class MemoryAttention(MemoryModel):
 
 
 def fast_form(model: nn.Module) -> str | None:
-    """How a model can be differentiated without the reference engine: "taped" (`with_vjp`), "ghost" (`with_weights`) or None.
+    """How a model is differentiated without the reference engine: "taped" (`with_vjp`), "ghost" (`with_weights`) or None.
 
     A shipped model whose `forward` was overridden is foreign: its `with_vjp` no longer says what it computes.
     """
     if any(p.ndim > 2 for p in model.parameters()):
         return None
     if isinstance(model, ResidualNorm):
-        return fast_form(model.model)
+        return fast_form(model.model) if type(model).forward is ResidualNorm.forward else None
     if isinstance(model, MemoryModel):
-        return "taped" if type(model).forward is MemoryModel.forward else None
+        if type(model).forward is not MemoryModel.forward:
+            return None
+        return "ghost" if type(model).with_vjp is MemoryModel.with_vjp else "taped"
     return "ghost" if hasattr(model, "with_weights") else None
 
 
