@@ -288,7 +288,7 @@ class MemoryAttention(MemoryModel):
 
 
 def fast_form(model: nn.Module) -> str | None:
-    """How a model is differentiated without the reference engine: "taped" (`with_vjp`), "ghost" (`with_weights`) or None.
+    """How a model is differentiated without the reference engine: "taped" (with_vjp), "ghost" (with_weights) or None.
 
     A shipped model whose `forward` was overridden is foreign: its `with_vjp` no longer says what it computes.
     """
