@@ -76,6 +76,9 @@ class SegmentedAttention(nn.Module):
         attend_kwargs: `dropout` (probability, in training), `scale` (default dim_head ** -0.5); `flash` is ignored.
         use_flex_attn: flex attention on CUDA (it has no backward on CPU); elsewhere, and in float64 or with a cache,
             scaled dot-product attention.
+
+    Raises:
+        ValueError: naming the argument, what it got and what it takes.
     """
 
     def __init__(

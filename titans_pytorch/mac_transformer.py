@@ -62,6 +62,9 @@ class MemoryAsContextTransformer(nn.Module):
         sliding_window_attn: attention sees a sliding window in place of its own segment.
         neural_mem_weight_residual: a memory's surprises are taken at weights mixed with the memory layer's before it.
         token_emb: module for the embedding, ids [b n] -> [b n dim]; default nn.Embedding.
+
+    Raises:
+        ValueError: naming the argument, what it got and what it takes.
     """
 
     def __init__(
@@ -95,18 +98,16 @@ class MemoryAsContextTransformer(nn.Module):
         positive_int(dim, "dim")
         positive_int(depth, "depth")
         positive_int(segment_len, "segment_len")
-        positive_int(num_residual_streams, "num_residual_streams")
         count(num_longterm_mem_tokens, "num_longterm_mem_tokens")
         if neural_memory_segment_len is None:
             neural_memory_segment_len = segment_len + num_longterm_mem_tokens
         positive_int(neural_memory_segment_len, "neural_memory_segment_len")
         memory_layers = _memory_layers(neural_memory_layers, depth)
 
-        self.num_tokens = num_tokens
         self.segment_len = segment_len
         self.memory_segment_len = neural_memory_segment_len
 
-        self.default_token_emb = token_emb is None
+        self.ids_below = num_tokens if token_emb is None else None  # what another embedding takes is its own affair
         self.token_emb = nn.Embedding(num_tokens, dim) if token_emb is None else token_emb
         longterm = torch.randn(num_longterm_mem_tokens, dim) * 0.02
         self.longterm_mems = nn.Parameter(longterm, requires_grad=num_longterm_mem_tokens > 0)
@@ -173,8 +174,11 @@ class MemoryAsContextTransformer(nn.Module):
             disable_flex_attn: use scaled dot-product attention for this call.
             cache: what an earlier call returned.
             return_cache: return (logits, cache for the tokens that follow). Its size does not depend on n.
+
+        Raises:
+            ValueError: for ids of another shape or dtype, out of range (seen on CPU), or another batch's cache.
         """
-        check_ids("ids", ids, self.num_tokens if self.default_token_emb else None)
+        check_ids("ids", ids, self.ids_below)
         self._check_cache(ids, cache)
         ids = ids.long()
         if return_loss:
@@ -211,7 +215,7 @@ class MemoryAsContextTransformer(nn.Module):
         use_cache: bool = False,
     ) -> Tensor:
         """Continue prompts [b n], n >= 1 -> the ids after them [b seq_len - n]; see `sampling.sample`."""
-        check_ids("prompt", prompt, self.num_tokens if self.default_token_emb else None)
+        check_ids("prompt", prompt, self.ids_below)
         return sample(self, prompt, seq_len, temperature, filter_fn, filter_kwargs, show_progress, use_cache)
 
     def _check_cache(self, ids: Tensor, cache: MacCache | None) -> None:

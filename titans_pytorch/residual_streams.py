@@ -10,6 +10,8 @@ from collections.abc import Callable
 from hyper_connections import mc_get_init_and_expand_reduce_stream_functions
 from torch import nn
 
+from .checks import positive_int
+
 
 def residual_streams(num_streams: int, dim: int) -> tuple[Callable[..., nn.Module], nn.Module, nn.Module]:
     """Three things: a maker of connections, [b n d] -> streams [(b s) n d], and back (their sum).
@@ -18,6 +20,7 @@ def residual_streams(num_streams: int, dim: int) -> tuple[Callable[..., nn.Modul
     streams. `make(layer_index = i)` makes one that at first reads stream i mod s; `add_branch_out_to_residual = False`
     leaves the depth half out, for a branch whose output is used elsewhere.
     """
+    positive_int(num_streams, "num_residual_streams")
     return mc_get_init_and_expand_reduce_stream_functions(
         num_streams, dim=dim, add_stream_embed=True, disable=num_streams == 1
     )
