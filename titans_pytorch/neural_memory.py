@@ -335,9 +335,7 @@ class NeuralMemory(nn.Module):
         else:
             run = still_run(self.engine, first, carry)
             surprises = (tokens.new_zeros(b, self.internal_heads, 0),) * 2
-        momentum = run.final.momentum
-        if momentum is None:
-            momentum = LazyTensors(shapes, lambda name: self.init_momentum(b)[name]) if self.momentum_order else {}
+        momentum = self._momentum_of(run, b)
         next_state = NeuralMemState(
             seq_index=state.seq_index + count * chunk,
             weights=run.final.anchor,
@@ -348,12 +346,21 @@ class NeuralMemory(nn.Module):
         )
         return run, next_state, surprises
 
+    def _momentum_of(self, run: Run, batch: int) -> Mapping[str, Tensor]:
+        if not self.momentum_order:
+            return {}
+        orders = run.final.momentum
+        if orders is None:
+            return LazyTensors(run.shapes, lambda name: self.init_momentum(batch)[name])
+        return LazyTensors(run.shapes, lambda name: torch.stack(tuple(orders[name])))
+
     def _carry(self, state: NeuralMemState, batch: int) -> Carry:
         anchor = self.init_weights(batch) if state.weights is None else state.weights
         if state.states is None:
             return Carry(anchor, anchor, None)
         memory, momentum = state.states
-        return Carry(anchor, memory, momentum if self.momentum_order else None)
+        orders = LazyTensors(memory, lambda name: momentum[name].unbind(0)) if self.momentum_order else None
+        return Carry(anchor, memory, orders)
 
     def _chunks(self, tokens: Tensor, mask: Tensor | None, first: int, residual: ResidualSource | None) -> StoreChunks:
         """Keys, values and rates of complete chunks, tokens [(2) b m*c d]."""

@@ -2,10 +2,11 @@
 batched over all tokens of a window, give for each weight what entered it (a) and the gradient of what left it (delta);
 everything else follows from these and from the window's coefficients (ops/coefficients.py, paths.py).
 
-Letters: B rows (batch and heads), m chunks, p pairs per chunk, G groups, r tokens per group, d and e the sides of a weight.
+Letters: B rows (batch and heads), m chunks, p pairs per chunk, G groups, r tokens per group, d and e the sides of a
+weight.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ class FastEngine:
 
     def still(self, first: int, memory: Tensors) -> Window:
         paths = {k: BuiltPath(v.unsqueeze(1)) for k, v in memory.items()}
-        return Window(first, 0, paths, self.reader(paths), lambda name: None)
+        return Window(first, 0, paths, self.reader(paths), lambda name: ())
 
     def window(self, chunks: StoreChunks, carry: Carry) -> Window:
         loss, records = self._surprise(chunks, carry.anchor)
@@ -44,7 +45,9 @@ class FastEngine:
             paths[name], finals[name] = self._path(records[name], carry.memory[name], momentum, modulation, c)
         return Window(chunks.first, len(chunks), paths, self.reader(paths), lambda name: finals[name](), loss)
 
-    def _path(self, record, memory: Tensor, momentum: Tensor | None, modulation: Tensor | None, c: Coefficients):
+    def _path(
+        self, record, memory: Tensor, momentum: Sequence[Tensor] | None, modulation: Tensor | None, c: Coefficients
+    ):
         """The parameter's way through the window, and how to build the momentum at its end."""
         a, delta = record
         scale = self._scale(a, delta, modulation)
@@ -52,8 +55,8 @@ class FastEngine:
             surprise = -c.memory_surprise if scale is None else -c.memory_surprise * scale.unsqueeze(1)
             path = DualPath(memory, momentum, a, delta, c, surprise)
 
-            def gradient(weights):
-                return weighted_gradient(weights if scale is None else weights * scale, a, delta)
+            def gradient(weights, base):
+                return weighted_gradient(-weights if scale is None else -weights * scale, a, delta, base)
 
             return path, lambda: final_momentum(c, momentum, gradient)
         grads = chunk_gradients(a, delta)
@@ -61,8 +64,9 @@ class FastEngine:
             grads = grads * scale.view(*scale.shape, *(1,) * (grads.ndim - 2))
         path = built_path(c, memory, momentum, grads, self.rule.spectral_norm and memory.ndim == 3)
 
-        def gradient(weights):
-            return (weights.unsqueeze(1) @ grads.flatten(2)).view_as(memory)
+        def gradient(weights, base):
+            out = -(weights.unsqueeze(1) @ grads.flatten(2)).view_as(memory)
+            return out if base is None else base + out
 
         return path, lambda: final_momentum(c, momentum, gradient)
 
@@ -131,7 +135,7 @@ class PathWeights:
 
 
 class Anchor:
-    """The weights a surprise is taken at: the anchor, with a weight residual where there is one (applied, not built)."""
+    """The weights a surprise is taken at: the anchor, and a weight residual where there is one (applied, not built)."""
 
     def __init__(self, anchor: Tensors, chunks: StoreChunks):
         self.anchor, self.first, self.residual = anchor, chunks.first, chunks.residual
@@ -230,7 +234,9 @@ def chunk_gradients(a: Tensor, delta: Tensor | None) -> Tensor:
     return a.sum(dim=2) if delta is None else a.transpose(-1, -2) @ delta
 
 
-def built_path(c: Coefficients, memory: Tensor, momentum: Tensor | None, grads: Tensor, spectral: bool) -> BuiltPath:
+def built_path(
+    c: Coefficients, memory: Tensor, momentum: Sequence[Tensor] | None, grads: Tensor, spectral: bool
+) -> BuiltPath:
     """Every entry [B m+1 ...] by one product of the coefficients with the gradients [B m ...]."""
     shape, flat = memory.shape[1:], grads.flatten(2)
     out = c.memory_start.unsqueeze(-1) * memory.flatten(1).unsqueeze(1)
@@ -248,13 +254,13 @@ def built_path(c: Coefficients, memory: Tensor, momentum: Tensor | None, grads: 
     return BuiltPath(out.unflatten(2, shape))
 
 
-def final_momentum(c: Coefficients, momentum: Tensor | None, gradient) -> Tensor:
-    """S^1_m .. S^o_m [o B ...]; gradient(weights [B m]) is the weighted sum of the chunks' gradients."""
+def final_momentum(c: Coefficients, momentum: Sequence[Tensor] | None, add_gradient) -> tuple[Tensor, ...]:
+    """S^1_m .. S^o_m, each [B ...]; add_gradient(weights [B m], base) is base less the weighted sum of the gradients."""
     outs = []
     for carry, surprise in zip(c.momentum_carry, c.momentum_surprise, strict=True):
-        out = -gradient(surprise)
-        if momentum is not None:
-            for weight, s in zip(carry, momentum, strict=False):
-                out = out + weight.view(-1, *(1,) * (s.ndim - 1)) * s
-        outs.append(out)
-    return torch.stack(outs)
+        base = None
+        for weight, s in zip(carry, momentum or (), strict=False):
+            carried = weight.view(-1, *(1,) * (s.ndim - 1)) * s
+            base = carried if base is None else base + carried
+        outs.append(add_gradient(surprise, base))
+    return tuple(outs)

@@ -1,15 +1,18 @@
 """How one parameter of the memory moves through a window of chunks: entry 0 before the window, entry i after chunk i.
 
 A path is applied to grouped tokens x [B G r d], group g reading entry rows[g]; rows is a slice or a tensor of indices.
-Letters: B rows (batch and heads), G groups, r tokens per group, m chunks, p pairs per chunk, d and e the sides of a weight.
+Letters: B rows (batch and heads), G groups, r tokens per group, m chunks, p pairs per chunk, d and e the sides of a
+weight.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from ..ops.causal_product import causal_product
 from ..ops.coefficients import Coefficients
 
 Rows = slice | Tensor
@@ -51,60 +54,70 @@ class DualPath:
     x M_i = start_i (x M_0) + sum_l carry_il (x S^l_0) - sum over pairs t of chunks j <= i of
     surprise_ij scale_j (x . a_t) delta_t: causal attention with keys a and values delta.
 
-    memory [B d e]; momentum [o B d e] or None (zero); a [B m p d]; delta [B m p e]; scale [B m] or None (ones).
+    memory [B d e]; momentum: S^1_0 .. S^o_0, each [B d e], or None (zero); a [B m p d]; delta [B m p e]; surprise
+    [B m+1 m]: minus the coefficients' own, times scale.
     """
 
     memory: Tensor
-    momentum: Tensor | None
+    momentum: Sequence[Tensor] | None
     a: Tensor
     delta: Tensor
     coefficients: Coefficients
-    surprise: Tensor  # [B m+1 m], minus memory_surprise times scale
+    surprise: Tensor
 
     def matmul(self, x, rows):
-        return self._apply(x, rows, self.a, self.delta, transposed=False)
+        return self._apply(x, rows, self.a, self.delta, lambda weight: weight)
 
     def matmul_t(self, x, rows):
-        return self._apply(x, rows, self.delta, self.a, transposed=True)
+        return self._apply(x, rows, self.delta, self.a, lambda weight: weight.transpose(-1, -2))
 
-    def _apply(self, x, rows, keys, values, transposed):
+    def _apply(self, x, rows, keys, values, side):
         B, G, r, _ = x.shape
-        m, p = self.a.shape[1:3]
-        flat = x.flatten(1, 2)
-        c = self.coefficients
-
-        def through(weight):
-            out = flat @ (weight.transpose(-1, -2) if transposed else weight)
-            return out.view(B, G, r, -1)
-
-        out = c.memory_start[:, rows, None, None] * through(self.memory)
-        if self.momentum is not None:
-            for carry, momentum in zip(c.memory_carry, self.momentum, strict=True):
-                out = out + carry[:, rows, None, None] * through(momentum)
-        if m == 0:
-            return out
-        scores = (flat @ keys.flatten(1, 2).transpose(-1, -2)).view(B, G, r, m, p)
-        scores = scores * self.surprise[:, rows, None, :, None]
-        return out + (scores.view(B, G * r, m * p) @ values.flatten(1, 2)).view(out.shape)
+        flat, c = x.flatten(1, 2), self.coefficients
+        starts = [(c.memory_start, self.memory), *zip(c.memory_carry, self.momentum or (), strict=False)]
+        out = None
+        for share, weight in starts:
+            share = share[:, rows, None].expand(B, G, r).reshape(B, G * r, 1)
+            out = _add_scaled_product(out, flat, side(weight), share)
+        if not self.a.shape[1]:
+            return out.unflatten(1, (G, r))
+        surprise = self.surprise[:, rows]
+        return (out + causal_product(flat, keys, values, surprise, first_row(rows))).unflatten(1, (G, r))
 
     def mul(self, x, rows):
         raise NotImplementedError("elementwise parameters are built")
 
     def entries(self, start, stop):
-        c, shape = self.coefficients, self.memory.shape[1:]
-        rows = slice(start, stop)
-        out = c.memory_start[:, rows, None, None] * self.memory[:, None]
-        if self.momentum is not None:
-            for carry, momentum in zip(c.memory_carry, self.momentum, strict=True):
-                out = out + carry[:, rows, None, None] * momentum[:, None]
-        weighted = self.a[:, None] * self.surprise[:, rows, :, None, None]  # [B i m p d]
-        grads = weighted.flatten(2, 3).transpose(-1, -2) @ self.delta.flatten(1, 2)[:, None]
-        return out + grads.view(*grads.shape[:2], *shape)
+        c = self.coefficients
+        out = [self._entry(c.memory_start, c.memory_carry, self.surprise, i) for i in range(start, stop)]
+        return torch.stack(out, dim=1) if len(out) != 1 else out[0].unsqueeze(1)
+
+    def _entry(self, start, carries, surprise, i):
+        out = start[:, i, None, None] * self.memory
+        for carry, momentum in zip(carries, self.momentum or (), strict=False):
+            out = torch.addcmul(out, carry[:, i, None, None], momentum)
+        return weighted_gradient(surprise[:, i], self.a, self.delta, out)
 
 
-def weighted_gradient(weights: Tensor, a: Tensor, delta: Tensor) -> Tensor:
-    """sum_j weights_j G_j with G_j = a_j^T delta_j: [B m], [B m p d], [B m p e] -> [B d e]."""
-    return (a * weights[:, :, None, None]).flatten(1, 2).transpose(-1, -2) @ delta.flatten(1, 2)
+def _add_scaled_product(out: Tensor | None, x: Tensor, weight: Tensor, share: Tensor) -> Tensor:
+    """out + share (x @ weight), the share [B t 1] taken on the narrower side."""
+    if weight.shape[-1] < weight.shape[-2]:
+        product = share * (x @ weight)
+        return product if out is None else out + product
+    x = share * x
+    return x @ weight if out is None else torch.baddbmm(out, x, weight)
+
+
+def weighted_gradient(weights: Tensor, a: Tensor, delta: Tensor, base: Tensor | None = None) -> Tensor:
+    """base + sum_j weights_j a_j^T delta_j: [B m], [B m p d], [B m p e] -> [B d e]."""
+    weights = weights[:, :, None, None]
+    a, delta = (a * weights, delta) if a.shape[-1] <= delta.shape[-1] else (a, delta * weights)
+    a, delta = a.flatten(1, 2).transpose(-1, -2), delta.flatten(1, 2)
+    return a @ delta if base is None else torch.baddbmm(base, a, delta)
+
+
+def first_row(rows: Rows) -> int | None:
+    return rows.start if isinstance(rows, slice) else None
 
 
 def take_rows(rows: list[int], device) -> Rows:

@@ -27,7 +27,7 @@ class ReferenceEngine:
 
     def still(self, first: int, memory: Tensors) -> Window:
         paths = {k: BuiltPath(v.unsqueeze(1)) for k, v in memory.items()}
-        return Window(first, 0, paths, self.reader(paths), lambda name: None)
+        return Window(first, 0, paths, self.reader(paths), lambda name: ())
 
     def window(self, chunks: StoreChunks, carry: Carry) -> Window:
         loss, grads = self._gradients(chunks, carry.anchor)
@@ -67,14 +67,14 @@ class ReferenceEngine:
         return loss, dict(zip(params, grads, strict=True))
 
     def _momentum(self, surprise, rates, carried):
-        """The combined update of each chunk [B m ...], and the momentum after the last [o B ...] (None without)."""
+        """The combined update of each chunk [B m ...], and the momentum after the last, each order [B ...]."""
         if rates.momentum is None:
-            return surprise, None
+            return surprise, ()
         outs, x = [surprise], surprise
         for order, gate in enumerate(rates.momentum.unbind(-1)):
             x = scan(gate, x, None if carried is None else carried[order], self.use_accelerated_scan)
             outs.append(x)
-        final = torch.stack([out[:, -1] for out in outs[1:]])
+        final = tuple(out[:, -1] for out in outs[1:])
         if rates.combine is None:
             return outs[-1], final
         mixed = outs[-rates.combine.shape[-1] :]

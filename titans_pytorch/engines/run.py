@@ -4,7 +4,7 @@ Letters: B rows (batch and heads), n tokens, m chunks, p pairs per chunk, G grou
 Entry i of a run is the memory before the run's chunk i, counted from chunk 0 of the whole sequence.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -44,11 +44,11 @@ class StoreChunks:
 
 @dataclass(frozen=True)
 class Carry:
-    """anchor and memory: name -> [B ...]; momentum: name -> [o B ...], or None where it is zero still."""
+    """anchor and memory: name -> [B ...]; momentum: name -> its orders, each [B ...], or None where it is still zero."""
 
     anchor: Tensors
     memory: Tensors
-    momentum: Tensors | None
+    momentum: Mapping[str, Sequence[Tensor]] | None
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Window:
     chunks: int
     paths: Mapping[str, Path]
     read: Callable[[Tensor, Rows], Tensor]
-    final_momentum: Callable[[str], Tensor]
+    final_momentum: Callable[[str], Sequence[Tensor]]
     loss: Tensor | None = None  # [B m p]
 
 

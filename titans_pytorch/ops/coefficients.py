@@ -24,8 +24,8 @@ class Coefficients:
     """Entry 0 stands before the window, entry i after chunk i.
 
     memory_start [B m+1]: of M_0 in M_i. memory_carry [o B m+1]: of S^l_0. memory_surprise [B m+1 m]: of u_j.
-    update_carry [o B m], update_surprise [B m m]: the same for the combined update of each chunk; decay [B m+1 m]: of the
-    updates in M_i. momentum_carry [o][o] of [B]: of S^l_0 in S^k_m. momentum_surprise [o][B m]: of u_j in S^k_m.
+    update_carry [o B m], update_surprise [B m m]: the same for the combined update of each chunk; decay [B m+1 m]: of
+    the updates in M_i. momentum_carry [o][o] of [B]: of S^l_0 in S^k_m. momentum_surprise [o][B m]: of u_j in S^k_m.
     """
 
     memory_start: Tensor

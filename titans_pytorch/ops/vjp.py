@@ -1,7 +1,7 @@
 """Values together with their vector-Jacobian products, as ordinary differentiable operations.
 
-Each function returns (y, back): back(dy) is dy times the Jacobian of y with respect to the input. A memory's surprise is
-such a product, and the training loss differentiates through it once more; written out like this that takes no
+Each function returns (y, back): back(dy) is dy times the Jacobian of y with respect to the input. A memory's surprise
+is such a product, and the training loss differentiates through it once more; written out like this that takes no
 higher-order autograd, so activation checkpointing, hooks, torch.compile and inference_mode all work.
 """
 
