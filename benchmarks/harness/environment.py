@@ -1,0 +1,99 @@
+"""Where a result was measured and how to get it again: the `run` record of every result file."""
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PACKAGES = ("titans-pytorch", "torch", "einops", "hyper-connections", "rotary-embedding-torch", "x-transformers")
+
+
+def run_record(
+    configuration: Mapping[str, Any],
+    seeds: Sequence[int],
+    device: str,
+    threads: int,
+    argv: Sequence[str] | None = None,
+    placeholders: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Command, full configuration, seeds, versions, commit, device, threads.
+
+    placeholders: values of the command line that mean nothing elsewhere -> what stands for them in the record.
+    """
+    shown = placeholders or {}
+    command = [shown.get(word, word) for word in (sys.argv if argv is None else argv)]
+    return {
+        "command": shlex.join(["python", _relative(command[0]), *command[1:]]),
+        "configuration": {k: shown.get(v, v) if isinstance(v, str) else v for k, v in configuration.items()},
+        "seeds": list(seeds),
+        "versions": versions(),
+        "commit": commit(),
+        "device": device_record(device),
+        "threads": threads,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """The commit of the repository, with "+changes" where tracked files differ from it; None outside a checkout."""
+    head = _git("rev-parse", "HEAD")
+    return head and head + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def device_record(device: str) -> dict[str, Any]:
+    """What computes. `class` names the kind of machine: times of two classes are not compared."""
+    cores = os.cpu_count()
+    record: dict[str, Any] = {"type": device.partition(":")[0], "cores": cores, "memory": _total_memory()}
+    if record["type"] == "cuda":
+        import torch
+
+        record["name"] = torch.cuda.get_device_name(device)
+    else:
+        record["name"] = _processor()
+    record["class"] = f"{record['type']}: {record['name']}, {cores} cores"
+    return record
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _total_memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _relative(script: str) -> str:
+    path = Path(script).resolve()
+    return str(path.relative_to(REPOSITORY)) if path.is_relative_to(REPOSITORY) else path.name

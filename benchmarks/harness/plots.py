@@ -1,0 +1,48 @@
+"""Figures that read well on light and dark pages: their own pale ground, dark ink, colours that differ in lightness."""
+
+from pathlib import Path
+
+from .results import write_beside
+
+GROUND, INK, FAINT = "#fbfbf9", "#1f2328", "#c9ccd1"
+COLOURS = ("#0b5cad", "#d9541e", "#6b7280", "#2a8f5c", "#8a4fbf")  # colour-blind safe in this order
+STYLE = {
+    "figure.facecolor": GROUND,
+    "savefig.facecolor": GROUND,
+    "axes.facecolor": GROUND,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": FAINT,
+    "grid.alpha": 0.5,
+    "grid.linewidth": 0.6,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "font.size": 9,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 4.5,
+}
+
+
+def new_figure(width: float, height: float):
+    """A matplotlib figure in this style, in inches. Draw on it inside `with style():`."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def style():
+    from matplotlib import rc_context
+
+    return rc_context(STYLE)
+
+
+def save_png(figure, path: str | Path) -> None:
+    with style():
+        write_beside(path, lambda part: figure.savefig(part, format="png", dpi=130, facecolor=GROUND))

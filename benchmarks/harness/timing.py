@@ -1,0 +1,43 @@
+"""Timing in one process: synchronised, every call on record. Seconds."""
+
+import time
+from collections.abc import Callable
+
+import torch
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+
+
+def synchronise(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def timed(work: Callable[[], object], device: str) -> float:
+    """One call."""
+    synchronise(device)
+    began = time.perf_counter()
+    work()
+    synchronise(device)
+    return time.perf_counter() - began
+
+
+def timed_calls(work: Callable[[], object], device: str, min_seconds: float = 0.0) -> list[float]:
+    """Every call's seconds: one call, then as many as it takes to fill `min_seconds`."""
+    calls = [timed(work, device)]
+    while sum(calls) < min_seconds:
+        calls.append(timed(work, device))
+    return calls
+
+
+def matmul_rate(device: str, dtype: str, side: int = 2048, min_seconds: float = 0.5) -> float:
+    """Operations per second of a product of two square matrices, 2 side^3 operations: the best of several calls."""
+    a = torch.randn(side, side, device=device, dtype=DTYPES[dtype])
+    b = torch.randn(side, side, device=device, dtype=DTYPES[dtype])
+    out = torch.empty_like(a)
+
+    def work():
+        torch.mm(a, b, out=out)
+
+    timed(work, device)
+    return 2 * side**3 / min(timed_calls(work, device, min_seconds))
