@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from einops import rearrange
 from torch import Tensor, nn
 
+from .checks import wrong
+
 
 @dataclass(frozen=True)
 class StoreRates:
@@ -79,6 +81,7 @@ class Rates(nn.Module):
         super().__init__()
         o = options
         self.options = o
+        self.step_transform = o.step_transform  # a module among us, where it is one
         self.reduce_to_chunk_rep = AttentionPool(dim) if o.attn_pool else AveragePool()
         self.to_adaptive_step = _linear(dim, o.heads * o.kv_per_token, o.step_bias)
         self.to_decay_factor = _linear(dim, o.heads, o.decay_bias)
@@ -93,7 +96,7 @@ class Rates(nn.Module):
     def forward(self, tokens: Tensor, chunk: int, with_residual: bool) -> StoreRates:
         """tokens [b m*c d], m complete chunks of `chunk` tokens."""
         h = self.options.heads
-        step = self.options.step_transform(self.to_adaptive_step(tokens))
+        step = self._step(tokens)
         chunks = self.reduce_to_chunk_rep(rearrange(tokens, "b (m c) d -> b m c d", c=chunk))
 
         def per_head(linear, x=chunks):
@@ -111,6 +114,14 @@ class Rates(nn.Module):
             modulation=None if modulation is None else modulation.sigmoid() * self.options.max_modulation,
             residual_mix=None if mix is None else mix.sigmoid().squeeze(-1),
         )
+
+    def _step(self, tokens: Tensor) -> Tensor:
+        logits = self.to_adaptive_step(tokens)
+        step = self.step_transform(logits)
+        if not isinstance(step, Tensor) or step.shape != logits.shape:
+            got = f"shape {tuple(step.shape)}" if isinstance(step, Tensor) else type(step).__name__
+            raise wrong("adaptive_step_transform", got, f"one step per logit: shape {tuple(logits.shape)}")
+        return step
 
 
 class SigmoidStep:
