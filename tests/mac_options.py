@@ -59,9 +59,14 @@ def double_streams():
 
 
 def build(options: dict, seed: int = 0, **more) -> MemoryAsContextTransformer:
-    """A model with random parameters, so that a gate at zero or a norm at one hides nothing."""
+    """A model with random parameters, so that a gate at zero or a norm at one hides nothing.
+
+    Orthogonalised updates, taken at weights that move every few tokens, make a rounding error grow tenfold in as many
+    tokens (so does a change of the weights by one part in 1e16): the random options leave that pair out."""
     options = dict(options)
     batches, layers = options.pop("batches", None), options.pop("memory_layers", None)
+    if options.get("neural_memory_kwargs", {}).get("spectral_norm_surprises"):
+        batches = None
     if layers is not None:
         options["neural_memory_layers"] = tuple(sorted(layer for layer in layers if layer <= options["depth"]))
     if batches is not None:

@@ -117,6 +117,13 @@ def test_one_token_at_a_time_equals_the_whole(options, prompt, seed):
         assert_pieces_equal_the_whole(model, ids, [prompt] + [1] * (17 - prompt))
 
 
+@pytest.mark.parametrize("name", ["base", "gate", "train_mac"])
+def test_pieces_equal_the_whole_in_the_released_models(name):
+    model, case = from_vector(name)
+    with torch.no_grad(), double_streams():
+        assert_pieces_equal_the_whole(model, case["ids"], [11, 1, 2, 1, 6] + [1] * (case["ids"].shape[1] - 21))
+
+
 def assert_pieces_equal_the_whole(model, ids, pieces):
     whole = model(ids)
     outs, cache = [], None
