@@ -67,7 +67,8 @@ class NeuralMemState(NamedTuple):
     weights: name -> [(b h) ...], the anchor: where surprises are taken.
     cache_store_segment: tokens waiting for their chunk [b k d] ([2 b k d] with diff views).
     states: (memory, momentum): name -> [(b h) ...] and name -> [o (b h) ...] (empty without momentum).
-    updates: name -> [(b h) (chunks + 1) ...], the memory before each chunk of the last call and after it; built when read.
+    updates: name -> [(b h) (chunks + 1) ...], the memory before each chunk of the last call and after it; built when
+        read.
     active_page_indices: [b], the page being written (pages only).
     cache_store_mask: [b k] bool, the store mask of the waiting tokens; None if nothing was masked.
     query_group: [b h k d], earlier queries of the unfinished read group (memory models that are not tokenwise only).
@@ -117,8 +118,10 @@ class NeuralMemState(NamedTuple):
         if index.unique().numel() != 1:
             raise ValueError(f"td: got rows at positions {index.unique().tolist()}, takes rows at one position")
 
+        names = set(td.keys())
+
         def merged(key):
-            return {k: td[key, k].flatten(0, 1) for k in td[key].keys()} if key in td.keys() else None
+            return {k: td[key, k].flatten(0, 1) for k in td[key].keys()} if key in names else None
 
         waiting = td.get("cache_store_segment", None)
         momentum = merged("momentum")

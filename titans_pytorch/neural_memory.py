@@ -1,7 +1,7 @@
 """NeuralMemory: a memory whose weights are written by gradient descent while a sequence is read. Start here.
 
-Titans, arXiv 2501.00663, equations 8 to 18. Letters: b batch, n tokens, h heads, d features, c chunk, u keys and values per
-token, o momentum order, k waiting tokens.
+Titans, arXiv 2501.00663, equations 8 to 18. Letters: b batch, n tokens, h heads, d features, c chunk, u keys and values
+per token, o momentum order, k waiting tokens.
 """
 
 from collections.abc import Callable, Mapping
@@ -42,11 +42,13 @@ class NeuralMemory(nn.Module):
     Args:
         dim: features of the sequence.
         chunk_size: tokens per chunk, an int or (retrieve, store). Momentum and decay act once per store chunk.
-        batch_size: tokens between moves of the anchor, at which surprises are taken, to the memory; None: the anchor stays
-            at the initial weights. A multiple of the store chunk. chunk_size = 1 with a batch size is the paper's rule.
+        batch_size: tokens between moves of the anchor, at which surprises are taken, to the memory; None: the anchor
+            stays at the initial weights. A multiple of the store chunk. chunk_size = 1 with a batch size is the
+            paper's rule.
         dim_head: features per head (default dim); needed with more than one head.
         heads: memories side by side, each with its own keys, values, queries and weights.
-        model: the memory network, [.. n dim_head] -> [.. n dim_head]; default MemoryMLP(dim_head, **default_model_kwargs).
+        model: the memory network, [.. n dim_head] -> [.. n dim_head]; default MemoryMLP(dim_head,
+            **default_model_kwargs).
         store_memory_loss_fn: (prediction, target) [.. d] -> [..]; default the mean squared error over d.
         adaptive_step_transform: what turns the step's logits [b n h*u] into steps; default a sigmoid times
             default_step_transform_max_lr.
@@ -57,11 +59,11 @@ class NeuralMemory(nn.Module):
         learned_momentum_combine, learned_combine_include_zeroth: mix the orders (and the raw surprise) per chunk.
         num_kv_per_token: keys and values per token.
         qkv_receives_diff_views: seq is [3 b n d], the query, key and value views.
-        pre_rmsnorm, post_rmsnorm, qk_rmsnorm: norms before, after, and on queries and keys (keeps long sequences finite).
+        pre_rmsnorm, post_rmsnorm, qk_rmsnorm: norms before, after, and on queries and keys (keeps long streams finite).
         max_grad_norm: soft limit of each chunk's gradient per parameter.
         use_accelerated_scan: the accelerated-scan kernel in the reference engine, where it runs.
         activation: after the key, value and query maps.
-        init_adaptive_step_bias, init_momentum_bias, init_decay_bias: start values of these rates' logits (weights at zero).
+        init_adaptive_step_bias, init_momentum_bias, init_decay_bias: start values of these logits (weights at zero).
         accept_weight_residual: forward takes `prev_weights`, an earlier memory layer's `updates`.
         spectral_norm_surprises: orthogonalise each matrix update by Newton-Schulz.
         gated_transition: at each batch boundary the memory becomes anchor + sigmoid(g) (memory - anchor), g learned.
@@ -278,7 +280,7 @@ class NeuralMemory(nn.Module):
         mask: Tensor | None = None,
         return_surprises: bool = True,
     ):
-        """Stores seq [b n d] ([2 b n d] with diff views) that begins at token `seq_index`, a multiple of the store chunk.
+        """Stores seq [b n d] ([2 b n d] with diff views), which begins at token `seq_index`, a multiple of the chunk.
 
         weights: the anchor, name -> [(b h) ...]; past_state: (memory, momentum).
         Returns (updates, next_state), and (loss, step) if asked for.

@@ -255,7 +255,7 @@ def built_path(
 
 
 def final_momentum(c: Coefficients, momentum: Sequence[Tensor] | None, add_gradient) -> tuple[Tensor, ...]:
-    """S^1_m .. S^o_m, each [B ...]; add_gradient(weights [B m], base) is base less the weighted sum of the gradients."""
+    """S^1_m .. S^o_m, each [B ...]; add_gradient(weights [B m], base): base less the gradients' weighted sum."""
     outs = []
     for carry, surprise in zip(c.momentum_carry, c.momentum_surprise, strict=True):
         base = None

@@ -44,7 +44,7 @@ class StoreChunks:
 
 @dataclass(frozen=True)
 class Carry:
-    """anchor and memory: name -> [B ...]; momentum: name -> its orders, each [B ...], or None where it is still zero."""
+    """anchor and memory: name -> [B ...]; momentum: name -> its orders, each [B ...], or None while it is zero."""
 
     anchor: Tensors
     memory: Tensors
