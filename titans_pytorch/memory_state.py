@@ -121,7 +121,7 @@ class NeuralMemState(NamedTuple):
         names = set(td.keys())
 
         def merged(key):
-            return {k: td[key, k].flatten(0, 1) for k in td[key].keys()} if key in names else None
+            return {k: v.flatten(0, 1) for k, v in td[key].items()} if key in names else None
 
         waiting = td.get("cache_store_segment", None)
         momentum = merged("momentum")
