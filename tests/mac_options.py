@@ -65,7 +65,7 @@ def build(options: dict, seed: int = 0, **more) -> MemoryAsContextTransformer:
     tokens (so does a change of the weights by one part in 1e16): the random options leave that pair out."""
     options = dict(options)
     batches, layers = options.pop("batches", None), options.pop("memory_layers", None)
-    if options.get("neural_memory_kwargs", {}).get("spectral_norm_surprises"):
+    if batches and options["neural_memory_kwargs"]["spectral_norm_surprises"]:
         batches = None
     if layers is not None:
         options["neural_memory_layers"] = tuple(sorted(layer for layer in layers if layer <= options["depth"]))
