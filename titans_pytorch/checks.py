@@ -1,6 +1,13 @@
 """Errors for wrong arguments: which argument, what it got, what it takes."""
 
 
+class Words(str):
+    """What was got, in words: printed without quotes."""
+
+    def __repr__(self):
+        return str(self)
+
+
 def wrong(name: str, got, takes: str) -> ValueError:
     return ValueError(f"{name}: got {got!r}, takes {takes}")
 
@@ -14,6 +21,12 @@ def positive_int(value, name: str) -> int:
 def positive_number(value, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
         raise wrong(name, value, "a number above 0")
+    return value
+
+
+def number_or_none(value, name: str) -> float | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+        raise wrong(name, value, "a number or None")
     return value
 
 

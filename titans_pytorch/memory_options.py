@@ -1,15 +1,16 @@
 """NeuralMemory's keywords, checked and turned into the few objects that the rest of the code sees."""
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from .checks import positive_int, wrong
+from .checks import Words, positive_int, wrong
 from .engines.fast import FastEngine
 from .engines.reference import ReferenceEngine
 from .engines.update_rule import UpdateRule
-from .memory_models import ResidualNorm, fast_form
+from .memory_models import MemoryMLP, ResidualNorm, fast_form
 
 ENGINES = ("auto", "dual", "matrix", "reference")
 
@@ -31,26 +32,36 @@ def batch_chunks(batch_size: int | None, store_chunk: int, name: str = "batch_si
     return batch_size // store_chunk
 
 
+def default_model(dim: int, kwargs: Mapping) -> MemoryMLP:
+    allowed = ("depth", "expansion_factor")
+    if not isinstance(kwargs, Mapping) or "depth" not in kwargs or not set(kwargs) <= set(allowed):
+        raise wrong("default_model_kwargs", kwargs, "keywords of MemoryMLP: depth, and expansion_factor if you like")
+    return MemoryMLP(dim, **kwargs)
+
+
 def memory_template(model: nn.Module, dim: int) -> nn.Module:
     """A copy of the memory model, on the meta device: it says how weights are used, the weights come from elsewhere."""
     if not isinstance(model, nn.Module):
         raise wrong("model", model, "a torch.nn.Module mapping [.. n d] to [.. n d]")
+    kind = type(model).__name__
     if buffers := [name for name, _ in model.named_buffers()]:
-        raise wrong("model", f"{type(model).__name__} with buffers {buffers}", "a module without buffers")
+        raise wrong("model", Words(f"{kind} with buffers {', '.join(buffers)}"), "a module without buffers")
     if not any(True for _ in model.parameters()):
-        raise wrong("model", f"{type(model).__name__} without parameters", "a module with parameters")
+        raise wrong("model", Words(f"{kind} without parameters"), "a module with parameters")
     param = next(model.parameters())
-    probe = torch.zeros(2, 3, dim, dtype=param.dtype, device=param.device)
-    try:
-        with torch.no_grad():
-            shape = tuple(model(probe).shape)
-    except RuntimeError as error:
-        raise wrong(
-            "model", f"{type(model).__name__} ({error})", f"a module that maps [.. n {dim}] to itself"
-        ) from None
-    if shape != (2, 3, dim):
-        raise wrong("model", f"one that maps (2, 3, {dim}) to {shape}", "a module that keeps the shape")
-    return copy.deepcopy(model).to("meta")
+    for shape in ((2, 3, dim), (3, dim)):
+        try:
+            with torch.no_grad():
+                out = model(torch.zeros(shape, dtype=param.dtype, device=param.device))
+        except Exception as error:
+            got = Words(f"{kind}, which fails on {shape} with {type(error).__name__}: {error}")
+            raise wrong("model", got, f"a module that maps [.. n {dim}] to [.. n {dim}]") from error
+        if not isinstance(out, Tensor) or tuple(out.shape) != shape:
+            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise wrong("model", Words(f"{kind}, which maps {shape} to {got}"), "a module that keeps the shape")
+    # parameters are put in place one by one: those that are tied stay tied
+    on_meta = {id(p): nn.Parameter(torch.empty_like(p, device="meta")) for p in model.parameters()}
+    return copy.deepcopy(model, on_meta)
 
 
 def initial_weights(model: nn.Module, heads: int, per_head: bool) -> nn.ParameterList:
