@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .checks import wrong
+from .checks import Words, wrong
 from .engines.run import ResidualSource, Run, built_run
 from .memory_state import NeuralMemState
 
@@ -26,7 +26,7 @@ class Views:
 
 
 def as_views(seq: Tensor, store_seq: Tensor | None, dim: int, diff_views: bool) -> Views:
-    """The query view and the store view of a call."""
+    """The query view and the store view of a call; no tokens are fine, no rows are not."""
     shapes = f"[3 b n {dim}]" if diff_views else f"[b n {dim}] or one token [b {dim}]"
     seq = _floating(seq, "seq", shapes)
     if seq.ndim == 3 - (not diff_views):
@@ -36,20 +36,21 @@ def as_views(seq: Tensor, store_seq: Tensor | None, dim: int, diff_views: bool) 
     query = seq[0] if diff_views else seq
     if diff_views and seq.shape[0] == 1 and store_seq is None:
         raise wrong("seq", tuple(seq.shape), f"{shapes}, or the query view [1 b n {dim}] with a store_seq")
+    _some_rows(query, "seq")
     store = (seq[1:] if diff_views else seq) if store_seq is None else as_store_view(store_seq, dim, diff_views)
     if store.shape[-3:-1] != query.shape[:2]:
         raise wrong("store_seq", tuple(store.shape), f"as many rows and tokens as seq, {tuple(query.shape[:2])}")
     return Views(query, store)
 
 
-def as_store_view(seq: Tensor, dim: int, diff_views: bool) -> Tensor:
+def as_store_view(seq: Tensor, dim: int, diff_views: bool, name: str = "store_seq") -> Tensor:
     shapes = f"[2 b n {dim}]" if diff_views else f"[b n {dim}]"
-    seq = _floating(seq, "store_seq", shapes)
+    seq = _floating(seq, name, shapes)
     if seq.ndim == 2 + diff_views:
         seq = seq.unsqueeze(-2)
     if seq.ndim != 3 + diff_views or seq.shape[-1] != dim or (diff_views and seq.shape[0] != 2):
-        raise wrong("store_seq", tuple(seq.shape), shapes)
-    return seq
+        raise wrong(name, tuple(seq.shape), shapes)
+    return _some_rows(seq, name)
 
 
 def as_query_view(seq: Tensor, dim: int) -> Tensor:
@@ -57,14 +58,26 @@ def as_query_view(seq: Tensor, dim: int) -> Tensor:
     seq = _floating(seq, "seq", shapes)
     if seq.ndim != 3 or seq.shape[-1] != dim:
         raise wrong("seq", tuple(seq.shape), shapes)
-    return seq
+    return _some_rows(seq, "seq")
 
 
 def _floating(seq, name: str, shapes: str) -> Tensor:
     if not isinstance(seq, Tensor) or not seq.is_floating_point():
         got = seq.dtype if isinstance(seq, Tensor) else type(seq).__name__
-        raise wrong(name, got, f"a floating point tensor {shapes}")
+        raise wrong(name, Words(got), f"a floating point tensor {shapes}")
     return seq
+
+
+def _some_rows(seq: Tensor, name: str) -> Tensor:
+    if seq.shape[-3] == 0:
+        raise wrong(name, tuple(seq.shape), "at least one row")
+    return seq
+
+
+def check_dtype(seq: Tensor, weight: Tensor, name: str) -> None:
+    """Without autocast tokens have the dtype of the weights that they meet."""
+    if weight.is_floating_point() and seq.dtype != weight.dtype and not torch.is_autocast_enabled(seq.device.type):
+        raise wrong(name, seq.dtype, f"{weight.dtype}, the dtype of the memory's parameters")
 
 
 def memory_dtype(x: Tensor) -> Tensor:
@@ -72,32 +85,63 @@ def memory_dtype(x: Tensor) -> Tensor:
     return x.float() if x.dtype in HALF and not torch.is_autocast_enabled(x.device.type) else x
 
 
-def check_state(state, shapes: Mapping[str, tuple], order: int, dtype: torch.dtype, width: tuple[int, ...]) -> None:
-    """A state of another configuration, batch size or dtype is refused. shapes: name -> ((b h), ...); width: the shape
-    of the tokens less their length."""
-    if not isinstance(state, NeuralMemState):
-        raise wrong("state", type(state).__name__, "the NeuralMemState that the call before returned")
-    waiting = state.cache_store_segment
-    if waiting is not None and (*waiting.shape[:-2], waiting.shape[-1]) != width:
-        takes = f"tokens of shape {(*width[:-1], 'waiting', width[-1])}, as the call's"
-        raise wrong("state.cache_store_segment", tuple(waiting.shape), takes)
-    dtype = torch.float32 if dtype in HALF else dtype
-    if state.weights is not None:
-        check_weights(state.weights, shapes, "state.weights", dtype=dtype)
-    if state.states is not None:
-        memory, momentum = state.states
-        check_weights(memory, shapes, "state.states[0]", dtype=dtype)
-        wanted = {k: (order, *v) for k, v in shapes.items()} if order else {}
-        check_weights(momentum, wanted, "state.states[1]", dtype=dtype)
+@dataclass(frozen=True)
+class StateShape:
+    """What a state must look like. shapes: name -> ((b h), ...); width: the shape of the tokens less their length."""
+
+    chunk: int
+    shapes: Mapping[str, tuple]
+    order: int
+    dtype: torch.dtype
+    width: tuple[int, ...]
+
+    @property
+    def kept_in(self) -> torch.dtype:
+        return torch.float32 if self.dtype in HALF else self.dtype
+
+    def check(self, state: NeuralMemState) -> None:
+        """Refuses a state of another configuration, batch size or dtype."""
+        if not isinstance(state.seq_index, int) or state.seq_index < 0 or state.seq_index % self.chunk:
+            raise wrong("state.seq_index", state.seq_index, f"a multiple of the store chunk size, {self.chunk}")
+        self._check_waiting(state)
+        if state.weights is not None:
+            self.check_weights(state.weights, "state.weights")
+        if state.states is not None:
+            self.check_states(state.states, "state.states")
+        if state.read_weights is not None:
+            self.check_weights(state.read_weights, "state.read_weights")
+
+    def _check_waiting(self, state: NeuralMemState) -> None:
+        waiting, mask = state.cache_store_segment, state.cache_store_mask
+        if waiting is not None:
+            shape = tuple(waiting.shape)
+            if (*shape[:-2], shape[-1]) != self.width or shape[-2] >= self.chunk:
+                takes = f"{(*self.width[:-1], 'k', self.width[-1])} with k < {self.chunk}, the store chunk size"
+                raise wrong("state.cache_store_segment", shape, takes)
+        if mask is not None and tuple(mask.shape) != (self.width[-2], state.position - state.seq_index):
+            wanted = (self.width[-2], state.position - state.seq_index)
+            raise wrong("state.cache_store_mask", tuple(mask.shape), f"{wanted}, the mask of the waiting tokens")
+
+    def check_weights(self, weights, name: str, entries: bool = False) -> None:
+        check_weights(weights, self.shapes, name, entries, self.kept_in)
+
+    def has_entries(self, weights, name: str) -> bool:
+        """Whether weights have one more dim than parameters do: one entry per chunk."""
+        _check_names(weights, self.shapes, name)
+        return all(weights[key].ndim == len(shape) + 1 for key, shape in self.shapes.items())
+
+    def check_states(self, states, name: str) -> None:
+        if not isinstance(states, tuple | list) or len(states) != 2:
+            raise wrong(name, Words(type(states).__name__), "a pair: (memory, momentum)")
+        memory, momentum = states
+        self.check_weights(memory, f"{name}[0]")
+        orders = {k: (self.order, *v) for k, v in self.shapes.items()} if self.order else {}
+        check_weights(momentum, orders, f"{name}[1]", dtype=self.kept_in)
 
 
 def check_weights(weights, shapes: Mapping[str, tuple], name: str, entries: bool = False, dtype=None):
     """name -> tensor of exactly these shapes; with `entries`, of a further dim 1."""
-    if not isinstance(weights, Mapping) and not hasattr(weights, "keys"):
-        raise wrong(name, type(weights).__name__, "a mapping from parameter names to tensors")
-    names = set(weights.keys())
-    if names != set(shapes):
-        raise wrong(name, f"parameters {sorted(names)}", f"parameters {sorted(shapes)}")
+    _check_names(weights, shapes, name)
     for key, wanted in shapes.items():
         value = weights[key]
         shape = tuple(value.shape)
@@ -109,10 +153,28 @@ def check_weights(weights, shapes: Mapping[str, tuple], name: str, entries: bool
     return weights
 
 
+def _check_names(weights, shapes: Mapping[str, tuple], name: str) -> None:
+    if not isinstance(weights, Mapping) and not hasattr(weights, "keys"):
+        raise wrong(name, Words(type(weights).__name__), "a mapping from parameter names to tensors")
+    names = list(weights.keys())
+    if set(names) != set(shapes):
+        got = ", ".join(map(str, names)) or "none"
+        raise wrong(name, Words(f"the parameters {got}"), f"the parameters {', '.join(shapes) or 'none'}")
+    for key in shapes:
+        if not isinstance(weights[key], Tensor):
+            raise wrong(f"{name}[{key!r}]", Words(type(weights[key]).__name__), "a tensor")
+
+
+def check_mask(mask, batch: int, n: int, name: str) -> None:
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != (batch, n):
+        got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise wrong(name, Words(got), f"a bool tensor of shape {(batch, n)}")
+
+
 def join_masks(mask: Tensor | None, state: NeuralMemState, batch: int, n: int) -> Tensor | None:
     """The mask of the waiting and the new tokens [b k+n], or None if nothing is masked."""
-    if mask is not None and (mask.dtype != torch.bool or tuple(mask.shape) != (batch, n)):
-        raise wrong("store_mask", f"{mask.dtype} {tuple(mask.shape)}", f"a bool tensor of shape {(batch, n)}")
     waiting = state.position - state.seq_index
     if mask is None and state.cache_store_mask is None:
         return None
@@ -123,28 +185,27 @@ def join_masks(mask: Tensor | None, state: NeuralMemState, batch: int, n: int) -
     return torch.cat((before, now), dim=1)
 
 
-def residual_source(prev_weights, shapes: Mapping[str, tuple], first: int, count: int) -> ResidualSource | None:
+def residual_source(prev_weights, expected: StateShape, first: int, count: int) -> ResidualSource | None:
     """An earlier layer's updates, from chunk `first` on. A plain mapping begins at this call's first chunk."""
     if prev_weights is None or count == 0:
         return None
-    run = _source_run(prev_weights, shapes, first)
+    run = _source_run(prev_weights, expected, first)
     if run.first > first or run.last < first + count - 1:
-        raise wrong(
-            "prev_weights",
-            f"the memory before chunks {run.first} to {run.last}",
-            f"chunks {first} to {first + count - 1}",
-        )
+        got = Words(f"the memory before chunks {run.first} to {run.last}")
+        raise wrong("prev_weights", got, f"updates that cover chunks {first} to {first + count - 1}, counted from 0")
     return ResidualSource(run)
 
 
-def _source_run(prev_weights, shapes: Mapping[str, tuple], first: int) -> Run:
-    if getattr(prev_weights, "source", None) is None:
-        check_weights(prev_weights, shapes, "prev_weights", entries=True)
-        first = getattr(prev_weights, "first_chunk", first)
-        return built_run({k: prev_weights[k] for k in shapes}, first)
-    if prev_weights.source.shapes != dict(shapes):
-        raise wrong("prev_weights", f"parameters {prev_weights.source.shapes}", f"parameters {dict(shapes)}")
-    return prev_weights.source
+def _source_run(prev_weights, expected: StateShape, first: int) -> Run:
+    source = getattr(prev_weights, "source", None)
+    if source is None:
+        expected.check_weights(prev_weights, "prev_weights", entries=True)
+        own = getattr(prev_weights, "first_chunk", None)
+        return built_run({k: prev_weights[k] for k in expected.shapes}, first if own is None else own)
+    if dict(source.shapes) != dict(expected.shapes):
+        got, takes = (", ".join(f"{k} {v}" for k, v in shapes.items()) for shapes in (source.shapes, expected.shapes))
+        raise wrong("prev_weights", Words(f"the parameters {got}"), f"the parameters {takes}")
+    return source
 
 
 def group_progress(position: int, group: int) -> int:
@@ -157,7 +218,7 @@ def with_earlier_queries(queries: Tensor, earlier: Tensor | None, position: int,
     wanted = group_progress(position, group)
     got = 0 if earlier is None else earlier.shape[2]
     if got != wanted:
-        raise wrong("state.query_group", f"{got} earlier queries", f"{wanted} at position {position}")
+        raise wrong("state.query_group", Words(f"{got} earlier queries"), f"{wanted} at position {position}")
     return (torch.cat((earlier, queries), dim=2) if got else queries), position - got
 
 

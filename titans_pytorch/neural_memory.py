@@ -13,11 +13,18 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from . import memory_inputs as inputs
-from .checks import callable_or_none, positive_int, positive_number, wrong
+from .checks import Words, callable_or_none, number_or_none, positive_int, positive_number, wrong
 from .engines.run import Carry, ResidualSource, Run, StoreChunks, built_run, still_run, store
 from .engines.update_rule import UpdateRule
-from .memory_models import MemoryMLP
-from .memory_options import batch_chunks, choose_engine, chunk_sizes, initial_weights, memory_template, wrap
+from .memory_options import (
+    batch_chunks,
+    choose_engine,
+    chunk_sizes,
+    default_model,
+    initial_weights,
+    memory_template,
+    wrap,
+)
 from .memory_state import LazyTensors, NeuralMemState, mem_state_detach
 from .norms import MultiheadRMSNorm
 from .ops.scan import AssocScan
@@ -139,7 +146,7 @@ class NeuralMemory(nn.Module):
         # the memory network, and its learned initial weights
 
         if model is None:
-            model = MemoryMLP(self.dim_head, **default_model_kwargs)
+            model = default_model(self.dim_head, default_model_kwargs)
         template = wrap(memory_template(model, self.dim_head), self.dim_head, mem_model_norm_add_residual)
         self.memory_model_parameters = initial_weights(
             wrap(model, self.dim_head, mem_model_norm_add_residual), self.internal_heads, per_head_learned_parameters
@@ -152,14 +159,14 @@ class NeuralMemory(nn.Module):
             None if max_grad_norm is None else positive_number(max_grad_norm, "max_grad_norm"),
             spectral_norm_surprises,
         )
-        # neither is registered: the template has no weights of its own
+        self.store_memory_loss_fn = rule.loss_fn  # a module among ours, where it is one
+        # not registered: the engine's template has no weights of its own
         self.engine = choose_engine(engine, template, rule, use_accelerated_scan)
 
         # projections, norms, gate
 
         inner = self.internal_heads * self.dim_head
-        act = nn.Identity() if activation is None else activation
-        self.activation = act
+        self.activation = nn.Identity() if activation is None else callable_or_none(activation, "activation")
         self.to_queries = nn.Linear(dim, inner, bias=False)
         self.to_keys = nn.Linear(dim, inner * num_kv_per_token, bias=False)
         self.to_values = nn.Linear(dim, inner * num_kv_per_token, bias=False)
@@ -191,9 +198,9 @@ class NeuralMemory(nn.Module):
                 residual_mix=accept_weight_residual,
                 step_transform=callable_or_none(adaptive_step_transform, "adaptive_step_transform")
                 or SigmoidStep(default_step_transform_max_lr),
-                step_bias=init_adaptive_step_bias,
-                momentum_bias=init_momentum_bias,
-                decay_bias=init_decay_bias,
+                step_bias=number_or_none(init_adaptive_step_bias, "init_adaptive_step_bias"),
+                momentum_bias=number_or_none(init_momentum_bias, "init_momentum_bias"),
+                decay_bias=number_or_none(init_decay_bias, "init_decay_bias"),
             ),
         )
         self.momentum_order = momentum_order if momentum else 0
@@ -208,7 +215,7 @@ class NeuralMemory(nn.Module):
 
     def init_weights(self, batch: int) -> dict[str, Tensor]:
         """The learned initial weights for each row and head: name -> [(b h) ...]."""
-        h = self.internal_heads
+        h, batch = self.internal_heads, positive_int(batch, "batch")
         out = {}
         for name, p in zip(self.parameter_names, self.memory_model_parameters, strict=True):
             # a copy: what is built later must not see an optimizer's step in between
@@ -257,6 +264,13 @@ class NeuralMemory(nn.Module):
         """
         views = inputs.as_views(seq, store_seq, self.dim, self.diff_views)
         state = NeuralMemState(0) if state is None else state
+        if not isinstance(state, NeuralMemState):
+            raise wrong("state", Words(type(state).__name__), "the NeuralMemState that the call before returned")
+        expected = self._expected(views.store)
+        expected.check(state)
+        inputs.check_mask(store_mask, *views.query.shape[:2], "store_mask")
+        inputs.check_dtype(views.query, self.to_queries.weight, "seq")
+        inputs.check_dtype(views.store, self.to_keys.weight, "store_seq")
         position = state.position
         run, next_state, surprises = self._store(views.store, state, prev_weights, store_mask, ttt_batch_size)
         entry = self._entry_at(position)
@@ -285,9 +299,16 @@ class NeuralMemory(nn.Module):
         weights: the anchor, name -> [(b h) ...]; past_state: (memory, momentum).
         Returns (updates, next_state), and (loss, step) if asked for.
         """
-        if seq_index % self.store_chunk_size:
+        if not isinstance(seq_index, int) or seq_index < 0 or seq_index % self.store_chunk_size:
             raise wrong("seq_index", seq_index, f"a multiple of the store chunk size, {self.store_chunk_size}")
-        view = inputs.as_store_view(seq, self.dim, self.diff_views)
+        view = inputs.as_store_view(seq, self.dim, self.diff_views, "seq")
+        inputs.check_dtype(view, self.to_keys.weight, "seq")
+        expected = self._expected(view)
+        if weights is not None:
+            expected.check_weights(weights, "weights")
+        if past_state is not None:
+            expected.check_states(past_state, "past_state")
+        inputs.check_mask(mask, *view.shape[-3:-1], "mask")
         state = NeuralMemState(seq_index, weights, states=past_state)
         _, next_state, surprises = self._store(view, state, prev_weights, mask, None)
         return (next_state.updates, next_state, surprises) if return_surprises else (next_state.updates, next_state)
@@ -296,24 +317,30 @@ class NeuralMemory(nn.Module):
         """Reads seq [b n d] from given weights: name -> [(b h) ...], the same for every token, or `updates`
         [(b h) (chunks + 1) ...], seq then beginning at their first chunk. Returns [b n d]."""
         seq = inputs.as_query_view(seq, self.dim)
-        shapes = self._shapes(seq.shape[0])
-        first = getattr(weights, "first_chunk", None) or 0
-        if all(len(weights[name].shape) == len(shape) for name, shape in shapes.items() if name in weights):
-            inputs.check_weights(weights, shapes, "weights")
+        inputs.check_dtype(seq, self.to_queries.weight, "seq")
+        expected = self._expected(seq)
+        entries = expected.has_entries(weights, "weights")
+        expected.check_weights(weights, "weights", entries)
+        if not entries:
             chunk, run = seq.shape[1] + 1, still_run(self.engine, 0, Carry(weights, weights, None))
             return self._retrieve(seq, run, 0, None, chunk)[0]
-        inputs.check_weights(weights, shapes, "weights", entries=True)
-        run = built_run({name: weights[name] for name in shapes}, first, self.engine.reader)
-        return self._retrieve(seq, run, first * self.store_chunk_size, None)[0]
+        first = getattr(weights, "first_chunk", None) or 0
+        run = built_run({name: weights[name] for name in expected.shapes}, first, self.engine.reader)
+        start = first * self.store_chunk_size
+        needed = self._entry_at(start), self._entry_at(start + max(seq.shape[1], 1) - 1)
+        if needed[0] < first or needed[1] > run.last:
+            got = Words(f"the memory before chunks {first} to {run.last}")
+            raise wrong("weights", got, f"that before chunks {needed[0]} to {needed[1]}, which these tokens read")
+        if first and not self.tokenwise:
+            takes = "updates from chunk 0 on: this memory's reads depend on the queries before"
+            raise wrong("weights", Words(f"the memory from chunk {first} on"), takes)
+        return self._retrieve(seq, run, start, None)[0]
 
     # storing
 
     def _store(self, tokens: Tensor, state: NeuralMemState, prev_weights, mask, ttt_batch_size):
         """tokens [(2) b n d] behind those that wait in the state: (run, next_state, (loss, step))."""
         chunk, b, n = self.store_chunk_size, tokens.shape[-3], tokens.shape[-2]
-        shapes = self._shapes(b)
-        width = (*tokens.shape[:-2], tokens.shape[-1])
-        inputs.check_state(state, shapes, self.momentum_order, self.memory_model_parameters[0].dtype, width)
         anchor_chunks = batch_chunks(self.batch_size, chunk)
         if ttt_batch_size is not None:
             anchor_chunks = batch_chunks(ttt_batch_size, chunk, "ttt_batch_size")
@@ -324,10 +351,9 @@ class NeuralMemory(nn.Module):
         first, count = state.seq_index // chunk, tokens.shape[-2] // chunk
         complete, waiting = tokens.split([count * chunk, tokens.shape[-2] - count * chunk], dim=-2)
         if prev_weights is not None and not self.accept_weight_residual:
-            raise wrong(
-                "prev_weights", "weights", "None, unless the memory was built with accept_weight_residual = True"
-            )
-        residual = inputs.residual_source(prev_weights, shapes, first, count)
+            takes = "None, unless the memory was built with accept_weight_residual = True"
+            raise wrong("prev_weights", Words(type(prev_weights).__name__), takes)
+        residual = inputs.residual_source(prev_weights, self._expected(tokens), first, count)
         carry = self._carry(state, b)
         if count:
             chunks = self._chunks(complete, None if mask is None else mask[:, : count * chunk], first, residual)
@@ -383,6 +409,14 @@ class NeuralMemory(nn.Module):
             rates = replace(rates, step=rates.step[:, :, :-1])
         return StoreChunks(keys, values, rates, first, residual)
 
+    def _expected(self, tokens: Tensor) -> inputs.StateShape:
+        """What a state or weights must look like to go with tokens [(2) b n d]."""
+        width = (*tokens.shape[:-2], tokens.shape[-1])
+        dtype = self.memory_model_parameters[0].dtype
+        return inputs.StateShape(
+            self.store_chunk_size, self._shapes(tokens.shape[-3]), self.momentum_order, dtype, width
+        )
+
     def _shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
         """The shape of each parameter of the memory: name -> ((b h), ...)."""
         rows, own = batch * self.internal_heads, int(self.per_head_learned_parameters)
@@ -400,6 +434,8 @@ class NeuralMemory(nn.Module):
         """seq [b n d] from absolute `position` on: (retrieved [b n d], the queries of the unfinished read group)."""
         group, chunk = (chunk or self.retrieve_chunk_size), (chunk or self.store_chunk_size)
         b, n, _ = seq.shape
+        if n == 0:
+            return seq, earlier
         tokens = self.retrieve_norm(seq)
         queries = rearrange(self.activation(self.to_queries(tokens)), "b n (h d) -> b h n d", h=self.internal_heads)
         queries = self.q_norm(inputs.memory_dtype(queries))

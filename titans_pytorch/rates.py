@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from einops import rearrange
 from torch import Tensor, nn
 
-from .checks import wrong
+from .checks import Words, wrong
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Rates(nn.Module):
         step = self.step_transform(logits)
         if not isinstance(step, Tensor) or step.shape != logits.shape:
             got = f"shape {tuple(step.shape)}" if isinstance(step, Tensor) else type(step).__name__
-            raise wrong("adaptive_step_transform", got, f"one step per logit: shape {tuple(logits.shape)}")
+            raise wrong("adaptive_step_transform", Words(got), f"one step per logit: shape {tuple(logits.shape)}")
         return step
 
 

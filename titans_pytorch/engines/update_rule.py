@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..checks import Words, wrong
 from ..ops.modes import enable_inner_grad, ordinary
 
 
@@ -22,10 +23,11 @@ class UpdateRule:
         if self.loss_fn is None:
             return (prediction - target).square().mean(dim=-1)
         loss = self.loss_fn(prediction, target)
-        if loss.shape != prediction.shape[:-1]:
-            raise ValueError(
-                f"store_memory_loss_fn: got a loss of shape {tuple(loss.shape)} for predictions of shape "
-                f"{tuple(prediction.shape)}, takes one value per token"
+        if not isinstance(loss, Tensor) or loss.shape != prediction.shape[:-1]:
+            got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            shape = tuple(prediction.shape)
+            raise wrong(
+                "store_memory_loss_fn", Words(got), f"one value per token: {shape[:-1]} for predictions {shape}"
             )
         return loss
 
