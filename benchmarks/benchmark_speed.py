@@ -160,7 +160,7 @@ def save_figure(result: dict, path: str) -> None:
     from speed.figure import draw
 
     run, setup = result["run"], result["options"]["setup"]
-    where = f"{run['device']['name']}, {run['threads']} threads, {setup['dtype']}, torch {run['versions']['torch']}"
+    where = f"{run['device']['name']}, {run['threads']} thread(s), {setup['dtype']}, torch {run['versions']['torch']}"
     if not draw(result["cases"], path, where):
         print("nothing to draw", file=sys.stderr)
 

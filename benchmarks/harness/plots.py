@@ -43,6 +43,15 @@ def style():
     return rc_context(STYLE)
 
 
+def plain(axis) -> None:
+    """Numbers in place of powers of ten on a logarithmic axis, at 1, 2 and 5 of each decade where there is room."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def save_png(figure, path: str | Path) -> None:
     with style():
         write_beside(path, lambda part: figure.savefig(part, format="png", dpi=130, facecolor=GROUND))

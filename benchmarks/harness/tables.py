@@ -25,6 +25,10 @@ def size(value: float) -> str:
     return f"{value / 1e9:.3g} GB" if abs(value) >= 1e9 else f"{value / 1e6:.3g} MB"
 
 
+def percent(value: float) -> str:
+    return f"{value:.1%}"
+
+
 def times(ratio: float) -> str:
     """12.3x, or 1/12.3 below one."""
     if ratio <= 0:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.plots import COLOURS, INK, new_figure, save_png, style
+from harness.plots import COLOURS, INK, new_figure, plain, save_png, style
 
 from .report import value
 
@@ -65,16 +65,18 @@ def _draw_ratios(part, bars):
         axes.annotate(f"{ratio:.3g}x", (ratio, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
     axes.set_yticks(list(places), [label for label, _, _ in bars])
     axes.set_xscale("log")
+    plain(axes.xaxis)
     axes.axvline(1, color=INK, linewidth=0.8)
     axes.grid(visible=False, axis="y")
     axes.margins(x=0.15, y=0.02)
-    axes.set(title="times as fast, or times less memory, as titans-pytorch 0.5.5")
+    axes.set_title("how many times as fast as titans-pytorch 0.5.5 (memory: as small)")
     if marked:
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _draw_sweep(part, swept, chunks, kept):
     grid = part.subplots(len(kept), len(chunks), sharex=True, sharey="row", squeeze=False)
+    lengths = sorted({record["case"]["tokens"] for record in swept})
     lines = {}
     for i, quantity in enumerate(kept):
         for axes, chunk in zip(grid[i], chunks, strict=True):
@@ -89,7 +91,10 @@ def _draw_sweep(part, swept, chunks, kept):
                     style = "--" if arm == "attention" else "-"
                     (lines[arm],) = axes.plot(*zip(*points, strict=True), marker="o", color=colour, linestyle=style)
             axes.set(xscale="log", yscale="log")
-            axes.set_xscale("log", base=2)
+            axes.set_xticks(lengths, [f"{n // 1024}k" if n >= 1024 else str(n) for n in lengths])
+            axes.set_xticks([], minor=True)
+            axes.set_xlim(lengths[0] / 1.4, lengths[-1] * 1.4)
+            plain(axes.yaxis)
             if i == 0:
                 axes.set_title(f"chunk {chunk}")
             if i + 1 == len(kept):

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.operations import training_operations
-from harness.tables import seconds, size, table, times
+from harness.tables import percent, seconds, size, table, times
 
 from .cases import QUANTITIES
 
@@ -73,7 +73,7 @@ def rows(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
                 "" if ratio is None else times(ratio),
                 "" if goal is None else _target(goal),
                 "" if goal is None else {True: "yes", False: "no", None: "?"}[goal["met"]],
-                "" if share is None else f"{share:.1%}",
+                "" if share is None else percent(share),
             )
         )
     return out
