@@ -28,49 +28,48 @@ class Views:
 def as_views(seq: Tensor, store_seq: Tensor | None, dim: int, diff_views: bool) -> Views:
     """The query view and the store view of a call; no tokens are fine, no rows are not."""
     shapes = f"[3 b n {dim}]" if diff_views else f"[b n {dim}] or one token [b {dim}]"
-    seq = _floating(seq, "seq", shapes)
+    given = tuple(_floating(seq, "seq", shapes).shape)
     if seq.ndim == 3 - (not diff_views):
         seq = seq.unsqueeze(-2)
-    if seq.ndim != 3 + diff_views or seq.shape[-1] != dim or (diff_views and seq.shape[0] not in (1, 3)):
-        raise wrong("seq", tuple(seq.shape), shapes)
+    if seq.ndim != 3 + diff_views or given[-1] != dim or (diff_views and given[0] not in (1, 3)):
+        raise wrong("seq", given, shapes)
     query = seq[0] if diff_views else seq
-    if diff_views and seq.shape[0] == 1 and store_seq is None:
-        raise wrong("seq", tuple(seq.shape), f"{shapes}, or the query view [1 b n {dim}] with a store_seq")
-    _some_rows(query, "seq")
+    if diff_views and given[0] == 1 and store_seq is None:
+        raise wrong("seq", given, f"{shapes}, or the query view [1 b n {dim}] with a store_seq")
+    if query.shape[0] == 0:
+        raise wrong("seq", given, "at least one row")
     store = (seq[1:] if diff_views else seq) if store_seq is None else as_store_view(store_seq, dim, diff_views)
     if store.shape[-3:-1] != query.shape[:2]:
-        raise wrong("store_seq", tuple(store.shape), f"as many rows and tokens as seq, {tuple(query.shape[:2])}")
+        raise wrong("store_seq", tuple(store_seq.shape), f"as many rows and tokens as seq, {tuple(query.shape[:2])}")
     return Views(query, store)
 
 
 def as_store_view(seq: Tensor, dim: int, diff_views: bool, name: str = "store_seq") -> Tensor:
     shapes = f"[2 b n {dim}]" if diff_views else f"[b n {dim}]"
-    seq = _floating(seq, name, shapes)
+    given = tuple(_floating(seq, name, shapes).shape)
     if seq.ndim == 2 + diff_views:
         seq = seq.unsqueeze(-2)
-    if seq.ndim != 3 + diff_views or seq.shape[-1] != dim or (diff_views and seq.shape[0] != 2):
-        raise wrong(name, tuple(seq.shape), shapes)
-    return _some_rows(seq, name)
+    if seq.ndim != 3 + diff_views or given[-1] != dim or (diff_views and given[0] != 2):
+        raise wrong(name, given, shapes)
+    if seq.shape[-3] == 0:
+        raise wrong(name, given, "at least one row")
+    return seq
 
 
 def as_query_view(seq: Tensor, dim: int) -> Tensor:
     shapes = f"[b n {dim}]"
-    seq = _floating(seq, "seq", shapes)
-    if seq.ndim != 3 or seq.shape[-1] != dim:
-        raise wrong("seq", tuple(seq.shape), shapes)
-    return _some_rows(seq, "seq")
+    given = tuple(_floating(seq, "seq", shapes).shape)
+    if seq.ndim != 3 or given[-1] != dim:
+        raise wrong("seq", given, shapes)
+    if given[0] == 0:
+        raise wrong("seq", given, "at least one row")
+    return seq
 
 
 def _floating(seq, name: str, shapes: str) -> Tensor:
     if not isinstance(seq, Tensor) or not seq.is_floating_point():
         got = seq.dtype if isinstance(seq, Tensor) else type(seq).__name__
         raise wrong(name, Words(got), f"a floating point tensor {shapes}")
-    return seq
-
-
-def _some_rows(seq: Tensor, name: str) -> Tensor:
-    if seq.shape[-3] == 0:
-        raise wrong(name, tuple(seq.shape), "at least one row")
     return seq
 
 
