@@ -21,54 +21,69 @@ def naive_causal_product(x: Tensor, keys: Tensor, values: Tensor, weights: Tenso
 
 def causal_product(x: Tensor, keys: Tensor, values: Tensor, weights: Tensor, first: int | None = None) -> Tensor:
     """The same, in blocks of groups. With `first`, group g is known to see the chunks below first + g only, and each
-    block skips the chunks that none of its groups sees. The scores are computed again in the backward pass."""
+    block skips the chunks that none of its groups sees."""
+    if torch.is_autocast_enabled(x.device.type):  # once here: the backward pass runs outside autocast
+        x, keys, values = (t.to(torch.get_autocast_dtype(x.device.type)) for t in (x, keys, values))
     return _CausalProduct.apply(x, keys, values, weights, first)
 
 
 class _CausalProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, keys, values, weights, first):
-        ctx.save_for_backward(x, keys, values, weights)
-        ctx.first = first
+        r, p = x.shape[1] // weights.shape[1], keys.shape[2]
         k, v = keys.flatten(1, 2), values.flatten(1, 2)
-        outs = []
-        for rows, groups, seen, pairs in _blocks(x, keys, weights, first):
+        outs, kept = [], []
+        for rows, groups, seen, pairs in _blocks(r, keys, weights, first):
             if seen == 0:
                 outs.append(x.new_zeros(x.shape[0], rows.stop - rows.start, v.shape[-1]))
                 continue
             scores = x[:, rows] @ k[:, :pairs].transpose(-1, -2)
-            spread = _spread(weights[:, groups, :seen], x.shape[1] // weights.shape[1], keys.shape[2])
-            outs.append(scores.mul_(spread.to(scores.dtype)) @ v[:, :pairs])
+            outs.append((scores * _spread(weights[:, groups, :seen].to(x.dtype), r, p)) @ v[:, :pairs])
+            kept.append(scores)
+        ctx.save_for_backward(x, keys, values, weights, *kept)
+        ctx.first = first
         return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
 
     @staticmethod
     def backward(ctx, grad):
-        x, keys, values, weights = ctx.saved_tensors
+        x, keys, values, weights, *kept = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again: the plain form
             inputs = [t if t.requires_grad else t.detach().requires_grad_() for t in (x, keys, values, weights)]
             grads = torch.autograd.grad(naive_causal_product(*inputs), inputs, grad, create_graph=True)
             return *grads, None
         r, p = x.shape[1] // weights.shape[1], keys.shape[2]
         k, v = keys.flatten(1, 2), values.flatten(1, 2)
-        dx, dk, dv, dw = (torch.zeros_like(t) for t in (x, k, v, weights))
-        for rows, groups, seen, pairs in _blocks(x, keys, weights, ctx.first):
+        dx, dw = torch.zeros_like(x), torch.zeros_like(weights)
+        dk = dv = None
+        # the last block sees most: the others add to what it leaves
+        for rows, groups, seen, pairs in reversed(list(_blocks(r, keys, weights, ctx.first))):
             if seen == 0:
                 continue
-            part, slope, ks, vs = x[:, rows], grad[:, rows], k[:, :pairs], v[:, :pairs]
-            spread = _spread(weights[:, groups, :seen], r, p)
-            scores, dscores = part @ ks.transpose(-1, -2), slope @ vs.transpose(-1, -2)
-            dw[:, groups, :seen] = _gather(dscores * scores, r, p)
-            dv[:, :pairs].baddbmm_(scores.mul_(spread).transpose(-1, -2), slope)
+            part, slope, scores = x[:, rows], grad[:, rows], kept.pop()
+            spread = _spread(weights[:, groups, :seen].to(x.dtype), r, p)
+            dscores = slope @ v[:, :pairs].transpose(-1, -2)
+            dw[:, groups, :seen] = _gather((dscores * scores).to(dw.dtype), r, p)
+            dv = _accumulate(dv, (scores * spread).transpose(-1, -2) @ slope, v)
             dscores.mul_(spread)
-            dx[:, rows] = dscores @ ks
-            dk[:, :pairs].baddbmm_(dscores.transpose(-1, -2), part)
+            dx[:, rows] = dscores @ k[:, :pairs]
+            dk = _accumulate(dk, dscores.transpose(-1, -2) @ part, k)
+        dk, dv = (torch.zeros_like(t) if d is None else d for d, t in ((dk, k), (dv, v)))
         return dx, dk.view_as(keys), dv.view_as(values), dw, None
 
 
-def _blocks(x, keys, weights, first):
+def _accumulate(total: Tensor | None, part: Tensor, like: Tensor) -> Tensor:
+    """total with `part` added to its first rows; None is zeros."""
+    if total is None:
+        if part.shape == like.shape:
+            return part
+        total = torch.zeros_like(like)
+    total[:, : part.shape[1]] += part
+    return total
+
+
+def _blocks(r, keys, weights, first):
     """(rows of x, groups, chunks seen, pairs seen) of each block."""
-    G, m, p = weights.shape[1], keys.shape[1], keys.shape[2]
-    r = x.shape[1] // G
+    G, (m, p) = weights.shape[1], keys.shape[1:3]
     size = G if first is None else max(1, BLOCK_TOKENS // r)
     for start in range(0, G, size):
         stop = min(G, start + size)

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+NORMAL = 1.0 / math.sqrt(2.0 * math.pi)
+
 
 class _GeluSlope(torch.autograd.Function):
     """grad * gelu'(x) in one fused pass; its own backward needs gelu'' = phi(x) (2 - x^2) only."""
@@ -23,9 +25,15 @@ class _GeluSlope(torch.autograd.Function):
     @staticmethod
     def backward(ctx, up):
         grad, x = ctx.saved_tensors
-        square = x.square()
-        curve = (2.0 - square) * (square * -0.5).exp() * (1.0 / math.sqrt(2.0 * math.pi))
-        return _GeluSlope.apply(up, x), up * grad * curve
+        if torch.is_grad_enabled():  # to be differentiated again
+            square = x.square()
+            curve = (2.0 - square) * (square * -0.5).exp() * NORMAL
+            return _GeluSlope.apply(up, x), up * grad * curve
+        # the same with two buffers: gelu'' = (2 - x^2) phi(x)
+        square = x * x
+        curve = (square * -0.5).exp_()
+        curve.mul_(square.neg_().add_(2.0)).mul_(grad).mul_(up).mul_(NORMAL)
+        return torch.ops.aten.gelu_backward(up, x), curve
 
 
 def gelu(x: Tensor):
