@@ -23,7 +23,7 @@ def data_of(length=2000):
 
 def trainer(out, model=None, **settings):
     torch.manual_seed(0)
-    model = model or TinyModel(8).double()
+    model = model or TinyModel(12).double()
     settings = {
         "steps": 6,
         "batch_size": 4,
@@ -82,6 +82,28 @@ def test_the_gradient_is_clipped_and_its_norm_logged(tmp_path):
     assert all(r["grad_norm"] > 1e-2 for r in read_metrics(training.metrics))
 
 
+def test_muon_takes_the_hidden_matrices():
+    model = nn.Sequential(nn.Embedding(9, 12), nn.Linear(12, 12), nn.Linear(12, 8), nn.LayerNorm(12))
+    model.to_logits = nn.Linear(12, 9)
+    config = TrainConfig(optimizer="muon", lr=0.5, weight_decay=0.25)
+    muon, rest = build_optimizer(model, config).optimizers
+    assert isinstance(muon, torch.optim.Muon)
+    assert isinstance(rest, torch.optim.AdamW)
+    assert [p for g in muon.param_groups for p in g["params"]] == [model[1].weight]
+    others = {id(p): g["weight_decay"] for g in rest.param_groups for p in g["params"]}
+    assert others.keys() == {id(p) for p in model.parameters()} - {id(model[1].weight)}
+    assert {others[id(p)] for p in (model[2].weight, model.to_logits.weight)} == {0.25}
+    assert others[id(model[0].weight)] == 0.0
+    assert isinstance(build_optimizer(nn.Embedding(2, 2), config), torch.optim.AdamW)  # nothing for Muon
+
+
+def test_the_state_of_another_optimizer():
+    model = TinyModel(16)
+    adamw, muon = (build_optimizer(model, TrainConfig(optimizer=name)) for name in ("adamw", "muon"))
+    with pytest.raises(ValueError, match="the state of another optimizer"):
+        muon.load_state_dict(adamw.state_dict())
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_it_learns(tmp_path, precision):
     training = trainer(tmp_path, TinyModel(8), steps=60, precision=precision, validate_every=60)
@@ -94,8 +116,10 @@ def test_it_learns(tmp_path, precision):
     assert records[-1]["held_out_bits_per_byte"] < 4.3
 
 
-def test_resuming_repeats_the_losses_exactly(tmp_path):
-    whole = trainer(tmp_path / "a", steps=9, checkpoint_every=4)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resuming_repeats_the_losses_exactly(tmp_path, optimizer):
+    settings = {"steps": 9, "checkpoint_every": 4, "optimizer": optimizer}
+    whole = trainer(tmp_path / "a", **settings)
     whole.fit()
     stop_at = random.Random(1).randrange(4, 9)
 
@@ -103,12 +127,12 @@ def test_resuming_repeats_the_losses_exactly(tmp_path):
         if step == stop_at:
             raise RuntimeError
 
-    crashed = trainer(tmp_path / "b", steps=9, checkpoint_every=4)
+    crashed = trainer(tmp_path / "b", **settings)
     crashed.on_step = crash
     with pytest.raises(RuntimeError):
         crashed.fit()
     torch.rand(5)
-    resumed = trainer(tmp_path / "b", TinyModel(8).double(), steps=9, checkpoint_every=4)
+    resumed = trainer(tmp_path / "b", TinyModel(12).double(), **settings)
     resumed.resume()
     assert resumed.progress.step == 4
     resumed.fit()

@@ -19,9 +19,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
-from torch.optim.optimizer import Optimizer
 
 from titans_pytorch.training.errors import TrainingError
+from titans_pytorch.training.optim import AnyOptimizer
 
 __all__ = [
     "Progress",
@@ -71,7 +71,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: Optimizer, progress: Progress, about: dict[str, Any]
+    folder: Path, model: nn.Module, optimizer: AnyOptimizer, progress: Progress, about: dict[str, Any]
 ) -> Path:
     """Adds the checkpoint of `progress.step` to `folder`, then removes earlier ones; on an OSError these stay."""
     target = folder / f"step_{progress.step:08d}"
@@ -93,7 +93,7 @@ def save_checkpoint(
     return target
 
 
-def training_state(optimizer: Optimizer, progress: Progress, about: dict[str, Any]) -> dict[str, Any]:
+def training_state(optimizer: AnyOptimizer, progress: Progress, about: dict[str, Any]) -> dict[str, Any]:
     return {
         "step": progress.step,
         "position": progress.position,
@@ -142,7 +142,7 @@ def read_training(checkpoint: Path) -> dict[str, Any]:
         raise TrainingError(f"{path} cannot be read, it may be cut off ({''.join(first)})") from error
 
 
-def load_checkpoint(checkpoint: Path, model: nn.Module, optimizer: Optimizer) -> Progress:
+def load_checkpoint(checkpoint: Path, model: nn.Module, optimizer: AnyOptimizer) -> Progress:
     """Puts everything back as it was when the checkpoint was written."""
     state = read_training(checkpoint)
     load_weights(model, checkpoint / WEIGHTS)

@@ -1,24 +1,73 @@
-"""AdamW with decay on linear maps only, and a learning rate that is a function of the step."""
+"""The optimizer, and a learning rate that is a function of the step.
+
+AdamW, or Muon for the matrices of hidden layers beside AdamW for the rest. Muon (Jordan et al. 2024; scaled as in arXiv
+2502.16982, so that one learning rate serves both) orthogonalises the momentum of a matrix.
+"""
 
 import math
+from typing import Any
 
-from torch import nn
-from torch.optim import AdamW
+from torch import Tensor, nn
+from torch.optim import AdamW, Muon
 from torch.optim.optimizer import Optimizer
 
 from titans_pytorch.training.config import TrainConfig
 
-__all__ = ["build_optimizer", "learning_rate", "set_learning_rate"]
+__all__ = ["AnyOptimizer", "Together", "build_optimizer", "learning_rate", "set_learning_rate"]
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> AdamW:
+class Together:
+    """Several optimizers as one."""
+
+    def __init__(self, *optimizers: Optimizer):
+        self.optimizers = optimizers
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none)
+
+    def step(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if len(state.get("optimizers", ())) != len(self.optimizers):
+            raise ValueError("it is the state of another optimizer")
+        for optimizer, part in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(part)
+
+
+AnyOptimizer = Optimizer | Together
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig) -> AnyOptimizer:
     """Weights of linear maps decay; embeddings, gains, biases, tokens and initial memories do not."""
-    decayed = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
-    decayed -= {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}  # tied to the output map
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    embedded = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}  # may be tied to the output map
+    decayed = {id(m.weight) for m in linear} - embedded
     trained = [p for p in model.parameters() if p.requires_grad]
+    if config.optimizer == "adamw":
+        return adamw(trained, decayed, config)
+    hidden = {id(m.weight) for m in linear if min(m.weight.shape) > 8 and m is not getattr(model, "to_logits", None)}
+    matrices = [p for p in trained if id(p) in hidden & decayed]
+    rest = adamw([p for p in trained if id(p) not in hidden & decayed], decayed, config)
+    if not matrices:
+        return rest
+    muon = Muon(matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+    return Together(muon, rest)
+
+
+def adamw(parameters: list[Tensor], decayed: set[int], config: TrainConfig) -> AdamW:
     groups = [
-        {"params": [p for p in trained if id(p) in decayed], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if id(p) not in decayed], "weight_decay": 0.0},
+        {"params": [p for p in parameters if id(p) in decayed], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if id(p) not in decayed], "weight_decay": 0.0},
     ]
     return AdamW([g for g in groups if g["params"]], lr=config.lr, betas=(config.beta1, config.beta2))
 
@@ -32,6 +81,6 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return lowest + (config.lr - lowest) * 0.5 * (1.0 + math.cos(math.pi * through))
 
 
-def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
+def set_learning_rate(optimizer: AnyOptimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr

@@ -31,7 +31,15 @@ from titans_pytorch.training.plots import draw_loss_curve
 __all__ = ["main"]
 
 BuildModel = Callable[[Any, torch.device], nn.Module]
-FIXED = ("seq_len", "batch_size", "grad_accum", "seed", "data_limit", "held_out")  # what a resumed run cannot change
+FIXED = (
+    "seq_len",
+    "batch_size",
+    "grad_accum",
+    "optimizer",
+    "seed",
+    "data_limit",
+    "held_out",
+)  # what a resumed run cannot change
 
 
 @dataclass(frozen=True)
