@@ -9,8 +9,7 @@ from torch import Tensor
 from .checks import Words, wrong
 from .engines.run import ResidualSource, Run, built_run
 from .memory_state import NeuralMemState
-
-HALF = (torch.bfloat16, torch.float16)
+from .ops.modes import HALF
 
 
 @dataclass(frozen=True)
@@ -77,11 +76,6 @@ def check_dtype(seq: Tensor, weight: Tensor, name: str) -> None:
     """Without autocast tokens have the dtype of the weights that they meet."""
     if weight.is_floating_point() and seq.dtype != weight.dtype and not torch.is_autocast_enabled(seq.device.type):
         raise wrong(name, seq.dtype, f"{weight.dtype}, the dtype of the memory's parameters")
-
-
-def memory_dtype(x: Tensor) -> Tensor:
-    """The memory is kept in float32 at least: sums over thousands of small updates vanish in half precision."""
-    return x.float() if x.dtype in HALF and not torch.is_autocast_enabled(x.device.type) else x
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .ops.modes import no_autocast_anywhere
+
 
 class LazyTensors(Mapping):
-    """A mapping name -> tensor whose entries are built when read, each once, under the grad mode of its making.
+    """A mapping name -> tensor whose entries are built when read, each once, under the grad mode of its making, and
+    without autocast.
 
     `first_chunk` is the absolute index of the chunk that entry 0 along dim 1 stands before (updates only).
     """
@@ -30,7 +33,7 @@ class LazyTensors(Mapping):
         if name not in self._built:
             if name not in self._names:
                 raise KeyError(name)
-            with ExitStack() as modes:
+            with no_autocast_anywhere(), ExitStack() as modes:
                 modes.enter_context(torch.inference_mode(self._inference))
                 if not self._inference:
                     modes.enter_context(torch.set_grad_enabled(self._grad))

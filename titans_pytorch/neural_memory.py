@@ -27,6 +27,7 @@ from .memory_options import (
 )
 from .memory_state import LazyTensors, NeuralMemState, mem_state_detach
 from .norms import MultiheadRMSNorm
+from .ops.modes import at_least_float32, no_autocast
 from .ops.scan import AssocScan
 from .rates import RateOptions, Rates, SigmoidStep
 
@@ -219,7 +220,7 @@ class NeuralMemory(nn.Module):
         out = {}
         for name, p in zip(self.parameter_names, self.memory_model_parameters, strict=True):
             # a copy: what is built later must not see an optimizer's step in between
-            p = inputs.memory_dtype(p.clone())
+            p = at_least_float32(p.clone())
             p = p if self.per_head_learned_parameters else p.expand(h, *p.shape)
             out[name] = p.expand(batch, *p.shape).flatten(0, 1)
         return out
@@ -358,7 +359,8 @@ class NeuralMemory(nn.Module):
         if count:
             chunks = self._chunks(complete, None if mask is None else mask[:, : count * chunk], first, residual)
             share = None if self.transition_gate is None else self.transition_gate.sigmoid()
-            run = store(self.engine, chunks, carry, anchor_chunks, share)
+            with no_autocast(tokens.device):
+                run = store(self.engine, chunks, carry, anchor_chunks, share)
             surprises = tuple(rearrange(x, "(b h) m p -> b h (m p)", b=b) for x in (run.loss(), chunks.rates.step))
         else:
             run = still_run(self.engine, first, carry)
@@ -397,7 +399,7 @@ class NeuralMemory(nn.Module):
         key_view, value_view = tokens if self.diff_views else (tokens, tokens)
         layout = "b (m c) (h u d) -> b h m (c u) d"
         keys, values = self.activation(self.to_keys(key_view)), self.activation(self.to_values(value_view))
-        keys, values = (inputs.memory_dtype(rearrange(x, layout, c=c, h=h, u=u)) for x in (keys, values))
+        keys, values = (at_least_float32(rearrange(x, layout, c=c, h=h, u=u)) for x in (keys, values))
         keys, values = self.k_norm(keys).flatten(0, 1), values.flatten(0, 1)
 
         rates = self.rates(key_view, c, residual is not None)
@@ -438,10 +440,11 @@ class NeuralMemory(nn.Module):
             return seq, earlier
         tokens = self.retrieve_norm(seq)
         queries = rearrange(self.activation(self.to_queries(tokens)), "b n (h d) -> b h n d", h=self.internal_heads)
-        queries = self.q_norm(inputs.memory_dtype(queries))
+        queries = self.q_norm(at_least_float32(queries))
         if not self.tokenwise:
             queries, position = inputs.with_earlier_queries(queries, earlier, position, group)
-        out = run.read(queries.flatten(0, 1), position, group, chunk).unflatten(0, (b, -1))[:, :, -n:]
+        with no_autocast(seq.device):
+            out = run.read(queries.flatten(0, 1), position, group, chunk).unflatten(0, (b, -1))[:, :, -n:]
         end = position + queries.shape[2]
         unfinished = None if self.tokenwise else queries[:, :, queries.shape[2] - inputs.group_progress(end, group) :]
 

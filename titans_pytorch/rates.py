@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .checks import Words, wrong
+from .ops.modes import at_least_float32
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,9 @@ class Rates(nn.Module):
         chunks = self.reduce_to_chunk_rep(rearrange(tokens, "b (m c) d -> b m c d", c=chunk))
 
         def per_head(linear, x=chunks):
-            return None if linear is None else rearrange(linear(x), "b m (h k) -> (b h) m k", h=h)
+            if linear is None:
+                return None
+            return rearrange(at_least_float32(linear(x)), "b m (h k) -> (b h) m k", h=h)
 
         momentum, combine = per_head(self.to_momentum), per_head(self.to_learned_momentum_combine)
         modulation = per_head(self.to_layer_modulation)
@@ -116,7 +119,7 @@ class Rates(nn.Module):
         )
 
     def _step(self, tokens: Tensor) -> Tensor:
-        logits = self.to_adaptive_step(tokens)
+        logits = at_least_float32(self.to_adaptive_step(tokens))
         step = self.step_transform(logits)
         if not isinstance(step, Tensor) or step.shape != logits.shape:
             got = f"shape {tuple(step.shape)}" if isinstance(step, Tensor) else type(step).__name__

@@ -1,6 +1,6 @@
-"""Taking an inner gradient whatever mode the caller is in."""
+"""Taking an inner gradient, and keeping precision, whatever mode the caller is in."""
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -10,6 +10,31 @@ from torch import Tensor
 def enable_inner_grad():
     """Autograd works inside, also under no_grad and inference_mode (pass inputs through `ordinary`)."""
     with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """A memory is kept in float32 at least: sums over thousands of small updates vanish in half precision."""
+    return x.float() if x.dtype in HALF else x
+
+
+def no_autocast(device: torch.device):
+    """Products of float32 tensors stay in float32 inside."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
+
+
+@contextmanager
+def no_autocast_anywhere():
+    """`no_autocast` where the device is not known yet."""
+    accelerator = torch.accelerator.current_accelerator()
+    with ExitStack() as stack:
+        for kind in {"cpu", "cpu" if accelerator is None else accelerator.type}:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
         yield
 
 
