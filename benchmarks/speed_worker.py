@@ -24,6 +24,7 @@ class Arm:
         if threads is not None:
             torch.set_num_threads(threads)
         self.case, self.setup = case, Setup(**setup)
+        torch.empty(1, device=self.setup.device)  # says now if there is no such device
         self.subject = None
         import titans_pytorch
 

@@ -28,7 +28,7 @@ def run_record(
     placeholders: values of the command line that mean nothing elsewhere -> what stands for them in the record.
     """
     shown = placeholders or {}
-    command = [shown.get(word, word) for word in (sys.argv if argv is None else argv)]
+    command = [_shown(word, shown) for word in (sys.argv if argv is None else argv)]
     return {
         "command": shlex.join(["python", _relative(command[0]), *command[1:]]),
         "configuration": {k: shown.get(v, v) if isinstance(v, str) else v for k, v in configuration.items()},
@@ -39,6 +39,12 @@ def run_record(
         "threads": threads,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _shown(word: str, shown: Mapping[str, str]) -> str:
+    """Also within --option=value."""
+    option, equals, value = word.partition("=")
+    return f"{option}={shown[value]}" if equals and value in shown else shown.get(word, word)
 
 
 def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:

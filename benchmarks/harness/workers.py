@@ -60,7 +60,7 @@ class Worker:
             line = self._lines.get(timeout=max(timeout, 0.0))
         except queue.Empty:
             self.close()
-            raise WorkerFailure("timeout", f"no answer within {timeout:.0f} s") from None
+            raise WorkerFailure("timeout", f"no answer within the {timeout:.3g} s that were left") from None
         if line is None:
             raise self._gone()
         answer = json.loads(line)

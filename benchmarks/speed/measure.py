@@ -2,6 +2,7 @@
 all of them. What fails is a result: {"status": "out of memory", "message": ...} in place of {"status": "ok", ...}.
 """
 
+import json
 import os
 import statistics
 import sys
@@ -18,9 +19,10 @@ from .cases import Case, as_attention, operations
 
 WORKER = Path(__file__).resolve().parents[1] / "speed_worker.py"
 MATMUL_SIDE = 2048
-# Rounding alone: float64 against our reference, float32 against the peer. Gradients pass through the inner loop twice.
-REFERENCE_TOLERANCE = {"output": 1e-8, "gradient": 1e-7}
-PEER_TOLERANCE = {"output": 1e-3, "gradient": 1e-2}
+# Rounding alone, some ten times what is seen. Hyper-connections compute in float32 whatever they are given, so for a
+# transformer float64 rounds as float32 does; spectral norm amplifies rounding about three hundred times.
+FLOAT64, FLOAT32 = {"output": 1e-8, "gradient": 1e-7}, {"output": 1e-5, "gradient": 1e-4}
+FLOAT32_SPECTRAL = {"output": 3e-3, "gradient": 1e-2}
 
 
 @dataclass(frozen=True)
@@ -114,11 +116,11 @@ def measure_case(
                 step(f"{name} memory")
                 m.close()  # measured in a process that has done nothing yet
                 results[name]["memory"] = attempt(lambda m=m: {"status": "ok", **m.ask("memory")})
+        rates = [matmul_rate(measurements["ours"], step)]
         for quantity in (q for q in quantities if q != "memory"):
             time_quantity(quantity, running, results, options.repeats, step)
-        step("matrix product rate")
+        rates.append(matmul_rate(measurements["ours"], step))
         engines = attempt(lambda: {"status": "ok", "names": measurements["ours"].ask("engines")})
-        rate = attempt(lambda: {"status": "ok", "rate": measurements["ours"].ask("matmul", side=MATMUL_SIDE)})
     finally:
         for m in measurements.values():
             m.close()
@@ -129,7 +131,7 @@ def measure_case(
         "gate": gate,
         "engines": engines.get("names"),
         "arms": results,
-        "matmul_operations_per_second": rate.get("rate"),
+        "matmul_operations_per_second": max((rate for rate in rates if rate is not None), default=None),
         "operations": operations(case),
     }
 
@@ -137,7 +139,12 @@ def measure_case(
 def steps(case: Case, arms: list[Arm], options: Options) -> int:
     timed = sum(q in case.quantities and q != "memory" for q in options.quantities)
     memory = "memory" in options.quantities and "memory" in case.quantities
-    return 2 + len(arms) * (memory + timed * (1 + options.repeats))
+    return 3 + len(arms) * (memory + timed * (1 + options.repeats))
+
+
+def matmul_rate(ours: Measurement, step: Callable[[str], None]) -> float | None:
+    step("matrix product rate")
+    return attempt(lambda: {"status": "ok", "rate": ours.ask("matmul", side=MATMUL_SIDE)}).get("rate")
 
 
 class Clock:
@@ -207,8 +214,10 @@ def gate_case(case: Case, measurements: Mapping[str, Measurement]) -> dict[str, 
     """Our answer against our reference engine's in float64, and against the peer's in float32 with its weights."""
     size = {"batch": min(case.batch, 2), "tokens": case.gate_tokens()}
     ours = measurements["ours"]
+    float32 = FLOAT32_SPECTRAL if "spectral_norm_surprises" in json.dumps(case.kwargs) else FLOAT32
+    float64 = FLOAT64 if case.kind == "memory" else float32
     gate: dict[str, Any] = dict(size)
-    gate["reference"] = attempt(lambda: judged(ours.ask("compare_with_reference", **size), REFERENCE_TOLERANCE))
+    gate["reference"] = attempt(lambda: judged(ours.ask("compare_with_reference", **size), float64))
     if "peer" not in measurements:
         return gate
     with tempfile.TemporaryDirectory() as folder:
@@ -218,7 +227,7 @@ def gate_case(case: Case, measurements: Mapping[str, Measurement]) -> dict[str, 
         except WorkerFailure as failure:
             gate["peer"] = failed("no answer", str(failure))
         else:
-            gate["peer"] = attempt(lambda: judged(ours.ask("compare_with_peer", path=path), PEER_TOLERANCE))
+            gate["peer"] = attempt(lambda: judged(ours.ask("compare_with_peer", path=path), float32))
     return gate
 
 
