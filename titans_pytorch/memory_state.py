@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .checks import Words, wrong
 from .ops.modes import no_autocast_anywhere
 
 
@@ -42,6 +43,9 @@ class LazyTensors(Mapping):
                 self._build = None  # lets go of what the tensors were built from
         return self._built[name]
 
+    def __contains__(self, name) -> bool:
+        return name in self._names
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 
@@ -65,6 +69,8 @@ def _rebuild(tensors: dict[str, Tensor], first_chunk: int | None) -> LazyTensors
 
 class NeuralMemState(NamedTuple):
     """The state of a NeuralMemory between calls. It is never modified by a call that is given it.
+
+    Save it with torch.save, or as a TensorDict; where a graph hangs on it, `mem_state_detach` first.
 
     seq_index: tokens stored so far, a multiple of the chunk; the next token's position is this plus the waiting tokens.
     weights: name -> [(b h) ...], the anchor: where surprises are taken.
@@ -95,10 +101,17 @@ class NeuralMemState(NamedTuple):
         waiting = 0 if self.cache_store_segment is None else self.cache_store_segment.shape[-2]
         return self.seq_index + waiting
 
-    def to_tensordict(self, batch: int):
-        """A TensorDict of batch size [batch] with everything but `updates`: to save, stack, or select rows of."""
+    def to_tensordict(self, batch: int | None = None):
+        """A TensorDict of batch size [batch] with everything but `updates`: to save, stack, or select rows of.
+
+        batch: rows; known where tokens were read, so that only a state made by hand needs it.
+        """
         from tensordict import TensorDict
 
+        rows = batch if self.cache_store_segment is None else self.cache_store_segment.shape[-3]
+        if rows is None or batch not in (None, rows):
+            raise wrong("batch", batch, f"the number of rows{'' if rows is None else f', {rows}'}")
+        batch = rows
         out: dict[str, Any] = {"seq_index": torch.full((batch,), self.seq_index)}
         for name in ("active_page_indices", "cache_store_mask", "query_group"):
             if (value := getattr(self, name)) is not None:
@@ -116,10 +129,12 @@ class NeuralMemState(NamedTuple):
 
     @classmethod
     def from_tensordict(cls, td) -> "NeuralMemState":
-        """The state again. All rows must stand at the same position (ValueError)."""
+        """The state again, `updates` apart. All rows must stand at the same position (ValueError)."""
+        if tuple(td.batch_size) != (td.numel(),) or td.numel() == 0:
+            raise wrong("td", Words(f"batch size {tuple(td.batch_size)}"), "one dim of rows, at least one (see flatten)")
         index = td["seq_index"]
-        if index.unique().numel() != 1:
-            raise ValueError(f"td: got rows at positions {index.unique().tolist()}, takes rows at one position")
+        if (index != index[0]).any():
+            raise wrong("td", Words(f"rows at positions {index.tolist()}"), "rows that stand at one position")
 
         names = set(td.keys())
 
@@ -141,6 +156,9 @@ class NeuralMemState(NamedTuple):
             query_group=td.get("query_group", None),
             read_weights=merged("read_weights"),
         )
+
+
+torch.serialization.add_safe_globals([NeuralMemState, _rebuild])  # torch.load reads a saved state as it reads weights
 
 
 def _rows_first(x: Tensor, batch: int) -> Tensor:

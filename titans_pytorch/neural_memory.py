@@ -365,7 +365,8 @@ class NeuralMemory(nn.Module):
         else:
             run = still_run(self.engine, first, carry)
             surprises = (tokens.new_zeros(b, self.internal_heads, 0),) * 2
-        momentum = self._momentum_of(run, b)
+        stood_still = count == 0 and state.states is not None
+        momentum = state.states[1] if stood_still else self._momentum_of(run, b)
         next_state = NeuralMemState(
             seq_index=state.seq_index + count * chunk,
             weights=run.final.anchor,
