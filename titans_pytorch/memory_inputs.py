@@ -103,6 +103,7 @@ class StateShape:
             self.check_states(state.states, "state.states")
         if state.read_weights is not None:
             self.check_weights(state.read_weights, "state.read_weights")
+        self._check_gates(state)
 
     def _check_waiting(self, state: NeuralMemState) -> None:
         waiting, mask = state.cache_store_segment, state.cache_store_mask
@@ -114,6 +115,18 @@ class StateShape:
         if mask is not None and tuple(mask.shape) != (self.width[-2], state.position - state.seq_index):
             wanted = (self.width[-2], state.position - state.seq_index)
             raise wrong("state.cache_store_mask", tuple(mask.shape), f"{wanted}, the mask of the waiting tokens")
+
+    def _check_gates(self, state: NeuralMemState) -> None:
+        b, d = self.width[-2:]
+        wanted = {"gate_tokens": (b, "k", d), "recent_complexity": (b, "k")}
+        wanted |= {"active_page_indices": (b,), "last_switch": (b,)}
+        for name, shape in wanted.items():
+            value = getattr(state, name)
+            if value is None:
+                continue
+            got = tuple(value.shape)
+            if len(got) != len(shape) or any(w not in ("k", g) for w, g in zip(shape, got, strict=True)):
+                raise wrong(f"state.{name}", got, shape)
 
     def check_weights(self, weights, name: str, entries: bool = False) -> None:
         check_weights(weights, self.shapes, name, entries, self.kept_in)

@@ -67,6 +67,17 @@ def _rebuild(tensors: dict[str, Tensor], first_chunk: int | None) -> LazyTensors
     return LazyTensors(tensors, tensors.__getitem__, first_chunk)
 
 
+# fields that are tensors of rows
+ROWS = (
+    "active_page_indices",
+    "cache_store_mask",
+    "query_group",
+    "gate_tokens",
+    "last_switch",
+    "recent_complexity",
+)
+
+
 class NeuralMemState(NamedTuple):
     """The state of a NeuralMemory between calls. It is never modified by a call that is given it.
 
@@ -78,11 +89,14 @@ class NeuralMemState(NamedTuple):
     states: (memory, momentum): name -> [(b h) ...] and name -> [o (b h) ...] (empty without momentum).
     updates: name -> [(b h) (chunks + 1) ...], the memory before each chunk of the last call and after it; built when
         read.
-    active_page_indices: [b], the page being written (pages only).
+    active_page_indices: long [b], the page being written (pages only).
     cache_store_mask: [b k] bool, the store mask of the waiting tokens; None if nothing was masked.
     query_group: [b h k d], earlier queries of the unfinished read group (memory models that are not tokenwise only).
     read_weights: name -> [(b h) ...], the memory that the unfinished read group reads, where that is an older one (a
         retrieve chunk that is not the store chunk only).
+    gate_tokens: [b k d], the last stored tokens, normalised, as many as gates look back on (gates only).
+    last_switch: long [b], the switch window of the last switch, -1 for none (page_switch_every only).
+    recent_complexity: [b k], of the last chunks (page_threshold_quantile only).
     """
 
     seq_index: int
@@ -94,6 +108,9 @@ class NeuralMemState(NamedTuple):
     cache_store_mask: Tensor | None = None
     query_group: Tensor | None = None
     read_weights: Mapping[str, Tensor] | None = None
+    gate_tokens: Tensor | None = None
+    last_switch: Tensor | None = None
+    recent_complexity: Tensor | None = None
 
     @property
     def position(self) -> int:
@@ -113,7 +130,7 @@ class NeuralMemState(NamedTuple):
             raise wrong("batch", batch, f"the number of rows{'' if rows is None else f', {rows}'}")
         batch = rows
         out: dict[str, Any] = {"seq_index": torch.full((batch,), self.seq_index)}
-        for name in ("active_page_indices", "cache_store_mask", "query_group"):
+        for name in ROWS:
             if (value := getattr(self, name)) is not None:
                 out[name] = value
         if (waiting := self.cache_store_segment) is not None:
@@ -131,7 +148,9 @@ class NeuralMemState(NamedTuple):
     def from_tensordict(cls, td) -> "NeuralMemState":
         """The state again, `updates` apart. All rows must stand at the same position (ValueError)."""
         if tuple(td.batch_size) != (td.numel(),) or td.numel() == 0:
-            raise wrong("td", Words(f"batch size {tuple(td.batch_size)}"), "one dim of rows, at least one (see flatten)")
+            raise wrong(
+                "td", Words(f"batch size {tuple(td.batch_size)}"), "one dim of rows, at least one (see flatten)"
+            )
         index = td["seq_index"]
         if (index != index[0]).any():
             raise wrong("td", Words(f"rows at positions {index.tolist()}"), "rows that stand at one position")
@@ -151,10 +170,8 @@ class NeuralMemState(NamedTuple):
             weights=merged("weights"),
             cache_store_segment=waiting if waiting is None or waiting.ndim == 3 else waiting.transpose(0, 1),
             states=states,
-            active_page_indices=td.get("active_page_indices", None),
-            cache_store_mask=td.get("cache_store_mask", None),
-            query_group=td.get("query_group", None),
             read_weights=merged("read_weights"),
+            **{name: td.get(name, None) for name in ROWS},
         )
 
 

@@ -16,6 +16,8 @@ from . import memory_inputs as inputs
 from .checks import Words, callable_or_none, number_or_none, positive_int, positive_number, wrong
 from .engines.run import Carry, ResidualSource, Run, StoreChunks, built_run, still_run, store
 from .engines.update_rule import UpdateRule
+from .gating.options import GateOptions
+from .gating.stages import GateCarry, Gated, Span
 from .memory_options import (
     batch_chunks,
     choose_engine,
@@ -29,19 +31,9 @@ from .memory_state import LazyTensors, NeuralMemState, mem_state_detach
 from .norms import MultiheadRMSNorm
 from .ops.modes import at_least_float32, no_autocast
 from .ops.scan import AssocScan
-from .rates import RateOptions, Rates, SigmoidStep
+from .rates import RateOptions, Rates, SigmoidStep, StoreRates
 
 __all__ = ["AssocScan", "NeuralMemState", "NeuralMemory", "mem_state_detach"]
-
-NOT_BUILT = {
-    "use_symplectic_gating": False,
-    "use_dmd_gating": False,
-    "combine_symplectic_and_dmd": False,
-    "manifold_state_keyed_paging": False,
-    "hierarchical_paging": False,
-    "kinetics_coupling": False,
-    "num_pages": 1,
-}
 
 
 class NeuralMemory(nn.Module):
@@ -120,11 +112,29 @@ class NeuralMemory(nn.Module):
         mem_model_norm_add_residual: bool = True,
         store_with_lookahead_value: bool = False,
         default_model_kwargs: Mapping = MappingProxyType({"depth": 2, "expansion_factor": 4.0}),
+        use_symplectic_gating: bool = False,
+        symplectic_gate_kwargs: Mapping | None = None,
+        use_dmd_gating: bool = False,
+        combine_symplectic_and_dmd: bool = False,
+        manifold_state_keyed_paging: bool = False,
+        hierarchical_paging: bool = False,
+        coarse_pages: int | None = None,
+        fine_pages: int | None = None,
+        hierarchy_mix: float = 1.0,
+        kinetics_coupling: bool = False,
+        kinetics_mix: float = 0.0,
+        kinetics_eps: float = 1e-6,
+        num_pages: int = 1,
+        symplectic_page_threshold: float | None = None,
+        page_switch_every: int | None = None,
+        dmd_window: int | None = None,
+        symplectic_gate: nn.Module | None = None,
+        page_router: Callable | None = None,
+        page_threshold_quantile: float | None = None,
+        page_threshold_window: int = 64,
         engine: str = "auto",
-        **later,
     ):
         super().__init__()
-        _refuse_unbuilt(later)
         self.dim, self.heads = positive_int(dim, "dim"), positive_int(heads, "heads")
         if heads > 1 and dim_head is None:
             raise wrong("dim_head", None, f"a positive integer when heads = {heads}")
@@ -143,6 +153,34 @@ class NeuralMemory(nn.Module):
         positive_int(momentum_order, "momentum_order")
         positive_number(default_step_transform_max_lr, "default_step_transform_max_lr")
         positive_number(max_mem_layer_modulation, "max_mem_layer_modulation")
+        gates = GateOptions(
+            dim=dim,
+            heads=heads,
+            store_chunk=self.store_chunk_size,
+            max_step=default_step_transform_max_lr,
+            use_symplectic_gating=use_symplectic_gating,
+            symplectic_gate=symplectic_gate,
+            symplectic_gate_kwargs=symplectic_gate_kwargs,
+            use_dmd_gating=use_dmd_gating,
+            dmd_window=dmd_window,
+            combine_symplectic_and_dmd=combine_symplectic_and_dmd,
+            kinetics_coupling=kinetics_coupling,
+            kinetics_mix=kinetics_mix,
+            kinetics_eps=kinetics_eps,
+            num_pages=num_pages,
+            symplectic_page_threshold=symplectic_page_threshold,
+            page_threshold_quantile=page_threshold_quantile,
+            page_threshold_window=page_threshold_window,
+            page_switch_every=page_switch_every,
+            page_router=page_router,
+            manifold_state_keyed_paging=manifold_state_keyed_paging,
+            hierarchical_paging=hierarchical_paging,
+            coarse_pages=coarse_pages,
+            fine_pages=fine_pages,
+            hierarchy_mix=hierarchy_mix,
+        )
+        self.gating = gates.stages()
+        self.num_pages = num_pages
 
         # the memory network, and its learned initial weights
 
@@ -208,9 +246,18 @@ class NeuralMemory(nn.Module):
         used = gated_transition and batch_size is not None
         self.transition_gate = nn.Parameter(torch.tensor(-5.0)) if used else None
 
+        # gates and pages: what `gating` finds here, last, so that all else starts as it does without
+
+        self.symplectic_gate = gates.gate()
+        self.symplectic_complexity_scale = gates.scale(use_symplectic_gating)
+        self.dmd_complexity_scale = gates.scale(use_dmd_gating)
+        self.symplectic_page_threshold = gates.threshold
+        self.register_buffer("page_switch_events", gates.counter(), persistent=False)
+
     @property
     def internal_heads(self) -> int:
-        return self.heads
+        """Heads of all pages: head index = page * heads + head."""
+        return self.num_pages * self.heads
 
     # state
 
@@ -355,9 +402,13 @@ class NeuralMemory(nn.Module):
             takes = "None, unless the memory was built with accept_weight_residual = True"
             raise wrong("prev_weights", Words(type(prev_weights).__name__), takes)
         residual = inputs.residual_source(prev_weights, self._expected(tokens), first, count)
-        carry = self._carry(state, b)
+        carry, gate_carry = self._carry(state, b), self.gating.start(GateCarry.of(state), b, tokens.device)
         if count:
-            chunks = self._chunks(complete, None if mask is None else mask[:, : count * chunk], first, residual)
+            span = self._span(complete, first, anchor_chunks)
+            gated = self.gated(span, gate_carry, residual is not None)
+            gate_carry = gated.carry
+            self.gating.count(self, gated)
+            chunks = self._chunks(span, gated.rates, None if mask is None else mask[:, : count * chunk], residual)
             share = None if self.transition_gate is None else self.transition_gate.sigmoid()
             with no_autocast(tokens.device):
                 run = store(self.engine, chunks, carry, anchor_chunks, share)
@@ -374,6 +425,7 @@ class NeuralMemory(nn.Module):
             states=(run.final.memory, momentum),
             updates=run.updates(),
             cache_store_mask=None if mask is None else mask[:, count * chunk :].clone(),
+            **gate_carry._asdict(),
         )
         return run, next_state, surprises
 
@@ -393,24 +445,20 @@ class NeuralMemory(nn.Module):
         orders = LazyTensors(memory, lambda name: momentum[name].unbind(0)) if self.momentum_order else None
         return Carry(anchor, memory, orders)
 
-    def _chunks(self, tokens: Tensor, mask: Tensor | None, first: int, residual: ResidualSource | None) -> StoreChunks:
-        """Keys, values and rates of complete chunks, tokens [(2) b m*c d]."""
-        c, h, u = self.store_chunk_size, self.internal_heads, self.kv_per_token
+    def _span(self, tokens: Tensor, first: int, anchor_chunks: int | None) -> Span:
+        """Complete chunks, tokens [(2) b m*c d], normalised."""
         tokens = self.store_norm(tokens)
         key_view, value_view = tokens if self.diff_views else (tokens, tokens)
         layout = "b (m c) (h u d) -> b h m (c u) d"
-        keys, values = self.activation(self.to_keys(key_view)), self.activation(self.to_values(value_view))
+        keys, values = self.activation(self.to_keys(span.tokens)), self.activation(self.to_values(span.values))
         keys, values = (at_least_float32(rearrange(x, layout, c=c, h=h, u=u)) for x in (keys, values))
         keys, values = self.k_norm(keys).flatten(0, 1), values.flatten(0, 1)
-
-        rates = self.rates(key_view, c, residual is not None)
-        if mask is not None:
-            allowed = repeat(mask, "b (m c) -> (b h) m (c u)", c=c, h=h, u=u)
-            rates = replace(rates, step=rates.step.masked_fill(~allowed, 0.0))
         if self.lookahead:
             keys, values = keys[:, :, :-1], values[:, :, 1:]
-            rates = replace(rates, step=rates.step[:, :, :-1])
-        return StoreChunks(keys, values, rates, first, residual)
+        if mask is not None:
+            allowed = repeat(mask, "b (m c) -> (b h) m (c u)", c=c, h=h, u=u)
+            rates = replace(rates, step=rates.step.masked_fill(~allowed[:, :, : keys.shape[2]], 0.0))
+        return StoreChunks(keys, values, rates, span.first, residual)
 
     def _expected(self, tokens: Tensor) -> inputs.StateShape:
         """What a state or weights must look like to go with tokens [(2) b n d]."""
@@ -453,11 +501,3 @@ class NeuralMemory(nn.Module):
         if self.retrieve_gate is not None:
             out = out * rearrange(self.retrieve_gate(tokens).sigmoid(), "b n h -> b h n 1")
         return self.combine_heads(rearrange(out, "b h n d -> b n (h d)")), unfinished
-
-
-def _refuse_unbuilt(later: dict):
-    for name, value in later.items():
-        if name not in NOT_BUILT:
-            raise TypeError(f"NeuralMemory got an unexpected keyword argument {name!r}")
-        if value != NOT_BUILT[name]:
-            raise wrong(name, value, f"{NOT_BUILT[name]!r}: gates and pages are not built yet")

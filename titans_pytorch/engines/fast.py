@@ -37,7 +37,7 @@ class FastEngine:
     def window(self, chunks: StoreChunks, carry: Carry) -> Window:
         loss, records = self._surprise(chunks, carry.anchor)
         rates = chunks.rates
-        c = coefficients(*(upcast(x) for x in (rates.keep, rates.momentum, rates.combine)))
+        c = coefficients(*(upcast(x) for x in (rates.keep, rates.momentum, rates.combine)), rates.active)
         paths, finals = {}, {}
         for index, name in enumerate(carry.anchor):
             modulation = None if rates.modulation is None else rates.modulation[..., index]

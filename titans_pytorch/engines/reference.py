@@ -41,7 +41,7 @@ class ReferenceEngine:
             if self.rule.spectral_norm and update.ndim == 4:
                 update = naive_newton_schulz(update)
             start = carry.memory[name]
-            memory = scan(rates.keep, update, start, self.use_accelerated_scan)
+            memory = scan(*_where_active(rates.active, rates.keep, update), start, self.use_accelerated_scan)
             paths[name] = BuiltPath(torch.cat((start.unsqueeze(1), memory), dim=1))
         return Window(chunks.first, len(chunks), paths, self.reader(paths), momenta.__getitem__, loss)
 
@@ -72,7 +72,8 @@ class ReferenceEngine:
             return surprise, ()
         outs, x = [surprise], surprise
         for order, gate in enumerate(rates.momentum.unbind(-1)):
-            x = scan(gate, x, None if carried is None else carried[order], self.use_accelerated_scan)
+            start = None if carried is None else carried[order]
+            x = scan(*_where_active(rates.active, gate, x), start, self.use_accelerated_scan)
             outs.append(x)
         final = tuple(out[:, -1] for out in outs[1:])
         if rates.combine is None:
@@ -95,5 +96,12 @@ class ReferenceEngine:
 
 
 def _like(x: Tensor, other: Tensor) -> Tensor:
+def _where_active(active: Tensor | None, gate: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """A recurrence's gate [B m] and input [B m ...], such that it stands still where a chunk is not active."""
+    if active is None:
+        return gate, x
+    return torch.where(active, gate, 1.0), torch.where(_like(active, x), x, 0.0)
+
+
     """[B m] shaped to multiply [B m ...]."""
     return x.reshape(*x.shape, *(1,) * (other.ndim - x.ndim))

@@ -8,6 +8,9 @@ are linear in u and in what was carried in. E^k[i, j] is the product of eta^k ov
 
     M = D[:, 0] M_0 + D (A u + sum_l B_l S^l_0),    A = sum_k diag(c^k) E^k ... E^1,    B_l likewise from E^k ... E^l.
 
+A chunk that is not active leaves everything as it was: its eta and keep are 1, and what would enter S^k or M at it is
+dropped, which is its column of E^k and D.
+
 Letters: B rows (batch and heads), m chunks, o momentum order.
 """
 
@@ -15,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 TINY = 1e-30  # added before the logarithm: a gate of exactly 0 keeps its gradient
 
@@ -38,11 +42,18 @@ class Coefficients:
     momentum_surprise: list[Tensor]
 
 
-def coefficients(keep: Tensor, momentum: Tensor | None, combine: Tensor | None) -> Coefficients:
-    """keep [B m]; momentum [B m o] or None; combine [B m o (+1)] or None (the last order alone)."""
+def coefficients(
+    keep: Tensor, momentum: Tensor | None, combine: Tensor | None, active: Tensor | None = None
+) -> Coefficients:
+    """keep [B m]; momentum [B m o] or None; combine [B m o (+1)] or None (the last order alone); active bool [B m], or
+    None: all are."""
     order = 0 if momentum is None else momentum.shape[-1]
     gates = keep.unsqueeze(1) if order == 0 else torch.cat((keep.unsqueeze(1), momentum.transpose(1, 2)), dim=1)
-    products = cumulative_products(gates)  # [B o+1 m+1 m+1]
+    if active is None:
+        products = cumulative_products(gates)  # [B o+1 m+1 m+1]
+    else:
+        products = cumulative_products(torch.where(active.unsqueeze(1), gates, 1.0))
+        products = products.masked_fill(~pad(active, (1, 0), value=True)[:, None, None, :], 0.0)
     decay_full, echoes = products[:, 0], [products[:, k + 1, 1:, :] for k in range(order)]
     start, decay = decay_full[:, :, 0], decay_full[:, :, 1:]
 
@@ -63,7 +74,7 @@ def cumulative_products(gates: Tensor) -> Tensor:
     Sums of logarithms over exactly these entries: neither ratios of products, nor differences of long sums.
     """
     m = gates.shape[-1]
-    logs = torch.nn.functional.pad((gates + TINY).log(), (1, 0))
+    logs = pad((gates + TINY).log(), (1, 0))
     below = torch.ones(m + 1, m + 1, dtype=torch.bool, device=gates.device).tril()
     spread = logs.unsqueeze(-1).masked_fill(~below.tril(-1), 0.0)
     return spread.cumsum(dim=-2).masked_fill(~below, -torch.inf).exp()
