@@ -449,6 +449,20 @@ class NeuralMemory(nn.Module):
         """Complete chunks, tokens [(2) b m*c d], normalised."""
         tokens = self.store_norm(tokens)
         key_view, value_view = tokens if self.diff_views else (tokens, tokens)
+        return Span(key_view, value_view, self.store_chunk_size, first, anchor_chunks)
+
+    def gated(self, span: Span, carry: GateCarry, with_residual: bool = False) -> Gated:
+        """The rates of a span, after what gates, kinetics and pages do to them."""
+        rates = self.rates(span.tokens, span.chunk, with_residual)
+        if self.lookahead:
+            rates = replace(rates, step=rates.step[:, :, :-1])
+        return self.gating(self, span, rates, carry)
+
+    def _chunks(
+        self, span: Span, rates: StoreRates, mask: Tensor | None, residual: ResidualSource | None
+    ) -> StoreChunks:
+        """Keys, values and rates of the span's chunks."""
+        c, h, u = span.chunk, self.internal_heads, self.kv_per_token
         layout = "b (m c) (h u d) -> b h m (c u) d"
         keys, values = self.activation(self.to_keys(span.tokens)), self.activation(self.to_values(span.values))
         keys, values = (at_least_float32(rearrange(x, layout, c=c, h=h, u=u)) for x in (keys, values))
