@@ -14,27 +14,29 @@ from torch import Tensor
 from ..ops.coefficients import Coefficients, coefficients
 from ..ops.modes import enable_inner_grad, ordinary
 from ..ops.newton_schulz import newton_schulz
+from .costs import Plan, plan
 from .paths import BuiltPath, DualPath, Path, Rows, weighted_gradient
 from .run import Carry, ResidualSource, StoreChunks, Tensors, Window, built_run
 from .update_rule import UpdateRule, clamp_scale
 
-WINDOW_TOKENS = 128  # of the dual form, unless one chunk is longer
-
 
 class FastEngine:
-    """form: "dual" never builds a weight, "matrix" builds one per chunk, "auto" counts operations for each weight."""
+    """form: "dual" never builds a weight, "matrix" builds one per chunk, "auto" counts operations (costs.py)."""
 
     def __init__(self, model, rule: UpdateRule, taped: bool, form: str = "auto"):
         self.model, self.rule, self.taped, self.form = model, rule, taped, form
 
-    def window_chunks(self, chunks: StoreChunks) -> int | None:
-        return max(1, WINDOW_TOKENS // chunks.keys.shape[2])
+    def plan(self, chunks: StoreChunks, span: int) -> Plan:
+        shapes = [tuple(p.shape) for p in self.model.parameters() if p.ndim == 2]
+        form = "spectral" if self.rule.spectral_norm else self.form
+        rows, _, pairs, _ = chunks.keys.shape
+        return plan(shapes, rows, min(span, len(chunks)), pairs, form)
 
     def still(self, first: int, memory: Tensors) -> Window:
         paths = {k: BuiltPath(v.unsqueeze(1)) for k, v in memory.items()}
         return Window(first, 0, paths, self.reader(paths), lambda name: ())
 
-    def window(self, chunks: StoreChunks, carry: Carry) -> Window:
+    def window(self, chunks: StoreChunks, carry: Carry, plan: Plan) -> Window:
         loss, records = self._surprise(chunks, carry.anchor)
         rates = chunks.rates
         c = coefficients(*(upcast(x) for x in (rates.keep, rates.momentum, rates.combine)), rates.active)
@@ -42,16 +44,15 @@ class FastEngine:
         for index, name in enumerate(carry.anchor):
             modulation = None if rates.modulation is None else rates.modulation[..., index]
             momentum = carry.momentum and carry.momentum[name]
-            paths[name], finals[name] = self._path(records[name], carry.memory[name], momentum, modulation, c)
+            dual = plan.dual and carry.memory[name].ndim == 3
+            paths[name], finals[name] = self._path(records[name], carry.memory[name], momentum, modulation, c, dual)
         return Window(chunks.first, len(chunks), paths, self.reader(paths), lambda name: finals[name](), loss)
 
-    def _path(
-        self, record, memory: Tensor, momentum: Sequence[Tensor] | None, modulation: Tensor | None, c: Coefficients
-    ):
+    def _path(self, record, memory: Tensor, momentum: Sequence[Tensor] | None, modulation, c: Coefficients, dual: bool):
         """The parameter's way through the window, and how to build the momentum at its end."""
         a, delta = record
         scale = self._scale(a, delta, modulation)
-        if memory.ndim == 3 and self._use_dual(a, delta):
+        if dual:
             surprise = -c.memory_surprise if scale is None else -c.memory_surprise * scale.unsqueeze(1)
             path = DualPath(memory, momentum, a, delta, c, surprise)
 
@@ -69,17 +70,6 @@ class FastEngine:
             return out if base is None else base + out
 
         return path, lambda: final_momentum(c, momentum, gradient)
-
-    def _use_dual(self, a: Tensor, delta: Tensor) -> bool:
-        if self.form != "auto" or self.rule.spectral_norm:
-            return self.form == "dual" and not self.rule.spectral_norm
-        m, p, d = a.shape[1:]
-        e = delta.shape[-1]
-        tokens = m * p
-        dual = tokens * tokens * (d + e) + 3 * tokens * d * e
-        # building reads and writes each weight several times: counted as operations, at what memory costs
-        matrix = 2 * tokens * d * e + (m * m + 24 * m) * d * e
-        return dual < matrix
 
     def _scale(self, a, delta, modulation: Tensor | None) -> Tensor | None:
         """What each chunk's gradient is multiplied by [B m]: the clamp's factor, then the modulation."""

@@ -13,6 +13,7 @@ from torch.func import functional_call, vmap
 from ..ops.modes import enable_inner_grad, ordinary
 from ..ops.newton_schulz import naive_newton_schulz
 from ..ops.scan import scan
+from .costs import Plan
 from .paths import BuiltPath, Rows
 from .run import Carry, StoreChunks, Tensors, Window
 from .update_rule import UpdateRule, clamp_scale
@@ -22,14 +23,14 @@ class ReferenceEngine:
     def __init__(self, model: nn.Module, rule: UpdateRule, use_accelerated_scan: bool = False):
         self.model, self.rule, self.use_accelerated_scan = model, rule, use_accelerated_scan
 
-    def window_chunks(self, chunks: StoreChunks) -> int | None:
-        return None
+    def plan(self, chunks: StoreChunks, span: int) -> Plan:
+        return Plan(min(span, len(chunks)), dual=False)
 
     def still(self, first: int, memory: Tensors) -> Window:
         paths = {k: BuiltPath(v.unsqueeze(1)) for k, v in memory.items()}
         return Window(first, 0, paths, self.reader(paths), lambda name: ())
 
-    def window(self, chunks: StoreChunks, carry: Carry) -> Window:
+    def window(self, chunks: StoreChunks, carry: Carry, plan: Plan) -> Window:
         loss, grads = self._gradients(chunks, carry.anchor)
         rates = chunks.rates
         paths, momenta = {}, {}
@@ -95,7 +96,6 @@ class ReferenceEngine:
         return read
 
 
-def _like(x: Tensor, other: Tensor) -> Tensor:
 def _where_active(active: Tensor | None, gate: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """A recurrence's gate [B m] and input [B m ...], such that it stands still where a chunk is not active."""
     if active is None:
@@ -103,5 +103,6 @@ def _where_active(active: Tensor | None, gate: Tensor, x: Tensor) -> tuple[Tenso
     return torch.where(active, gate, 1.0), torch.where(_like(active, x), x, 0.0)
 
 
+def _like(x: Tensor, other: Tensor) -> Tensor:
     """[B m] shaped to multiply [B m ...]."""
     return x.reshape(*x.shape, *(1,) * (other.ndim - x.ndim))

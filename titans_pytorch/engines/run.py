@@ -195,8 +195,9 @@ def store(engine, chunks: StoreChunks, carry: Carry, batch_chunks: int | None, t
     `transition` (a share in 0..1) the memory itself first becomes anchor + transition (memory - anchor)."""
     shapes = {name: tuple(weight.shape) for name, weight in carry.memory.items()}
     windows, at, blended = [], 0, False
-    for size in _window_sizes(engine, chunks, batch_chunks):
-        window = engine.window(chunks.chunks(at, at + size), carry)
+    plan = engine.plan(chunks, len(chunks) if batch_chunks is None else batch_chunks)
+    for size in _window_sizes(chunks, batch_chunks, plan.chunks):
+        window = engine.window(chunks.chunks(at, at + size), carry, plan)
         windows.append(window)
         at += size
         memory = LazyTensors(shapes, lambda name, w=window: w.paths[name].entries(w.chunks, w.chunks + 1)[:, 0])
@@ -219,12 +220,11 @@ def _blend(anchor: Tensors, memory: Tensors, share: Tensor) -> LazyTensors:
     return LazyTensors(tuple(memory), lambda name: torch.lerp(anchor[name], memory[name], share.to(memory[name].dtype)))
 
 
-def _window_sizes(engine, chunks: StoreChunks, batch_chunks: int | None):
-    """Cuts at the anchor's boundaries, and within them as the engine likes it."""
+def _window_sizes(chunks: StoreChunks, batch_chunks: int | None, most: int):
+    """Cuts at the anchor's boundaries, and within them where a window is full."""
     at, end = chunks.first, chunks.first + len(chunks)
-    most = engine.window_chunks(chunks)
     while at < end:
         stop = end if batch_chunks is None else min(end, (at // batch_chunks + 1) * batch_chunks)
-        size = stop - at if most is None else min(stop - at, most)
+        size = min(stop - at, most)
         yield size
         at += size
