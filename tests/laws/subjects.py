@@ -42,6 +42,15 @@ def softplus_step(x):
     return nn.functional.softplus(x) * 0.05
 
 
+GATES = {
+    "plain": None,
+    "phase": {"phase_mix": 0.5, "phase_pairs": 2, "dim_free": True},
+    "quorum": {"quorum_mix": 0.5, "quorum_window": 3, "quorum_threshold": 0.2},
+    "budget": {"phase_mix": 0.3, "quorum_mix": 0.6, "budget_topk_ratio": 0.5, "budget_window": 4},
+    "soft": {"gated": True, "gate_mode": "soft", "codebook_mix": 0.4, "codebook_size": 4},
+    "sparse": {"gated": True, "diag": True, "gate_threshold": -1.0, "top_k": 4},
+}
+
 AXES = [
     ("chunk_size", [3, 1, 2, 4, (2, 4), (3, 2), (5, 3)]),
     ("batch_chunks", [None, 1, 2, 3]),  # batch_size in store chunks
@@ -73,9 +82,31 @@ AXES = [
     ("store_with_lookahead_value", [False, True]),
     ("init_decay_bias", [None, -4.0, 4.0]),
     ("use_accelerated_scan", [False, True]),
+    ("use_symplectic_gating", [False, True]),
+    ("symplectic_gate_kwargs", list(GATES)),
+    ("use_dmd_gating", [False, True]),
+    ("dmd_window", [None, 5]),
+    ("kinetics_coupling", [False, True]),
+    ("kinetics_mix", [0.5, 0.0, 1.0]),
+    ("num_pages", [1, 2, 3, 4]),
+    ("manifold_state_keyed_paging", [False, True]),
+    ("hierarchical_paging", [False, True]),
+    ("hierarchy_mix", [1.0, 0.4]),
+    ("page_switch_chunks", [1, 2, None, 3]),  # page_switch_every in store chunks
+    ("symplectic_page_threshold", [0.05, 0.2]),
+    ("page_threshold_quantile", [None, 0.3]),
 ]
 
-CONSTRAINTS = [lambda o: not o["store_with_lookahead_value"] or store_chunk(o) * o["num_kv_per_token"] > 1]
+CONSTRAINTS = [
+    lambda o: not o["store_with_lookahead_value"] or store_chunk(o) * o["num_kv_per_token"] > 1,
+    lambda o: o["num_pages"] == 1 or o["use_symplectic_gating"] or o["use_dmd_gating"],
+    # a quantile needs some chunks before it says anything
+    lambda o: o["page_threshold_quantile"] is None or (o["num_pages"] > 1 and store_chunk(o) == 1),
+]
+
+
+def paged(options) -> bool:
+    return options["num_pages"] > 1
 
 
 def store_chunk(options) -> int:
@@ -101,6 +132,10 @@ class Subject:
         options = dict(options)
         batch = options.pop("batch_chunks")
         options["batch_size"] = None if batch is None else batch * store_chunk(options)
+        every = options.pop("page_switch_chunks")
+        options["page_switch_every"] = None if every is None else every * store_chunk(options)
+        options["combine_symplectic_and_dmd"] = options["use_symplectic_gating"] and options["use_dmd_gating"]
+        options["symplectic_gate_kwargs"] = GATES[options["symplectic_gate_kwargs"]]
         self.diff_views = options["qkv_receives_diff_views"]
         model = MODELS[options.pop("model")](options["dim_head"])
         build = {**options, "model": model, "engine": engine}
@@ -109,6 +144,12 @@ class Subject:
         if options["accept_weight_residual"]:
             earlier = NeuralMemory(DIM, **{**build, "accept_weight_residual": False}).to(dtype)
             self.earlier = randomise(earlier, seed + 1, 0.2)
+
+    @property
+    def switches(self) -> int:
+        """How often pages were turned, over both memories."""
+        counters = [m.page_switch_events for m in (self.memory, self.earlier) if m is not None]
+        return sum(int(counter) for counter in counters if counter is not None)
 
     @property
     def parameters(self) -> dict:

@@ -4,22 +4,57 @@ A longer search: HYPOTHESIS_EXAMPLES=500 python -m pytest tests/laws
 """
 
 import os
+from collections import Counter
 
 import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 
+from titans_pytorch.memory_state import ROWS
+
 from ..helpers import assert_close, assert_same_gradients, assert_same_tensors, gradients
-from .subjects import Subject, option_sets, store_chunk, tolerance
+from .subjects import Subject, option_sets, paged, store_chunk, tolerance
 
 lawful = settings(
     max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "40")),
     deadline=None,
     derandomize="HYPOTHESIS_EXAMPLES" not in os.environ,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
+    suppress_health_check=[
+        HealthCheck.too_slow,
+        HealthCheck.filter_too_much,
+        HealthCheck.data_too_large,
+        HealthCheck.function_scoped_fixture,  # the fixture is meant to last over the examples
+    ],
 )
-lengths = st.integers(1, 17)
+
+
+def cases(least: int = 1, most: int = 17):
+    """(options, number of tokens); with pages enough tokens for some to be turned."""
+    return option_sets.flatmap(
+        lambda options: st.tuples(st.just(options), st.integers(max(least, turning(options)), most))
+    )
+
+
+def turning(options) -> int:
+    """From how many tokens on pages are likely to be turned."""
+    if not paged(options):
+        return 1
+    return min(11, 10 if options["page_threshold_quantile"] is not None else 3 * store_chunk(options))
+
+
+@pytest.fixture
+def pages():
+    """Counts the examples with pages; a law has been tested with pages only where enough of them turned one."""
+    seen = Counter()
+
+    def saw(options, subject):
+        if paged(options):
+            seen["paged"] += 1
+            seen["turned"] += subject.switches > 0
+
+    yield saw
+    assert seen["turned"] >= 0.5 * seen["paged"], f"pages turned in {seen['turned']} of {seen['paged']} examples"
 
 
 def _masks(data, batch, n):
@@ -27,6 +62,11 @@ def _masks(data, batch, n):
         return None
     generator = torch.Generator().manual_seed(n)
     return torch.rand(batch, n, generator=generator) > 0.4
+
+
+def splittable(options) -> bool:
+    """With pages, windows of switches must not depend on the calls."""
+    return not paged(options) or options["page_switch_chunks"] is not None
 
 
 def assert_same_state(got, wanted, limit, what="state"):
@@ -47,7 +87,7 @@ def assert_same_state(got, wanted, limit, what="state"):
         assert (mine.read_weights is None) == (theirs.read_weights is None)
         if theirs.read_weights is not None:
             same_tensors(mine.read_weights, theirs.read_weights, "read weights")
-        for field in ("cache_store_mask", "query_group", "active_page_indices"):
+        for field in ROWS:
             a, b = getattr(mine, field), getattr(theirs, field)
             assert (a is None) == (b is None), field
             if b is not None:
@@ -55,9 +95,10 @@ def assert_same_state(got, wanted, limit, what="state"):
 
 
 @lawful
-@given(option_sets, lengths, st.data())
-def test_causal(options, n, data):
+@given(cases(), st.data())
+def test_causal(pages, case, data):
     """Law 1: what comes after position t changes nothing at or before t."""
+    options, n = case
     subject = Subject(options)
     t = data.draw(st.integers(0, n - 1), label="t")
     seq = subject.sequence(2, n)
@@ -66,19 +107,25 @@ def test_causal(options, n, data):
     other[..., t + 1 :, :] = subject.sequence(2, n, seed=9)[..., t + 1 :, :]
     with torch.no_grad():
         a, b = subject(seq, mask=mask)[0], subject(other, mask=mask)[0]
+    pages(options, subject)
     assert_close(b[:, : t + 1], a[:, : t + 1], tolerance(options) * 1e-3)
 
 
 @lawful
-@given(option_sets, lengths, st.data())
-def test_split_invariant(options, n, data):
+@given(cases(), st.data())
+def test_split_invariant(pages, case, data):
     """Law 2: any way of cutting a sequence into calls gives the same outputs, surprises and carried state."""
+    options, n = case
+    assume(splittable(options))
     subject, limit = Subject(options), tolerance(options)
     cuts = sorted(data.draw(st.sets(st.integers(1, n - 1)) if n > 1 else st.just(set()), label="cuts"))
     seq, mask = subject.sequence(2, n), _masks(data, 2, n)
     with torch.no_grad():
         whole, state, surprises = subject(seq, mask=mask)
+        switches = subject.switches
         parts, parts_state, parts_surprises = subject.pieces(seq, cuts, mask)
+    pages(options, subject)
+    assert subject.switches == 2 * switches
     assert_close(parts, whole, limit, "retrieved")
     for got, wanted in zip(parts_surprises, surprises, strict=True):
         assert_close(got, wanted, limit, "surprise")
@@ -86,13 +133,16 @@ def test_split_invariant(options, n, data):
 
 
 @lawful
-@given(option_sets, st.integers(2, 13))
-def test_token_by_token(options, n):
+@given(cases(2, 13))
+def test_token_by_token(pages, case):
     """Law 2 at its finest cut, gradients through the carried state included."""
+    options, n = case
+    assume(splittable(options))
     subject, limit = Subject(options), tolerance(options)
     seq = subject.sequence(2, n)
     leaves = subject.parameters | {"seq": seq.requires_grad_()}
     whole, state, _ = subject(seq)
+    pages(options, subject)
     tokens, tokens_state, _ = subject.pieces(seq, range(1, n))
     assert_close(tokens, whole, limit, "retrieved")
     assert_same_state(tokens_state, state, limit)
@@ -100,9 +150,10 @@ def test_token_by_token(options, n):
 
 
 @lawful
-@given(option_sets, lengths, st.data())
-def test_engines_agree(options, n, data):
+@given(cases(), st.data())
+def test_engines_agree(pages, case, data):
     """Law 5: values and gradients of every engine against the reference."""
+    options, n = case
     reference, limit = Subject(options, "reference"), tolerance(options)
     seq, mask = reference.sequence(2, n), _masks(data, 2, n)
     engines = ["auto"]
@@ -110,6 +161,7 @@ def test_engines_agree(options, n, data):
         engines += ["matrix"] if options["spectral_norm_surprises"] else ["matrix", "dual"]
     leaves = reference.parameters | {"seq": seq.requires_grad_()}
     out, state, surprises = reference(seq, mask=mask)
+    pages(options, reference)
     final = list(state[1].states[0].values()) + list(state[1].states[1].values())
     wanted = gradients([out, *surprises, *final], leaves)
     for engine in engines:
@@ -119,30 +171,35 @@ def test_engines_agree(options, n, data):
         assert_close(got, out, limit, f"{engine} retrieved")
         assert_close(got_surprises[0], surprises[0], limit, f"{engine} loss")
         assert_same_state(got_state, state, limit, engine)
+        assert subject.switches == reference.switches
         assert_same_tensors(got_state[1].updates, state[1].updates, limit, f"{engine} updates")
         final = list(got_state[1].states[0].values()) + list(got_state[1].states[1].values())
         assert_same_gradients(gradients([got, *got_surprises, *final], leaves), wanted, limit * 10, engine)
 
 
 @lawful
-@given(option_sets, st.integers(1, 11))
-def test_rows_do_not_touch(options, n):
+@given(cases(1, 11))
+def test_rows_do_not_touch(pages, case):
     """Law 6: a row's results are its own, whatever stands in the others."""
+    options, n = case
     subject = Subject(options)
     seq = subject.sequence(3, n)
     poisoned = seq.clone()
     poisoned[..., 1, :, :] = float("nan")
     with torch.no_grad():
-        clean, dirty = subject(seq)[0], subject(poisoned)[0]
+        clean = subject(seq)[0]
+        pages(options, subject)
+        dirty = subject(poisoned)[0]
         alone = subject(seq[..., 2:, :, :])[0]
     assert_close(dirty[[0, 2]], clean[[0, 2]], tolerance(options) * 1e-3)
     assert_close(alone, clean[2:], tolerance(options) * 1e-3)
 
 
 @lawful
-@given(option_sets, st.integers(1, 11), st.sampled_from(["zero", "constant", "padded"]))
-def test_degenerate_inputs_are_finite(options, n, kind):
+@given(cases(1, 11), st.sampled_from(["zero", "constant", "padded"]))
+def test_degenerate_inputs_are_finite(case, kind):
     """Law 6: outputs and gradients of zero, constant and padded inputs are finite."""
+    options, n = case
     subject = Subject(options)
     seq = subject.sequence(2, n)
     if kind == "zero":
