@@ -144,6 +144,9 @@ def options_of(args: argparse.Namespace) -> Options:
 def check_arms(arms: list[Arm], case: Case, options: Options) -> None:
     """Fills their descriptions. ValueError if the peer's environment holds this library instead."""
     for arm in arms:
+        if arm.name == "attention":  # it runs where ours does
+            arm.description = arms[0].description
+            continue
         try:
             describe(arm, case, options)
         except WorkerFailure as failure:

@@ -63,7 +63,8 @@ def stream(
     """Yields (tokens read, the mark of the part that ended there or None) after every piece."""
     generator = torch.Generator().manual_seed(setup.seed + 1)
     pieces = -(-tokens // piece)
-    ends = {math.ceil(pieces * (i + 1) / marks) for i in range(min(marks, pieces))}
+    marks = min(marks, pieces)
+    ends = {-(-pieces * (i + 1) // marks) for i in range(marks)}
     state, early, part, seconds = None, None, Part(), 0.0
     for index in range(pieces):
         x = torch.randn(1, min(piece, tokens - index * piece), DIM, generator=generator)

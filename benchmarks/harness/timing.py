@@ -24,9 +24,10 @@ def timed(work: Callable[[], object], device: str) -> float:
 
 def timed_calls(work: Callable[[], object], device: str, min_seconds: float = 0.0) -> list[float]:
     """Every call's seconds: one call, then as many as it takes to fill `min_seconds`."""
-    calls = [timed(work, device)]
-    while sum(calls) < min_seconds:
+    calls, total = [], 0.0
+    while not calls or total < min_seconds:
         calls.append(timed(work, device))
+        total += calls[-1]
     return calls
 
 

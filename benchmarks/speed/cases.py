@@ -8,7 +8,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from harness.operations import MemoryShape, attention_operations, memory_operations, transformer_operations
+from harness.operations import (
+    MemoryShape,
+    attention_operations,
+    memory_forms,
+    memory_operations,
+    transformer_operations,
+)
 
 QUANTITIES = ("forward", "train", "memory", "decode")
 DEFAULT_LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
@@ -53,7 +59,8 @@ class Case:
 
     def gate_tokens(self) -> int:
         """A length that moves the anchor (or fills more than a window of any engine) and ends on a chunk."""
-        whole = (self.anchor or 128) + 2 * self.chunk
+        window = self.anchor or 128
+        whole = window + max(2 * self.chunk, window // 4)
         return min(self.tokens, -(-whole // self.chunk) * self.chunk)
 
 
@@ -249,6 +256,15 @@ def operations(case: Case) -> dict[str, int]:
         inner["accept_weight_residual"] = k.get("neural_mem_weight_residual", False)
         shape = memory_shape(inner)
     return transformer_operations(case.kwargs, shape, case.batch, case.tokens)
+
+
+def operations_by_form(case: Case) -> dict[str, int]:
+    """Of a memory's storing and reading, in each exact form: what an engine of that form has to do."""
+    if case.kind != "memory":
+        return {}
+    shape = memory_shape(case.kwargs)
+    forms = memory_forms(shape, case.tokens)
+    return {name: case.batch * shape.heads * sum(form[name] for form in forms) for name in forms[0]}
 
 
 def memory_shape(kwargs: dict[str, Any]) -> MemoryShape:

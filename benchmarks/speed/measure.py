@@ -15,7 +15,7 @@ from typing import Any
 from harness.environment import REPOSITORY
 from harness.workers import Budget, Worker, WorkerFailure
 
-from .cases import Case, as_attention, operations
+from .cases import Case, as_attention, operations, operations_by_form
 
 WORKER = Path(__file__).resolve().parents[1] / "speed_worker.py"
 MATMUL_SIDE = 2048
@@ -133,6 +133,7 @@ def measure_case(
         "arms": results,
         "matmul_operations_per_second": max((rate for rate in rates if rate is not None), default=None),
         "operations": operations(case),
+        "store_and_read_by_form": operations_by_form(case),
     }
 
 
