@@ -15,7 +15,7 @@ from .helpers import assert_close, assert_same_gradients, gradients
 
 
 def loop(gates, inputs, prev):
-    return scans._loop_scan(scans._align(gates, inputs), inputs, prev)
+    return scans._LoopScan.apply(scans._align(gates, inputs), inputs, prev, False)
 
 
 def doubling(gates, inputs, prev):

@@ -14,8 +14,11 @@ from torch import Tensor
 from ..ops.coefficients import Coefficients, coefficients
 from ..ops.modes import enable_inner_grad, ordinary
 from ..ops.newton_schulz import newton_schulz
+from ..ops.scan import scan
+from ..rates import StoreRates
 from .costs import Plan, plan
 from .paths import BuiltPath, DualPath, Path, Rows, weighted_gradient
+from .recurrence import combined_update, where_active
 from .run import Carry, ResidualSource, StoreChunks, Tensors, Window, built_run
 from .update_rule import UpdateRule, clamp_scale
 
@@ -45,31 +48,35 @@ class FastEngine:
             modulation = None if rates.modulation is None else rates.modulation[..., index]
             momentum = carry.momentum and carry.momentum[name]
             dual = plan.dual and carry.memory[name].ndim == 3
-            paths[name], finals[name] = self._path(records[name], carry.memory[name], momentum, modulation, c, dual)
+            paths[name], finals[name] = self._path(
+                records[name], carry.memory[name], momentum, modulation, rates, c, dual
+            )
         return Window(chunks.first, len(chunks), paths, self.reader(paths), lambda name: finals[name](), loss)
 
-    def _path(self, record, memory: Tensor, momentum: Sequence[Tensor] | None, modulation, c: Coefficients, dual: bool):
+    def _path(self, record, memory: Tensor, momentum: Sequence[Tensor] | None, modulation, rates, c, dual: bool):
         """The parameter's way through the window, and how to build the momentum at its end."""
         a, delta = record
         scale = self._scale(a, delta, modulation)
-        if dual:
-            surprise = -c.memory_surprise if scale is None else -c.memory_surprise * scale.unsqueeze(1)
-            path = DualPath(memory, momentum, a, delta, c, surprise)
-
-            def gradient(weights, base):
-                return weighted_gradient(-weights if scale is None else -weights * scale, a, delta, base)
-
-            return path, lambda: final_momentum(c, momentum, gradient)
-        grads = chunk_gradients(a, delta)
-        if scale is not None:
-            grads = grads * scale.view(*scale.shape, *(1,) * (grads.ndim - 2))
-        path = built_path(c, memory, momentum, grads, self.rule.spectral_norm and memory.ndim == 3)
+        if memory.ndim == 2:
+            return vector_path(c, memory, momentum, a, scale)
+        if not dual:
+            return self._matrix_path(scaled(a, delta, -1.0 if scale is None else -scale), memory, momentum, rates)
+        surprise = -c.memory_surprise if scale is None else -c.memory_surprise * scale.unsqueeze(1)
 
         def gradient(weights, base):
-            out = -(weights.unsqueeze(1) @ grads.flatten(2)).view_as(memory)
-            return out if base is None else base + out
+            return weighted_gradient(-weights if scale is None else -weights * scale, a, delta, base)
 
+        path = DualPath(memory, momentum, a, delta, c, surprise)
         return path, lambda: final_momentum(c, momentum, gradient)
+
+    def _matrix_path(self, factors, memory: Tensor, momentum: Sequence[Tensor] | None, rates: StoreRates):
+        """One matrix per chunk, the surprises being products of `factors`: a pass over them per recurrence."""
+        a, delta = factors
+        update, final = combined_update(a.transpose(-1, -2) @ delta, rates, momentum, scan)
+        if self.rule.spectral_norm:
+            update = newton_schulz(update)
+        gate, update = where_active(rates.active, rates.keep, update)
+        return BuiltPath(scan(gate, update, memory, with_start=True)), lambda: final
 
     def _scale(self, a, delta, modulation: Tensor | None) -> Tensor | None:
         """What each chunk's gradient is multiplied by [B m]: the clamp's factor, then the modulation."""
@@ -219,29 +226,25 @@ def upcast(x: Tensor | None) -> Tensor | None:
     return x.float() if x is not None and x.dtype in (torch.bfloat16, torch.float16) else x
 
 
-def chunk_gradients(a: Tensor, delta: Tensor | None) -> Tensor:
-    """G_j = a_j^T delta_j per chunk [B m d e]; for a vector the sum over its tokens [B m d]."""
-    return a.sum(dim=2) if delta is None else a.transpose(-1, -2) @ delta
+def scaled(a: Tensor, delta: Tensor, factor: Tensor | float) -> tuple[Tensor, Tensor]:
+    """(a, delta) with each chunk's product times factor [B m], taken on the narrower side."""
+    if isinstance(factor, Tensor):
+        factor = factor[:, :, None, None]
+    return (a * factor, delta) if a.shape[-1] <= delta.shape[-1] else (a, delta * factor)
 
 
-def built_path(
-    c: Coefficients, memory: Tensor, momentum: Sequence[Tensor] | None, grads: Tensor, spectral: bool
-) -> BuiltPath:
-    """Every entry [B m+1 ...] by one product of the coefficients with the gradients [B m ...]."""
-    shape, flat = memory.shape[1:], grads.flatten(2)
-    out = c.memory_start.unsqueeze(-1) * memory.flatten(1).unsqueeze(1)
-    carried = [] if momentum is None else [s.flatten(1).unsqueeze(1) for s in momentum]
-    if spectral:
-        update = -(c.update_surprise @ flat)
-        for weight, s in zip(c.update_carry, carried, strict=False):
-            update = update + weight.unsqueeze(-1) * s
-        update = newton_schulz(update.unflatten(2, shape)).flatten(2)
-        out = out + c.decay @ update
-    else:
-        out = out - c.memory_surprise @ flat
-        for weight, s in zip(c.memory_carry, carried, strict=False):
-            out = out + weight.unsqueeze(-1) * s
-    return BuiltPath(out.unflatten(2, shape))
+def vector_path(c: Coefficients, memory: Tensor, momentum: Sequence[Tensor] | None, a: Tensor, scale: Tensor | None):
+    """A vector [B d]: every entry by one product of the coefficients with the chunks' gradients, a [B m p d] summed."""
+    grads = a.sum(dim=2) if scale is None else a.sum(dim=2) * scale.unsqueeze(-1)
+    out = c.memory_start.unsqueeze(-1) * memory.unsqueeze(1) - c.memory_surprise @ grads
+    for weight, s in zip(c.memory_carry, momentum or (), strict=False):
+        out = out + weight.unsqueeze(-1) * s.unsqueeze(1)
+
+    def gradient(weights, base):
+        out = -(weights.unsqueeze(1) @ grads).squeeze(1)
+        return out if base is None else base + out
+
+    return BuiltPath(out), lambda: final_momentum(c, momentum, gradient)
 
 
 def final_momentum(c: Coefficients, momentum: Sequence[Tensor] | None, add_gradient) -> tuple[Tensor, ...]:

@@ -5,6 +5,7 @@ checkpointing and saved-tensor hooks).
 """
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +16,15 @@ from ..ops.newton_schulz import naive_newton_schulz
 from ..ops.scan import scan
 from .costs import Plan
 from .paths import BuiltPath, Rows
+from .recurrence import combined_update, like, where_active
 from .run import Carry, StoreChunks, Tensors, Window
 from .update_rule import UpdateRule, clamp_scale
 
 
 class ReferenceEngine:
     def __init__(self, model: nn.Module, rule: UpdateRule, use_accelerated_scan: bool = False):
-        self.model, self.rule, self.use_accelerated_scan = model, rule, use_accelerated_scan
+        self.model, self.rule = model, rule
+        self.scan = partial(scan, use_accelerated=use_accelerated_scan)
 
     def plan(self, chunks: StoreChunks, span: int) -> Plan:
         return Plan(min(span, len(chunks)), dual=False)
@@ -37,12 +40,13 @@ class ReferenceEngine:
         for index, (name, grad) in enumerate(grads.items()):
             surprise = -grad
             if rates.modulation is not None:
-                surprise = surprise * _like(rates.modulation[..., index], surprise)
-            update, momenta[name] = self._momentum(surprise, rates, carry.momentum and carry.momentum[name])
+                surprise = surprise * like(rates.modulation[..., index], surprise)
+            carried = carry.momentum and carry.momentum[name]
+            update, momenta[name] = combined_update(surprise, rates, carried, self.scan)
             if self.rule.spectral_norm and update.ndim == 4:
                 update = naive_newton_schulz(update)
             start = carry.memory[name]
-            memory = scan(*_where_active(rates.active, rates.keep, update), start, self.use_accelerated_scan)
+            memory = self.scan(*where_active(rates.active, rates.keep, update), start)
             paths[name] = BuiltPath(torch.cat((start.unsqueeze(1), memory), dim=1))
         return Window(chunks.first, len(chunks), paths, self.reader(paths), momenta.__getitem__, loss)
 
@@ -57,31 +61,15 @@ class ReferenceEngine:
                 weight = ordinary(weight).unsqueeze(1).expand(-1, m, *weight.shape[1:])
                 if chunks.residual is not None:
                     earlier = ordinary(chunks.residual.entries(name, chunks.first, m))
-                    weight = weight + _like(ordinary(chunks.rates.residual_mix), earlier) * earlier
+                    weight = weight + like(ordinary(chunks.rates.residual_mix), earlier) * earlier
                 params[name] = weight if weight.requires_grad else weight.detach().requires_grad_()
             loss = self.rule.loss(self._call(params, keys), values)
             grads = torch.autograd.grad(
                 (loss * step).sum(), tuple(params.values()), create_graph=differentiable, materialize_grads=True
             )
         if self.rule.max_grad_norm is not None:
-            grads = [g * _like(clamp_scale(g.flatten(2).square().sum(-1), self.rule.max_grad_norm), g) for g in grads]
+            grads = [g * like(clamp_scale(g.flatten(2).square().sum(-1), self.rule.max_grad_norm), g) for g in grads]
         return loss, dict(zip(params, grads, strict=True))
-
-    def _momentum(self, surprise, rates, carried):
-        """The combined update of each chunk [B m ...], and the momentum after the last, each order [B ...]."""
-        if rates.momentum is None:
-            return surprise, ()
-        outs, x = [surprise], surprise
-        for order, gate in enumerate(rates.momentum.unbind(-1)):
-            start = None if carried is None else carried[order]
-            x = scan(*_where_active(rates.active, gate, x), start, self.use_accelerated_scan)
-            outs.append(x)
-        final = tuple(out[:, -1] for out in outs[1:])
-        if rates.combine is None:
-            return outs[-1], final
-        mixed = outs[-rates.combine.shape[-1] :]
-        weights = rates.combine.unbind(-1)
-        return sum(_like(w, out) * out for w, out in zip(weights, mixed, strict=True)), final
 
     def _call(self, params: Tensors, x: Tensor) -> Tensor:
         """The model on x [B g n d], every [B g] with its own parameters."""
@@ -94,15 +82,3 @@ class ReferenceEngine:
             return self._call({name: path.weights[:, rows] for name, path in paths.items()}, x)
 
         return read
-
-
-def _where_active(active: Tensor | None, gate: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """A recurrence's gate [B m] and input [B m ...], such that it stands still where a chunk is not active."""
-    if active is None:
-        return gate, x
-    return torch.where(active, gate, 1.0), torch.where(_like(active, x), x, 0.0)
-
-
-def _like(x: Tensor, other: Tensor) -> Tensor:
-    """[B m] shaped to multiply [B m ...]."""
-    return x.reshape(*x.shape, *(1,) * (other.ndim - x.ndim))

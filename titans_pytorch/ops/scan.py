@@ -24,17 +24,28 @@ def naive_scan(gates: Tensor, inputs: Tensor, prev: Tensor | None = None) -> Ten
     return torch.stack(outs, dim=1)
 
 
-def scan(gates: Tensor, inputs: Tensor, prev: Tensor | None = None, use_accelerated: bool = False) -> Tensor:
-    """h_t = g_t h_{t-1} + x_t with h_0 = prev (zeros): as long as inputs [b n ...]; prev [b ...].
+def scan(
+    gates: Tensor,
+    inputs: Tensor,
+    prev: Tensor | None = None,
+    use_accelerated: bool = False,
+    with_start: bool = False,
+) -> Tensor:
+    """h_t = g_t h_{t-1} + x_t with h_0 = prev (zeros): as long as inputs [b n ...]; prev [b ...]. `with_start` puts h_0
+    in front.
 
     `use_accelerated` takes the accelerated-scan kernel where it runs (CUDA, with Triton) and the plain form elsewhere.
     """
-    if inputs.shape[1] == 0:
+    if inputs.shape[1] == 0 and not with_start:
         return inputs
     gates = _align(gates, inputs)
-    if use_accelerated and inputs.is_cuda and (kernel := _accelerated_kernel()) is not None:
-        return _kernel_scan(kernel, gates, inputs, prev)
-    return _doubling_scan(gates, inputs, prev) if inputs.is_cuda else _loop_scan(gates, inputs, prev)
+    if not inputs.is_cuda:
+        return _LoopScan.apply(gates, inputs, prev, with_start)
+    kernel = _accelerated_kernel() if use_accelerated else None
+    out = _doubling_scan(gates, inputs, prev) if kernel is None else _kernel_scan(kernel, gates, inputs, prev)
+    if not with_start:
+        return out
+    return torch.cat((torch.zeros_like(out[:, :1]) if prev is None else prev.unsqueeze(1), out), dim=1)
 
 
 class AssocScan(nn.Module):
@@ -61,15 +72,65 @@ def _align(gates: Tensor, inputs: Tensor) -> Tensor:
     return gates.reshape(*gates.shape, *(1,) * (inputs.ndim - gates.ndim))
 
 
-def _loop_scan(gates, inputs, prev):
-    # unbind, not indexing: the backward of x[:, t] costs the whole of x at every step
-    gates, inputs = gates.unbind(1), inputs.unbind(1)
-    h = inputs[0] if prev is None else torch.addcmul(inputs[0], gates[0], prev)
-    outs = [h]
-    for g, x in zip(gates[1:], inputs[1:], strict=True):
-        h = torch.addcmul(x, g, h)
-        outs.append(h)
-    return torch.stack(outs, dim=1)
+class _LoopScan(torch.autograd.Function):
+    """One pass over the inputs forward, one backward: [b n ...] -> [b n ...], or [b n+1 ...] from prev on."""
+
+    @staticmethod
+    def forward(ctx, gates, inputs, prev, with_start):
+        b, n, *rest = inputs.shape
+        out = inputs.new_empty(b, n + with_start, *rest)
+        h = prev
+        if with_start:
+            out[:, 0] = 0.0 if prev is None else prev
+        for t in range(n):
+            slot = out[:, t + with_start]
+            if h is None:
+                slot.copy_(inputs[:, t])
+            else:
+                torch.addcmul(inputs[:, t], gates[:, t], h, out=slot)
+            h = slot
+        ctx.save_for_backward(gates, inputs, prev, out)
+        ctx.with_start = with_start
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        gates, inputs, prev, out = ctx.saved_tensors
+        n, start = inputs.shape[1], ctx.with_start
+        if torch.is_grad_enabled():  # to be differentiated again: the plain form
+            leaves = [x if x is None or x.requires_grad else x.detach().requires_grad_() for x in (gates, inputs, prev)]
+            again = naive_scan(*leaves)
+            if start:
+                again = torch.cat(
+                    (torch.zeros_like(again[:, :1]) if prev is None else leaves[2][:, None], again), dim=1
+                )
+            used = [x for x in leaves if x is not None]
+            grads = torch.autograd.grad(again, used, grad, create_graph=True, allow_unused=True)
+            return *grads, *(None,) * (4 - len(grads))
+        d_inputs = torch.empty_like(inputs)
+        dh = None
+        for t in reversed(range(n)):
+            slope = grad[:, t + start]
+            if dh is None:
+                d_inputs[:, t] = slope
+            else:
+                torch.addcmul(slope, gates[:, t + 1], dh, out=d_inputs[:, t])
+            dh = d_inputs[:, t]
+        first = torch.zeros_like(out[:, :1]) if prev is None else prev.unsqueeze(1)
+        before = out[:, :n] if start else torch.cat((first, out[:, :-1]), dim=1)
+        d_prev = None
+        if prev is not None:
+            d_prev = gates[:, 0] * dh
+            d_prev = d_prev + grad[:, 0] if start else d_prev
+        return _reduce_product(d_inputs, before, gates.shape), d_inputs, d_prev, None
+
+
+def _reduce_product(x: Tensor, y: Tensor, shape) -> Tensor:
+    """x * y, summed to `shape`."""
+    if all(size == 1 for size in shape[2:]):
+        b, n = shape[:2]
+        return (x.reshape(b * n, 1, -1) @ y.reshape(b * n, -1, 1)).view(shape)
+    return (x * y).sum_to_size(shape)
 
 
 def _doubling_scan(gates, inputs, prev):

@@ -1,0 +1,44 @@
+"""Momentum and decay over built surprises: every entry of a parameter, one pass per recurrence.
+
+Letters: B rows (batch and heads), m chunks, o momentum order.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..rates import StoreRates
+
+Scan = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+def combined_update(
+    surprise: Tensor, rates: StoreRates, carried: Sequence[Tensor] | None, scan: Scan
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """surprise [B m ...] -> the update of each chunk [B m ...], and the momentum after the last, each order [B ...]."""
+    if rates.momentum is None:
+        return surprise, ()
+    outs, x = [surprise], surprise
+    for order, gate in enumerate(rates.momentum.unbind(-1)):
+        start = None if carried is None else carried[order]
+        x = scan(*where_active(rates.active, gate, x), start)
+        outs.append(x)
+    final = tuple(out[:, -1] for out in outs[1:])
+    if rates.combine is None:
+        return outs[-1], final
+    mixed = outs[-rates.combine.shape[-1] :]
+    weights = rates.combine.unbind(-1)
+    return sum(like(w, out) * out for w, out in zip(weights, mixed, strict=True)), final
+
+
+def where_active(active: Tensor | None, gate: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """A recurrence's gate [B m] and input [B m ...], such that it stands still where a chunk is not active."""
+    if active is None:
+        return gate, x
+    return torch.where(active, gate, 1.0), torch.where(like(active, x), x, 0.0)
+
+
+def like(x: Tensor, other: Tensor) -> Tensor:
+    """[B m] shaped to multiply [B m ...]."""
+    return x.reshape(*x.shape, *(1,) * (other.ndim - x.ndim))
