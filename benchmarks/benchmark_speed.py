@@ -26,7 +26,7 @@ import argparse
 import sys
 from dataclasses import asdict
 
-from harness.environment import REPOSITORY, run_record
+from harness.environment import run_record
 from harness.resident import available_memory
 from harness.results import write_json
 from harness.timing import DTYPES
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     command = None if argv is None else [__file__, *argv]
     run = run_record(configuration, [args.seed], args.device, arms[0].description["threads"], command, shown)
     result = {"benchmark": "speed", "schema": SCHEMA, "run": run, "options": asdict(options), "cases": []}
-    result["arms"] = {arm.name: {k: v for k, v in arm.description.items() if k != "folder"} for arm in arms}
+    result["arms"] = {arm.name: arm.description for arm in arms}
     interrupted = measure_all(cases, arms, options, result, args.output_json)
 
     print(report(result["cases"]))
@@ -153,7 +153,7 @@ def check_arms(arms: list[Arm], case: Case, options: Options) -> None:
             raise ValueError(f"{arm.name}: {arm.python} does not serve: {failure}") from None
         except OSError as error:
             raise ValueError(f"{arm.name}: cannot run {arm.python}: {error}") from None
-        if arm.name == "peer" and arm.description["folder"].startswith(str(REPOSITORY)):
+        if arm.name == "peer" and arm.description["is_ours"]:
             raise ValueError(
                 f"peer: got {arm.python}, whose titans_pytorch is this one; takes one with titans-pytorch 0.5.5"
             )

@@ -4,7 +4,6 @@ Answers requests (harness/workers.py) about one case. In the peer's environment 
 """
 
 import gc
-import os
 import platform
 from importlib import metadata
 
@@ -30,7 +29,7 @@ class Arm:
 
         return {
             "package": metadata.version("titans-pytorch"),
-            "folder": os.path.dirname(os.path.abspath(titans_pytorch.__file__)),
+            "is_ours": hasattr(titans_pytorch, "load_peer_state_dict"),
             "torch": torch.__version__,
             "python": platform.python_version(),
             "threads": torch.get_num_threads(),

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from harness.workers import serve  # noqa: E402 - the path first
 
 ANSWERS = {
-    "start": {"threads": 1, "folder": "elsewhere"},
+    "start": {"threads": 1, "is_ours": False},
     "write_answer": None,
     "compare_with_peer": {"output": 1e-9, "gradient": 1e-9},
     "compare_with_reference": {"output": 1e-12, "gradient": 1e-12},

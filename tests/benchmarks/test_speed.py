@@ -61,6 +61,22 @@ def test_arms_take_turns_and_the_best_call_counts():
     assert failures([record]) == []
 
 
+def test_ratios_and_goals():
+    slow = {"calls": [2.5], "tokens": None}
+    peer = {"time forward": slow, "time train": slow, "time decode": {"calls": [1.0], "tokens": 10}}
+    record, _ = measured(peer=peer | {"memory": {"idle": 0, "peak": 1000, "over_idle": 1000}})
+    assert record["ratios"] == {"forward": 10, "train": 10, "memory": 0.2, "decode": 4}
+    assert [(g["quantity"], g["met"]) for g in record["goals"]] == [
+        ("forward", True),
+        ("train", True),
+        ("memory", True),
+    ]
+    text = report([record])
+    assert "10x    6x  yes" in text
+    assert "1/5   1/4  yes" in text
+    assert "goals: 3 of 3 met" in text
+
+
 def test_a_peer_that_is_killed_is_reported():
     record, _ = measured(peer={"memory": "die", "prepare forward": "lack", "time decode": "raise"})
     peer = record["arms"]["peer"]
