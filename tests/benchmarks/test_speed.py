@@ -238,6 +238,7 @@ def test_arguments_that_do_not_fit_are_named(capsys):
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not hold a process to it")
 def test_a_memory_limit_stops_an_arm():
     from speed.measure import Measurement, default_arms
 
