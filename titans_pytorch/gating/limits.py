@@ -64,5 +64,5 @@ def naive_trailing_quantile(x: Tensor, quantile: float, window: int, fewest: int
     for i in range(x.shape[1] + 1):
         part = x[:, max(0, i - window) : i]
         few = part.shape[1] < max(fewest, 1)
-        outs.append(torch.full_like(x[:, 0], torch.inf) if few else part.quantile(quantile, dim=-1))
+        outs.append(x.new_full(x.shape[:1], torch.inf) if few else part.quantile(quantile, dim=-1))
     return torch.stack(outs, dim=1)
