@@ -464,10 +464,12 @@ def test_a_router_of_ones_own():
 
 
 def test_heads_of_a_page_stand_together():
-    page = torch.tensor([[0, 2, 1]])
-    assert active_rows(page, 3, 2).long().tolist() == [
+    active, rows = active_rows(torch.tensor([[0, 2, 1], [1, 1, 0]]), 3, 2)
+    assert active.long().tolist() == [
         [1, 0, 0], [1, 0, 0], [0, 0, 1], [0, 0, 1], [0, 1, 0], [0, 1, 0],
+        [0, 0, 1], [0, 0, 1], [1, 1, 0], [1, 1, 0], [0, 0, 0], [0, 0, 0],
     ]  # fmt: skip
+    assert rows.tolist() == [[0, 4, 2], [1, 5, 3], [8, 8, 6], [9, 9, 7]]
 
 
 @pytest.mark.parametrize("engine", ["auto", "matrix", "dual", "reference"])

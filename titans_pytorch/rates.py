@@ -20,7 +20,8 @@ class StoreRates:
 
     step [(b h) m c*u]; keep = 1 - decay [(b h) m]; momentum [(b h) m o] or None; combine [(b h) m o (+1)], weights over
     the momentum orders, raw surprise first where it takes part, or None for the last order; modulation [(b h) m w] or
-    None; residual_mix [(b h) m] or None; active bool [(b h) m], False where a chunk leaves a memory as it is, or None.
+    None; residual_mix [(b h) m] or None. With pages: active bool [(b h) m], False where a chunk leaves a memory as it
+    is, and active_rows long [r m], where it is True, as many rows in every chunk.
     """
 
     step: Tensor
@@ -30,6 +31,7 @@ class StoreRates:
     modulation: Tensor | None = None
     residual_mix: Tensor | None = None
     active: Tensor | None = None
+    active_rows: Tensor | None = None
 
     def chunks(self, start: int, stop: int) -> "StoreRates":
         """The rates of chunks start .. stop - 1."""

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from ..ops.coefficients import Coefficients, coefficients
-from ..ops.modes import enable_inner_grad, ordinary
+from ..ops.modes import eager, enable_inner_grad, ordinary
 from ..ops.newton_schulz import newton_schulz
 from ..ops.scan import scan
 from ..rates import StoreRates
 from .costs import Plan, plan
 from .paths import BuiltPath, DualPath, Path, Rows, weighted_gradient
-from .recurrence import combined_update, where_active
+from .recurrence import combined_update, on_active, where_active
 from .run import Carry, ResidualSource, StoreChunks, Tensors, Window, built_run
 from .update_rule import UpdateRule, clamp_scale
 
@@ -74,7 +74,7 @@ class FastEngine:
         a, delta = factors
         update, final = combined_update(a.transpose(-1, -2) @ delta, rates, momentum, scan)
         if self.rule.spectral_norm:
-            update = newton_schulz(update)
+            update = on_active(newton_schulz, update, rates.active_rows)
         gate, update = where_active(rates.active, rates.keep, update)
         return BuiltPath(scan(gate, update, memory, with_start=True)), lambda: final
 
@@ -99,6 +99,7 @@ class FastEngine:
             return loss, weights.records()
         return self._ghost_surprise(chunks, anchor)
 
+    @eager
     def _ghost_surprise(self, chunks: StoreChunks, anchor: Tensors):
         """For models that give no way back: gradients of each product's output from one call of autograd."""
         differentiable = torch.is_grad_enabled()

@@ -39,6 +39,16 @@ def where_active(active: Tensor | None, gate: Tensor, x: Tensor) -> tuple[Tensor
     return torch.where(active, gate, 1.0), torch.where(like(active, x), x, 0.0)
 
 
+def on_active(fn: Callable[[Tensor], Tensor], x: Tensor, rows: Tensor | None) -> Tensor:
+    """fn [r m ...] -> [r m ...] of the rows that are written, rows long [r m], zero on the others: x [B m ...]."""
+    if rows is None:
+        return fn(x)
+    m, flat = x.shape[1], x.flatten(0, 1)
+    at = (rows * m + torch.arange(m, device=rows.device)).flatten()
+    out = fn(flat.index_select(0, at).unflatten(0, rows.shape))
+    return torch.zeros_like(flat).index_copy(0, at, out.flatten(0, 1)).view_as(x)
+
+
 def like(x: Tensor, other: Tensor) -> Tensor:
     """[B m] shaped to multiply [B m ...]."""
     return x.reshape(*x.shape, *(1,) * (other.ndim - x.ndim))

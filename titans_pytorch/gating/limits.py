@@ -49,9 +49,9 @@ def trailing_quantile(x: Tensor, quantile: float, window: int, fewest: int = 1) 
     padded = torch.nn.functional.pad(x, (window, 0), value=torch.inf)
     ordered = padded.unfold(-1, window, 1).sort(dim=-1).values  # what is not there stands last
     count = torch.arange(n + 1, device=x.device).clamp(max=window)
-    at = (count - 1).clamp(min=0) * quantile
+    at = (count - 1).clamp(min=0).to(x.dtype) * quantile
     low = at.floor()
-    share = (at - low).to(x.dtype)
+    share = at - low
     low, high = low.long(), torch.minimum(low.long() + 1, (count - 1).clamp(min=0))
     low, high = (ordered.gather(-1, i.expand(b, -1).unsqueeze(-1)).squeeze(-1) for i in (low, high))
     limit = torch.where(share > 0, low + share * (high - low), low)

@@ -79,7 +79,7 @@ class Pages(Stage):
 
     def __call__(self, host: nn.Module, span: Span, gated: Gated) -> Gated:
         choice, carry = self.choose(host, span, gated)
-        active = active_rows(choice.page, self.pages, self.heads)
+        active, rows = active_rows(choice.page, self.pages, self.heads)
         step = gated.rates.step.masked_fill(~active.unsqueeze(-1), 0.0)
-        rates = replace(gated.rates, step=step, active=active)
+        rates = replace(gated.rates, step=step, active=active, active_rows=rows)
         return gated._replace(rates=rates, carry=carry, choice=choice)

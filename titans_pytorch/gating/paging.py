@@ -109,7 +109,10 @@ def naive_turn_pages(page, exceeds, windows, spent, complexity, angle, router, p
     return page_of, switched
 
 
-def active_rows(page: Tensor, pages: int, heads: int) -> Tensor:
-    """Which memories each chunk is written to: page [b m] -> bool [(b p heads) m]."""
+def active_rows(page: Tensor, pages: int, heads: int) -> tuple[Tensor, Tensor]:
+    """Which memories each chunk is written to, page [b m]: bool [(b p heads) m], and their rows, long [(b heads) m]."""
+    b, m = page.shape
+    of_page = torch.arange(b, device=page.device).unsqueeze(-1) * pages + page  # [b m]
+    rows = of_page.unsqueeze(1) * heads + torch.arange(heads, device=page.device).unsqueeze(-1)
     active = page.unsqueeze(1) == torch.arange(pages, device=page.device).unsqueeze(-1)
-    return active.repeat_interleave(heads, dim=1).flatten(0, 1)
+    return active.repeat_interleave(heads, dim=1).flatten(0, 1), rows.flatten(0, 1)
