@@ -25,23 +25,28 @@ class LazyTensors(Mapping):
         self._names = tuple(names)
         self._build: Callable[[str], Tensor] | None = build
         self._built: dict[str, Tensor] = {}
-        self._grad = torch.is_grad_enabled()
-        self._inference = torch.is_inference_mode_enabled()
         self.first_chunk = first_chunk
         self.source = source  # the run that can apply these weights without building them
+        self._compiled = torch.compiler.is_compiling()  # a graph has one mode
+        if not self._compiled:
+            self._grad = torch.is_grad_enabled()
+            self._inference = torch.is_inference_mode_enabled()
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._built:
             if name not in self._names:
                 raise KeyError(name)
-            with no_autocast_anywhere(), ExitStack() as modes:
-                modes.enter_context(torch.inference_mode(self._inference))
-                if not self._inference:
-                    modes.enter_context(torch.set_grad_enabled(self._grad))
-                self._built[name] = self._build(name)
+            self._built[name] = self._build(name) if self._compiled else self._build_in_mode(name)
             if len(self._built) == len(self._names):
                 self._build = None  # lets go of what the tensors were built from
         return self._built[name]
+
+    def _build_in_mode(self, name: str) -> Tensor:
+        with no_autocast_anywhere(), ExitStack() as modes:
+            modes.enter_context(torch.inference_mode(self._inference))
+            if not self._inference:
+                modes.enter_context(torch.set_grad_enabled(self._grad))
+            return self._build(name)
 
     def __contains__(self, name) -> bool:
         return name in self._names

@@ -39,9 +39,9 @@ def scan(
     if inputs.shape[1] == 0 and not with_start:
         return inputs
     gates = _align(gates, inputs)
-    if not inputs.is_cuda:
+    if not (inputs.is_cuda or torch.compiler.is_compiling()):  # a compiler fuses the doubling form itself
         return _LoopScan.apply(gates, inputs, prev, with_start)
-    kernel = _accelerated_kernel() if use_accelerated else None
+    kernel = _accelerated_kernel() if use_accelerated and inputs.is_cuda else None
     out = _doubling_scan(gates, inputs, prev) if kernel is None else _kernel_scan(kernel, gates, inputs, prev)
     if not with_start:
         return out
