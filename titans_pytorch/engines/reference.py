@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from ..ops.modes import enable_inner_grad, ordinary
+from ..ops.modes import eager, enable_inner_grad, ordinary
 from ..ops.newton_schulz import naive_newton_schulz
 from ..ops.scan import scan
 from .costs import Plan
@@ -50,6 +50,7 @@ class ReferenceEngine:
             paths[name] = BuiltPath(torch.cat((start.unsqueeze(1), memory), dim=1))
         return Window(chunks.first, len(chunks), paths, self.reader(paths), momenta.__getitem__, loss)
 
+    @eager
     def _gradients(self, chunks: StoreChunks, anchor: Tensors) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Per chunk, of the sum over its tokens of step x loss, at the anchor: name -> [B m ...]."""
         m = len(chunks)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..checks import Words, wrong
-from ..ops.modes import enable_inner_grad, ordinary
+from ..ops.modes import eager, enable_inner_grad, ordinary
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,10 @@ class UpdateRule:
         if self.loss_fn is None:
             error = prediction - target
             return error.square().mean(dim=-1), error * (step * (2.0 / error.shape[-1])).unsqueeze(-1)
+        return self._own_loss_and_slope(prediction, target, step)
+
+    @eager
+    def _own_loss_and_slope(self, prediction: Tensor, target: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
         differentiable = torch.is_grad_enabled()
         with enable_inner_grad():
             prediction, target, step = ordinary(prediction), ordinary(target), ordinary(step)

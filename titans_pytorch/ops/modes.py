@@ -1,14 +1,29 @@
 """Taking an inner gradient, and keeping precision, whatever mode the caller is in."""
 
+import sys
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import wraps
 
 import torch
 from torch import Tensor
 
 
+def eager(fn):
+    """fn, outside of torch.compile's graphs: what compiled code computes cannot be differentiated twice."""
+
+    @wraps(fn)
+    def call(*args):
+        if torch.compiler.is_dynamo_compiling() or "torch._dynamo" in sys.modules:
+            return torch.compiler.disable(fn)(*args)
+        return fn(*args)  # torch.compiler.disable would load torch._dynamo
+
+    return call
+
+
 @contextmanager
 def enable_inner_grad():
-    """Autograd works inside, also under no_grad and inference_mode (pass inputs through `ordinary`)."""
+    """Autograd works inside, also under no_grad and inference_mode (pass inputs through `ordinary`). It cannot be
+    compiled: call it in a function that is `eager`."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
 
