@@ -86,9 +86,9 @@ def float64(values):
 
 def rates(memory, seq, state=None):
     """(as they would be without gates, as they are)."""
-    span = memory._span(seq, 0, None)
+    span = memory.span(seq, 0)
     carry = memory.gating.start(GateCarry.of(state or NeuralMemState(0)), len(seq), seq.device)
-    return memory.rates(span.tokens, span.chunk, False), memory.gated(span, carry)
+    return memory.rates(span.tokens, span.chunk, False), memory.gated_rates(span, carry)
 
 
 # the decay
@@ -703,7 +703,7 @@ def test_compiles_without_a_graph_break(options):
 
     def decide(seq):
         carry = memory.gating.start(GateCarry(), len(seq), seq.device)
-        gated = memory.gated(memory._span(seq, 0, None), carry)
+        gated = memory.gated_rates(memory.span(seq, 0), carry)
         memory.gating.count(memory, gated)
         return gated.rates.keep, gated.rates.step, gated.carry, gated.choice.page
 

@@ -47,6 +47,10 @@ PUBLIC = {
         "MemoryAsContextTransformer",
         "SymplecticGating",
         "DynamicModeDecomposition",
+        "GateTrace",
+        "calibrate_page_threshold",
+        "gate_trace",
+        "plot_gate_trace",
     ],
     "titans_pytorch.neural_memory": ["NeuralMemory", "NeuralMemState", "mem_state_detach", "AssocScan"],
     "titans_pytorch.memory_models": [

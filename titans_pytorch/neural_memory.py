@@ -404,8 +404,8 @@ class NeuralMemory(nn.Module):
         residual = inputs.residual_source(prev_weights, self._expected(tokens), first, count)
         carry, gate_carry = self._carry(state, b), self.gating.start(GateCarry.of(state), b, tokens.device)
         if count:
-            span = self._span(complete, first, anchor_chunks)
-            gated = self.gated(span, gate_carry, residual is not None)
+            span = self.span(complete, first, anchor_chunks)
+            gated = self.gated_rates(span, gate_carry, residual is not None)
             gate_carry = gated.carry
             self.gating.count(self, gated)
             chunks = self._chunks(span, gated.rates, None if mask is None else mask[:, : count * chunk], residual)
@@ -445,13 +445,14 @@ class NeuralMemory(nn.Module):
         orders = LazyTensors(memory, lambda name: momentum[name].unbind(0)) if self.momentum_order else None
         return Carry(anchor, memory, orders)
 
-    def _span(self, tokens: Tensor, first: int, anchor_chunks: int | None) -> Span:
-        """Complete chunks, tokens [(2) b m*c d], normalised."""
+    def span(self, tokens: Tensor, first: int, anchor_chunks: int | None = None) -> Span:
+        """Complete chunks, tokens [(2) b m*c d], normalised. anchor_chunks: None for those of `batch_size`."""
         tokens = self.store_norm(tokens)
         key_view, value_view = tokens if self.diff_views else (tokens, tokens)
+        anchor_chunks = anchor_chunks or batch_chunks(self.batch_size, self.store_chunk_size)
         return Span(key_view, value_view, self.store_chunk_size, first, anchor_chunks)
 
-    def gated(self, span: Span, carry: GateCarry, with_residual: bool = False) -> Gated:
+    def gated_rates(self, span: Span, carry: GateCarry, with_residual: bool = False) -> Gated:
         """The rates of a span, after what gates, kinetics and pages do to them."""
         rates = self.rates(span.tokens, span.chunk, with_residual)
         if self.lookahead:

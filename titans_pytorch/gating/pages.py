@@ -60,20 +60,23 @@ class Pages(Stage):
             return carry
         return carry._replace(active_page_indices=torch.zeros(batch, dtype=torch.long, device=device))
 
+    def windows_of(self, span: Span, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The number of each chunk's switch window, and that of its first chunk in this span: long [m]."""
+        size, absolute = self.windows.chunks_of(span), torch.arange(span.first, span.first + len(span), device=device)
+        if size is None:
+            return torch.zeros_like(absolute), torch.zeros_like(absolute)
+        return absolute // size, (absolute // size * size - span.first).clamp(min=0)
+
     @torch.no_grad()
     def choose(self, host: nn.Module, span: Span, gated: Gated) -> tuple[PageChoice, GateCarry]:
         carry, complexity = gated.carry, gated.score.chunk.detach()
         # thresholds are not rounded to half precision
         complexity = complexity.float() if complexity.dtype.itemsize < 4 else complexity
-        m, device = len(span), complexity.device
-        size = self.windows.chunks_of(span)
-        windows = torch.arange(span.first, span.first + m, device=device)
-        windows = torch.zeros_like(windows) if size is None else windows // size
-        starts = torch.zeros_like(windows) if size is None else (windows * size - span.first).clamp(min=0)
+        windows, starts = self.windows_of(span, complexity.device)
         limit, carry = self.limit(host, complexity, carry)
         switched = first_of_window(complexity > limit, starts, self.windows.spent(windows, carry))
-        page = carry.active_page_indices
-        page = turn_pages(page, switched, complexity, gated.score.angle, self.router, self.pages)
+        page, angle = carry.active_page_indices, gated.score.angle
+        page = turn_pages(page, switched, complexity, angle, self.router, self.pages)
         carry = self.windows.mark(windows, switched, carry._replace(active_page_indices=page[:, -1].clone()))
         return PageChoice(page, switched, limit), carry
 
