@@ -10,6 +10,22 @@ from titans_pytorch.mac_transformer import MemoryAsContextTransformer
 
 TOKENS = 11
 
+# of the memory; pages are turned often enough to matter
+GATES = {
+    "none": {},
+    "decay": {"use_symplectic_gating": True, "kinetics_coupling": True, "kinetics_mix": 0.5},
+    "pages": {"use_symplectic_gating": True, "num_pages": 3, "symplectic_page_threshold": 0.1},
+    "keyed": {
+        "use_symplectic_gating": True,
+        "use_dmd_gating": True,
+        "combine_symplectic_and_dmd": True,
+        "symplectic_gate_kwargs": {"phase_mix": 0.5, "quorum_mix": 0.5, "budget_topk_ratio": 0.7},
+        "num_pages": 2,
+        "manifold_state_keyed_paging": True,
+        "symplectic_page_threshold": 0.05,
+    },
+}
+
 OPTIONS = st.fixed_dictionaries(
     {
         "depth": st.integers(1, 4),
@@ -24,6 +40,7 @@ OPTIONS = st.fixed_dictionaries(
         "neural_memory_segment_len": st.sampled_from([None, 1, 2, 3, 5]),
         "batches": st.sampled_from([None, 1, 2, 3]),
         "memory_layers": st.sets(st.integers(1, 4)),
+        "gates": st.sampled_from(list(GATES)),
         "neural_memory_kwargs": st.fixed_dictionaries(
             {
                 "momentum": st.booleans(),
@@ -65,7 +82,9 @@ def build(options: dict, seed: int = 0, **more) -> MemoryAsContextTransformer:
     tokens (so does a change of the weights by one part in 1e16): the random options leave that pair out."""
     options = dict(options)
     batches, layers = options.pop("batches", None), options.pop("memory_layers", None)
-    if batches and options["neural_memory_kwargs"]["spectral_norm_surprises"]:
+    if gates := GATES[options.pop("gates", "none")]:
+        options["neural_memory_kwargs"] = {**options.get("neural_memory_kwargs", {}), **gates}
+    if batches and options["neural_memory_kwargs"].get("spectral_norm_surprises"):
         batches = None
     if layers is not None:
         options["neural_memory_layers"] = tuple(sorted(layer for layer in layers if layer <= options["depth"]))

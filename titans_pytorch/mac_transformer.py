@@ -56,7 +56,7 @@ class MemoryAsContextTransformer(nn.Module):
         ff_mult: width of the feed-forward.
         num_residual_streams: hyper-connection streams; 1 is a plain residual.
         neural_memory_model: the network whose weights are the memory, copied for each layer; default: NeuralMemory's.
-        neural_memory_kwargs: further arguments of NeuralMemory.
+        neural_memory_kwargs: further arguments of NeuralMemory; modules among them are copied for each layer.
         neural_memory_layers: which layers have a memory, counted from 1; default all, () none.
         use_flex_attn: flex attention on CUDA.
         sliding_window_attn: attention sees a sliding window in place of its own segment.
@@ -119,8 +119,8 @@ class MemoryAsContextTransformer(nn.Module):
             dim=dim,
             chunk_size=neural_memory_segment_len,
             batch_size=neural_memory_batch_size,
-            **_memory_kwargs(neural_memory_kwargs, neural_memory_batch_size, neural_memory_segment_len),
         )
+        memory_kwargs = _memory_kwargs(neural_memory_kwargs, neural_memory_batch_size, neural_memory_segment_len)
         new_attention = partial(
             SegmentedAttention,
             dim=dim,
@@ -141,6 +141,7 @@ class MemoryAsContextTransformer(nn.Module):
                     model=deepcopy(neural_memory_model),
                     qkv_receives_diff_views=diff_views,
                     accept_weight_residual=neural_mem_weight_residual and index > min(memory_layers),
+                    **deepcopy(memory_kwargs),
                 )
                 selector = ViewSelector(dim, earlier_layers=index) if diff_views else None
             layer = MemoryAsContextLayer(
