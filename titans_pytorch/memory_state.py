@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from .checks import Words, wrong
-from .ops.modes import no_autocast_anywhere
+from .ops.modes import hooks_on_saved_tensors, no_autocast_anywhere, saved_as_they_are
 
 
 class LazyTensors(Mapping):
     """A mapping name -> tensor whose entries are built when read, each once, under the grad mode of its making, and
-    without autocast.
+    without autocast. Where the reader is checkpointed and the maker was not part of that, no checkpoint sees the
+    building: when the reader is computed again, it is not repeated.
 
     `first_chunk` is the absolute index of the chunk that entry 0 along dim 1 stands before (updates only).
     """
@@ -31,18 +32,22 @@ class LazyTensors(Mapping):
         if not self._compiled:
             self._grad = torch.is_grad_enabled()
             self._inference = torch.is_inference_mode_enabled()
+            self._hooks = hooks_on_saved_tensors()
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._built:
             if name not in self._names:
                 raise KeyError(name)
-            self._built[name] = self._build(name) if self._compiled else self._build_in_mode(name)
+            with no_autocast_anywhere():
+                self._built[name] = self._build(name) if self._compiled else self._build_in_mode(name)
             if len(self._built) == len(self._names):
                 self._build = None  # lets go of what the tensors were built from
         return self._built[name]
 
     def _build_in_mode(self, name: str) -> Tensor:
-        with no_autocast_anywhere(), ExitStack() as modes:
+        with ExitStack() as modes:
+            if hooks_on_saved_tensors() not in (None, self._hooks):
+                modes.enter_context(saved_as_they_are())
             modes.enter_context(torch.inference_mode(self._inference))
             if not self._inference:
                 modes.enter_context(torch.set_grad_enabled(self._grad))

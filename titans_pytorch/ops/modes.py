@@ -1,7 +1,7 @@
 """Taking an inner gradient, and keeping precision, whatever mode the caller is in."""
 
 import sys
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import wraps
 
 import torch
@@ -42,15 +42,24 @@ def no_autocast(device: torch.device):
     return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
+ACCELERATOR = getattr(torch.accelerator.current_accelerator(), "type", "cpu")
+
+
 @contextmanager
 def no_autocast_anywhere():
     """`no_autocast` where the device is not known yet."""
-    accelerator = torch.accelerator.current_accelerator()
-    with ExitStack() as stack:
-        for kind in {"cpu", "cpu" if accelerator is None else accelerator.type}:
-            if torch.is_autocast_enabled(kind):
-                stack.enter_context(torch.autocast(kind, enabled=False))
+    with torch.autocast("cpu", enabled=False), torch.autocast(ACCELERATOR, enabled=False):
         yield
+
+
+def hooks_on_saved_tensors():
+    """Those that a checkpoint, say, has put on what autograd saves for backward; None without."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True)
+
+
+def saved_as_they_are():
+    """What autograd saves inside goes past the hooks of outside."""
+    return torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
 
 
 def ordinary(x: Tensor) -> Tensor:
