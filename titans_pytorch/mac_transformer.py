@@ -252,6 +252,6 @@ def _memory_kwargs(kwargs: Mapping | None, batch_size: int | None, segment_len: 
     )
     if own:
         raise ValueError(f"neural_memory_kwargs: got {sorted(own)}, which the transformer's own arguments set")
-    if kwargs.get("num_pages", 1) > 1:
+    if kwargs.get("num_pages", 1) != 1:
         kwargs.setdefault("page_switch_every", batch_size or segment_len)
     return kwargs

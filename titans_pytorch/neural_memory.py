@@ -69,6 +69,26 @@ class NeuralMemory(nn.Module):
         gated_transition: at each batch boundary the memory becomes anchor + sigmoid(g) (memory - anchor), g learned.
         mem_model_norm_add_residual: wrap the model as LayerNorm(model(x)) (gamma + 1) + x.
         store_with_lookahead_value: key t goes with value t + 1 within a chunk.
+        use_symplectic_gating: a chunk's decay is multiplied by 1 - scale * complexity, the largest of its tokens' by
+            SymplecticGating(dim, **symplectic_gate_kwargs), or by `symplectic_gate`, a module of one's own: tokens
+            [b n d] -> [b n 1], with `context` saying how many earlier tokens it needs (1). scale is learned, from 0.5.
+        use_dmd_gating: the same with tanh of the DMD error over the last `dmd_window` tokens (16, or the chunk if
+            longer). Both gates together need combine_symplectic_and_dmd: the mean of scores and of scales.
+        kinetics_coupling, kinetics_mix, kinetics_eps: where steps are large beside the decay, decay shrinks and steps
+            grow (gating/kinetics.py); mix 0 changes nothing.
+        num_pages: copies of the heads, all read together, of which each row writes one: it starts on page 0 and turns
+            to another where a chunk's complexity exceeds `symplectic_page_threshold` (0.5, with DMD 0.4; may be set at
+            any time, see `calibrate_page_threshold`) or, in its place, the `page_threshold_quantile` of the
+            complexities of the last `page_threshold_window` chunks. On the other pages nothing moves.
+        page_switch_every: at most one switch in each window of as many tokens, a multiple of the store chunk, counted
+            from position 0. None: at most one in a call, or a batch window of it, so that pages depend on how a
+            sequence is cut into calls.
+        manifold_state_keyed_paging: turn to the page in whose share of the circle the gate's phase angle lies; without
+            a phase, and by default, to the next page.
+        hierarchical_paging, coarse_pages, fine_pages, hierarchy_mix: a coarse page by complexity, a fine one by the
+            phase; mixed with the next page.
+        page_router: turn to a page of one's own choice, (page, complexity, angle) -> page, elementwise; angle is None
+            unless it has `uses_phase = True`.
         engine: "auto" chooses by counting operations; "dual", "matrix" and "reference" give the same numbers.
 
     Raises:
