@@ -55,6 +55,22 @@ def test_any_size(shape, size):
     assert_close(out, naive_newton_schulz(x), 1e-11)
 
 
+@pytest.mark.parametrize("shape", [(7, 4, 9), (7, 9, 4), (2, 3, 5, 5)], ids=str)
+def test_matrices_are_taken_a_few_at_a_time(shape, monkeypatch):
+    x = example(*shape).requires_grad_()
+    (wanted,) = torch.autograd.grad(newton_schulz(x).sin().sum(), x)
+    for tile_bytes in (1, 3 * 8 * 16):  # single matrices; three of 4 x 4, the last tile smaller
+        monkeypatch.setattr("titans_pytorch.ops.newton_schulz.TILE_BYTES", tile_bytes)
+        out = newton_schulz(x)
+        assert_close(out, naive_newton_schulz(x), 1e-11)
+        assert_close(torch.autograd.grad(out.sin().sum(), x)[0], wanted, 1e-11)
+
+
+def test_second_derivative():
+    x = (example(2, 3, 5) * 0.1).requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda x: newton_schulz(x, 2), x)
+
+
 def test_rows_do_not_touch():
     x = example(3, 4, 5)
     alone = newton_schulz(x[1])

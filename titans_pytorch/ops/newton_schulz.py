@@ -5,6 +5,7 @@ from torch import Tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 FLOOR = 1e-7
+TILE_BYTES = 2**18  # per thread, of square matrices: what a step needs of them stays in a core's cache
 
 
 def naive_newton_schulz(x: Tensor, steps: int = 5) -> Tensor:
@@ -36,59 +37,92 @@ def newton_schulz(x: Tensor, steps: int = 5) -> Tensor:
 
 
 class _NewtonSchulz(torch.autograd.Function):
-    """x [N s l], s <= l. A, P and their products Q are symmetric, and so is all that their slopes do: products with a
-    transpose are a transposed copy."""
+    """x [N s l], s <= l, a few matrices at a time. Only x is kept: on the way back the iteration runs again."""
 
     @staticmethod
     def forward(ctx, x, steps):
-        a, b, c = COEFFICIENTS
-        # the square root has no slope at zero: a zero matrix keeps the floor and a zero gradient
-        square = x.square().sum(dim=(1, 2), keepdim=True)
-        inverse = square.clamp(min=FLOOR**2).rsqrt()
-        unit = x * inverse
-        gram = unit @ unit.transpose(1, 2)
-        chain = []
-        for step in range(steps):
-            poly = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-            poly.diagonal(dim1=1, dim2=2).add_(a)
-            product = poly if step == 0 else poly @ chain[-1][2]
-            half = None if step + 1 == steps else poly @ gram
-            chain.append((gram, poly, product, half))
-            gram = None if half is None else half @ poly
         ctx.steps = steps
-        ctx.save_for_backward(x, unit, inverse, square, *(t for link in chain for t in link if t is not None))
-        return chain[-1][2] @ unit
+        ctx.save_for_backward(x)
+        out = torch.empty_like(x)
+        for part, into in zip(*(_tiles(t, x) for t in (x, out)), strict=True):
+            _orthogonal(part, into, steps)
+        return out
 
     @staticmethod
     def backward(ctx, grad):
-        _, b, c = COEFFICIENTS
-        x, unit, inverse, square, *saved = ctx.saved_tensors
+        (x,) = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again: the plain form
             x = x if x.requires_grad else x.detach().requires_grad_()
             return torch.autograd.grad(naive_newton_schulz(x, ctx.steps), x, grad, create_graph=True)[0], None
-        chain = [saved[i : i + 4] for i in range(0, len(saved), 4)]  # the last link has no half step
-        d_unit = chain[-1][2] @ grad
-        d_product = _symmetric(grad @ unit.transpose(1, 2), 0.5)
-        d_gram = None
-        for step in reversed(range(ctx.steps)):
-            gram, poly, _, *half = chain[step]
-            if step:
-                d_poly = _symmetric(d_product @ chain[step - 1][2], 0.5)
-                d_product = _symmetric(poly @ d_product, 0.5) if step > 1 else poly @ d_product
-            else:
-                d_poly = _symmetric(d_product, 0.5)
-            if d_gram is not None:  # A_{k+1} = P A P
-                d_poly += _symmetric(d_gram @ half[0])
-                d_gram = poly @ d_gram @ poly
-            through = _symmetric(torch.bmm(d_poly, gram), c).add_(d_poly, alpha=b)  # P = a + b A + c A A
-            d_gram = through if d_gram is None else d_gram.add_(through)
-        d_unit.baddbmm_(_symmetric(d_gram, 1.0), unit)
-        radial = (d_unit * unit).sum(dim=(1, 2), keepdim=True)
-        radial = torch.where(square > FLOOR**2, radial, 0.0)
-        return d_unit.sub_(unit * radial).mul_(inverse), None
+        slope = torch.empty_like(x)
+        for part, up, into in zip(*(_tiles(t, x) for t in (x, grad, slope)), strict=True):
+            _slope(part, up, into, ctx.steps)
+        return slope, None
 
 
-def _symmetric(x: Tensor, scale: float = 1.0) -> Tensor:
-    """scale (x + x^T)."""
-    x = x + x.transpose(1, 2)
-    return x if scale == 1.0 else x.mul_(scale)
+def _tiles(t: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+    """A kernel of an accelerator takes all matrices at once; a compiler, one graph for any number of them."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return (t,)
+    return t.split(max(1, torch.get_num_threads() * TILE_BYTES // (x.shape[1] ** 2 * x.element_size())))
+
+
+def _start(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """X_0 = x / |x|, with |x|^2 and 1 / |x| [N 1 1]."""
+    # the square root has no slope at zero: a zero matrix keeps the floor and a zero gradient
+    square = x.square().sum(dim=(1, 2), keepdim=True)
+    inverse = square.clamp(min=FLOOR**2).rsqrt()
+    return x * inverse, square, inverse
+
+
+def _polynomial(gram: Tensor) -> Tensor:
+    """P = a + b A + c A A."""
+    a, b, c = COEFFICIENTS
+    poly = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    poly.diagonal(dim1=1, dim2=2).add_(a)
+    return poly
+
+
+def _orthogonal(x: Tensor, out: Tensor, steps: int) -> None:
+    """Q X_0 with Q the product of the P_k."""
+    unit, _, _ = _start(x)
+    gram, product = unit @ unit.transpose(1, 2), None
+    for step in range(steps):
+        poly = _polynomial(gram)
+        product = poly if product is None else poly @ product
+        if step + 1 < steps:
+            gram = poly @ gram @ poly
+    torch.bmm(product, unit, out=out)
+
+
+def _slope(x: Tensor, grad: Tensor, out: Tensor, steps: int) -> None:
+    """The gradient with respect to x.
+
+    A, P and Q are symmetric polynomials of A_0. The derivative of such a polynomial in a symmetric direction is its own
+    adjoint, so what Q's gradient does to A_0 is Q's derivative in its direction: d_gram, d_poly and d_product are the
+    derivatives of A, P and Q, carried along by the product rule.
+    """
+    _, b, c = COEFFICIENTS
+    unit, square, inverse = _start(x)
+    gram = unit @ unit.transpose(1, 2)
+    d_gram = _and_transposed(grad @ unit.transpose(1, 2))  # twice the symmetric part: A_0 = X_0 X_0^T
+    product = d_product = None
+    for step in range(steps):
+        poly = _polynomial(gram)
+        d_poly = _and_transposed(torch.baddbmm(d_gram, gram, d_gram, beta=b / 2, alpha=c))
+        if step == 0:
+            product, d_product = poly, d_poly
+        else:
+            d_product = torch.bmm(poly, d_product).baddbmm_(d_poly, product)
+            product = poly @ product
+        if step + 1 < steps:  # A_{k+1} = P A P
+            half = poly @ gram
+            d_gram = _and_transposed(torch.bmm(d_poly, half).baddbmm_(poly, d_gram @ poly, alpha=0.5))
+            gram = half @ poly
+    d_unit = torch.bmm(product, grad).baddbmm_(d_product, unit)
+    radial = torch.where(square > FLOOR**2, (d_unit * unit).sum(dim=(1, 2), keepdim=True), 0.0)
+    torch.mul(d_unit.sub_(unit * radial), inverse, out=out)
+
+
+def _and_transposed(x: Tensor) -> Tensor:
+    return x + x.transpose(1, 2)
