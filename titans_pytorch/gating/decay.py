@@ -101,7 +101,7 @@ class DecayGate(Stage):
         earlier = gated.carry.gate_tokens
         earlier = span.tokens[:, :0] if earlier is None else earlier
         score = self.score(host, span, earlier)
-        share = between_0_and_1(self.score.scale(host)) * score.chunk
+        share = (between_0_and_1(self.score.scale(host)) * score.chunk).clamp(0.0, 1.0)  # whatever a user's gate says
         keep = gated.rates.keep
         keep = keep + (1.0 - keep) * repeat(share, "b m -> (b h) m", h=host.internal_heads).to(keep.dtype)
         tokens = torch.cat((earlier.to(span.tokens.dtype), span.tokens), dim=1)
