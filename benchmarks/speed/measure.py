@@ -19,8 +19,8 @@ from .cases import Case, as_attention, operations, operations_by_form
 
 WORKER = Path(__file__).resolve().parents[1] / "speed_worker.py"
 MATMUL_SIDE = 2048
-# Rounding alone: ten times or more what two plain implementations differ by. Spectral norm amplifies it. Residual streams
-# compute in float32 whatever they are given, so that a transformer in float64 rounds as in float32.
+# Rounding alone: ten times or more what two plain implementations differ by. Spectral norm amplifies it. The residual
+# streams compute in float32 whatever they are given, so that a transformer in float64 rounds as in float32.
 FLOAT64 = {"output": 1e-8, "gradient": 1e-7}
 FLOAT32 = {"output": 1e-5, "gradient": 1e-4}
 FLOAT32_SPECTRAL = {"output": 2e-4, "gradient": 1e-3}
