@@ -5,6 +5,7 @@ from torch import Tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 FLOOR = 1e-7
+FRESH = 3
 TILE_BYTES = 2**18  # per thread, of square matrices: what a step needs of them stays in a core's cache
 
 
@@ -22,8 +23,9 @@ def naive_newton_schulz(x: Tensor, steps: int = 5) -> Tensor:
 
 
 def newton_schulz(x: Tensor, steps: int = 5) -> Tensor:
-    """The same numbers. All products but the first and the last are square in the smaller side: with P_k the
-    polynomial in A_k, X_{k+1} = P_k X_k and A_{k+1} = P_k A_k P_k, so the P_k are multiplied up and applied once.
+    """The same numbers. Most products are square in the smaller side: with P_k the polynomial in A_k, X_{k+1} = P_k X_k
+    and A_{k+1} = P_k A_k P_k, so the P_k are multiplied up and applied every `FRESH` steps. (Not once in all: without the
+    matrix itself, rounding in A's small eigenvalues grows by 3.4445^2 in every step.)
 
     Kept in float32 at least: in bfloat16 the iteration explodes.
     """
@@ -83,29 +85,53 @@ def _polynomial(gram: Tensor) -> Tensor:
     return poly
 
 
+def _sections(steps: int) -> list[int]:
+    """Steps between fresh Gram matrices."""
+    return [min(FRESH, steps - at) for at in range(0, steps, FRESH)]
+
+
 def _orthogonal(x: Tensor, out: Tensor, steps: int) -> None:
-    """Q X_0 with Q the product of the P_k."""
-    unit, _, _ = _start(x)
-    gram, product = unit @ unit.transpose(1, 2), None
+    x, _, _ = _start(x)
+    *first, last = _sections(steps)
+    for size in first:
+        x = _product(x, size) @ x
+    torch.bmm(_product(x, last), x, out=out)
+
+
+def _product(x: Tensor, steps: int) -> Tensor:
+    """Q: the product of the P_k, X_steps = Q X."""
+    gram, product = x @ x.transpose(1, 2), None
     for step in range(steps):
         poly = _polynomial(gram)
         product = poly if product is None else poly @ product
         if step + 1 < steps:
             gram = poly @ gram @ poly
-    torch.bmm(product, unit, out=out)
+    return product
 
 
 def _slope(x: Tensor, grad: Tensor, out: Tensor, steps: int) -> None:
-    """The gradient with respect to x.
+    """The gradient with respect to x."""
+    unit, square, inverse = _start(x)
+    sections = _sections(steps)
+    starts = [unit]
+    for size in sections[:-1]:
+        starts.append(_product(starts[-1], size) @ starts[-1])
+    for start, size in zip(reversed(starts), reversed(sections), strict=True):
+        grad = _section_slope(start, grad, size)
+    radial = torch.where(square > FLOOR**2, (grad * unit).sum(dim=(1, 2), keepdim=True), 0.0)
+    torch.mul(grad.sub_(unit * radial), inverse, out=out)
+
+
+def _section_slope(x: Tensor, grad: Tensor, steps: int) -> Tensor:
+    """The gradient of Q X with respect to X.
 
     A, P and Q are symmetric polynomials of A_0. The derivative of such a polynomial in a symmetric direction is its own
     adjoint, so what Q's gradient does to A_0 is Q's derivative in its direction: d_gram, d_poly and d_product are the
     derivatives of A, P and Q, carried along by the product rule.
     """
     _, b, c = COEFFICIENTS
-    unit, square, inverse = _start(x)
-    gram = unit @ unit.transpose(1, 2)
-    d_gram = _and_transposed(grad @ unit.transpose(1, 2))  # twice the symmetric part: A_0 = X_0 X_0^T
+    gram = x @ x.transpose(1, 2)
+    d_gram = _and_transposed(grad @ x.transpose(1, 2))  # twice the symmetric part: A_0 = X X^T
     product = d_product = None
     for step in range(steps):
         poly = _polynomial(gram)
@@ -119,9 +145,7 @@ def _slope(x: Tensor, grad: Tensor, out: Tensor, steps: int) -> None:
             half = poly @ gram
             d_gram = _and_transposed(torch.bmm(d_poly, half).baddbmm_(poly, d_gram @ poly, alpha=0.5))
             gram = half @ poly
-    d_unit = torch.bmm(product, grad).baddbmm_(d_product, unit)
-    radial = torch.where(square > FLOOR**2, (d_unit * unit).sum(dim=(1, 2), keepdim=True), 0.0)
-    torch.mul(d_unit.sub_(unit * radial), inverse, out=out)
+    return torch.bmm(product, grad).baddbmm_(d_product, x)
 
 
 def _and_transposed(x: Tensor) -> Tensor:
