@@ -24,8 +24,8 @@ def naive_newton_schulz(x: Tensor, steps: int = 5) -> Tensor:
 
 def newton_schulz(x: Tensor, steps: int = 5) -> Tensor:
     """The same numbers. Most products are square in the smaller side: with P_k the polynomial in A_k, X_{k+1} = P_k X_k
-    and A_{k+1} = P_k A_k P_k, so the P_k are multiplied up and applied every `FRESH` steps. (Not once in all: without the
-    matrix itself, rounding in A's small eigenvalues grows by 3.4445^2 in every step.)
+    and A_{k+1} = P_k A_k P_k, so the P_k are multiplied up and applied every `FRESH` steps. (Not once in all:
+    without the matrix itself, rounding in A's small eigenvalues grows by 3.4445^2 in every step.)
 
     Kept in float32 at least: in bfloat16 the iteration explodes.
     """
