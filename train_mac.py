@@ -34,11 +34,35 @@ SWITCHES = {
 }
 
 PRESETS = {
-    # minutes on two CPU cores
+    # for two CPU cores, in minutes: one memory, long chunks, no residual streams, and an optimizer that learns fast
     "small": RunConfig(
-        model=MacConfig(dim=128, depth=4, heads=4, dim_head=32, **SWITCHES),
+        model=MacConfig(
+            dim=128,
+            depth=4,
+            heads=4,
+            dim_head=32,
+            num_residual_streams=1,
+            segment_len=128,
+            neural_memory_layers=(2,),
+            neural_memory_segment_len=32,
+            neural_memory_batch_size=64,
+            neural_mem_weight_residual=False,
+            neural_memory_qkv_receives_diff_views=False,
+            memory_heads=4,
+            memory_dim_head=32,
+            **SWITCHES,
+        ),
         data=DataConfig(data_limit=10_000_000),
-        train=TrainConfig(steps=1000, batch_size=8, seq_len=512, lr=2e-3),
+        train=TrainConfig(
+            steps=2600,
+            batch_size=2,
+            seq_len=512,
+            optimizer="muon",
+            lr=6e-3,
+            min_lr_ratio=0.05,
+            clip=1.0,
+            validate_every=200,
+        ),
     ),
     # the published settings, for a GPU
     "enwik8": RunConfig(

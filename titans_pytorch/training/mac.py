@@ -45,6 +45,9 @@ class MacConfig:
     default_step_transform_max_lr: float = setting(0.1, "largest step of the memory")
     per_parameter_lr_modulation: bool = setting(True, "a learned step for each weight of the memory")
     spectral_norm_surprises: bool = setting(True, "orthogonalise the memory's updates")
+    init_adaptive_step_bias: float | None = setting(None, "start of the memory's step, before its sigmoid")
+    init_momentum_bias: float | None = setting(None, "start of its momentum, before its sigmoid")
+    init_decay_bias: float | None = setting(None, "start of its decay, before its sigmoid")
     memory_max_grad_norm: float | None = setting(None, "soft limit on the norm of the memory's gradients")
     use_symplectic_gating: bool = setting(False, "symplectic gating of the memory's decay")
     num_pages: int = setting(1, "pages of memory")
@@ -73,6 +76,9 @@ class MacConfig:
             "default_step_transform_max_lr": self.default_step_transform_max_lr,
             "per_parameter_lr_modulation": self.per_parameter_lr_modulation,
             "spectral_norm_surprises": self.spectral_norm_surprises,
+            "init_adaptive_step_bias": self.init_adaptive_step_bias,
+            "init_momentum_bias": self.init_momentum_bias,
+            "init_decay_bias": self.init_decay_bias,
             "max_grad_norm": self.memory_max_grad_norm,
             **gates,
         }
