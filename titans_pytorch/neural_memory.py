@@ -4,39 +4,28 @@ Titans, arXiv 2501.00663, equations 8 to 18. Letters: b batch, n tokens, h heads
 per token, o momentum order, k waiting tokens.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from types import MappingProxyType
 
 import torch
 from einops import rearrange, repeat
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import memory_inputs as inputs
-from .checks import Words, callable_or_none, number_or_none, positive_int, positive_number, wrong
+from .checks import Words, wrong
 from .engines.run import Carry, ResidualSource, Run, StoreChunks, built_run, still_run, store
-from .engines.update_rule import UpdateRule
-from .gating.options import GateOptions
 from .gating.stages import GateCarry, Gated, Span
-from .memory_options import (
-    batch_chunks,
-    choose_engine,
-    chunk_sizes,
-    default_model,
-    initial_weights,
-    memory_template,
-    wrap,
-)
+from .memory_options import batch_chunks
+from .memory_parts import MemoryParts
 from .memory_state import LazyTensors, NeuralMemState, mem_state_detach
-from .norms import MultiheadRMSNorm
 from .ops.modes import at_least_float32, no_autocast
 from .ops.scan import AssocScan
-from .rates import RateOptions, Rates, SigmoidStep, StoreRates
+from .rates import StoreRates
 
 __all__ = ["AssocScan", "NeuralMemState", "NeuralMemory", "mem_state_detach"]
 
 
-class NeuralMemory(nn.Module):
+class NeuralMemory(MemoryParts):
     """Reads [b n d], writes what it reads into the weights of a small network, and answers from them: [b n d].
 
     Args:
@@ -94,210 +83,6 @@ class NeuralMemory(nn.Module):
     Raises:
         ValueError: naming the argument, what it got and what it takes.
     """
-
-    def __init__(
-        self,
-        dim: int,
-        chunk_size: int | tuple[int, int] = 1,
-        *,
-        batch_size: int | None = None,
-        dim_head: int | None = None,
-        heads: int = 1,
-        model: nn.Module | None = None,
-        store_memory_loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
-        adaptive_step_transform: Callable[[Tensor], Tensor] | None = None,
-        default_step_transform_max_lr: float = 1.0,
-        per_parameter_lr_modulation: bool = False,
-        max_mem_layer_modulation: float = 1.0,
-        per_head_learned_parameters: bool = True,
-        attn_pool_chunks: bool = False,
-        momentum: bool = True,
-        momentum_order: int = 1,
-        learned_momentum_combine: bool = False,
-        learned_combine_include_zeroth: bool = False,
-        num_kv_per_token: int = 1,
-        qkv_receives_diff_views: bool = False,
-        pre_rmsnorm: bool = True,
-        post_rmsnorm: bool = False,
-        qk_rmsnorm: bool = False,
-        max_grad_norm: float | None = None,
-        use_accelerated_scan: bool = False,
-        activation: nn.Module | None = None,
-        init_adaptive_step_bias: float | None = None,
-        init_momentum_bias: float | None = None,
-        init_decay_bias: float | None = None,
-        accept_weight_residual: bool = False,
-        spectral_norm_surprises: bool = False,
-        gated_transition: bool = False,
-        mem_model_norm_add_residual: bool = True,
-        store_with_lookahead_value: bool = False,
-        default_model_kwargs: Mapping = MappingProxyType({"depth": 2, "expansion_factor": 4.0}),
-        use_symplectic_gating: bool = False,
-        symplectic_gate_kwargs: Mapping | None = None,
-        use_dmd_gating: bool = False,
-        combine_symplectic_and_dmd: bool = False,
-        manifold_state_keyed_paging: bool = False,
-        hierarchical_paging: bool = False,
-        coarse_pages: int | None = None,
-        fine_pages: int | None = None,
-        hierarchy_mix: float = 1.0,
-        kinetics_coupling: bool = False,
-        kinetics_mix: float = 0.0,
-        kinetics_eps: float = 1e-6,
-        num_pages: int = 1,
-        symplectic_page_threshold: float | None = None,
-        page_switch_every: int | None = None,
-        dmd_window: int | None = None,
-        symplectic_gate: nn.Module | None = None,
-        page_router: Callable | None = None,
-        page_threshold_quantile: float | None = None,
-        page_threshold_window: int = 64,
-        engine: str = "auto",
-    ):
-        super().__init__()
-        self.dim, self.heads = positive_int(dim, "dim"), positive_int(heads, "heads")
-        if heads > 1 and dim_head is None:
-            raise wrong("dim_head", None, f"a positive integer when heads = {heads}")
-        self.dim_head = dim if dim_head is None else positive_int(dim_head, "dim_head")
-        self.retrieve_chunk_size, self.store_chunk_size = chunk_sizes(chunk_size)
-        batch_chunks(batch_size, self.store_chunk_size)
-        self.batch_size = batch_size
-        self.kv_per_token = positive_int(num_kv_per_token, "num_kv_per_token")
-        if store_with_lookahead_value and self.store_chunk_size * num_kv_per_token == 1:
-            raise wrong(
-                "store_with_lookahead_value", True, "chunks of at least two pairs (chunk_size * num_kv_per_token)"
-            )
-        self.lookahead = store_with_lookahead_value
-        self.diff_views = qkv_receives_diff_views
-        self.accept_weight_residual = accept_weight_residual
-        positive_int(momentum_order, "momentum_order")
-        positive_number(default_step_transform_max_lr, "default_step_transform_max_lr")
-        positive_number(max_mem_layer_modulation, "max_mem_layer_modulation")
-        gates = GateOptions(
-            dim=dim,
-            heads=heads,
-            store_chunk=self.store_chunk_size,
-            max_step=default_step_transform_max_lr,
-            use_symplectic_gating=use_symplectic_gating,
-            symplectic_gate=symplectic_gate,
-            symplectic_gate_kwargs=symplectic_gate_kwargs,
-            use_dmd_gating=use_dmd_gating,
-            dmd_window=dmd_window,
-            combine_symplectic_and_dmd=combine_symplectic_and_dmd,
-            kinetics_coupling=kinetics_coupling,
-            kinetics_mix=kinetics_mix,
-            kinetics_eps=kinetics_eps,
-            num_pages=num_pages,
-            symplectic_page_threshold=symplectic_page_threshold,
-            page_threshold_quantile=page_threshold_quantile,
-            page_threshold_window=page_threshold_window,
-            page_switch_every=page_switch_every,
-            page_router=page_router,
-            manifold_state_keyed_paging=manifold_state_keyed_paging,
-            hierarchical_paging=hierarchical_paging,
-            coarse_pages=coarse_pages,
-            fine_pages=fine_pages,
-            hierarchy_mix=hierarchy_mix,
-        )
-        self.gating = gates.stages()
-        self.num_pages = num_pages
-
-        # the memory network, and its learned initial weights
-
-        if model is None:
-            model = default_model(self.dim_head, default_model_kwargs)
-        template = wrap(memory_template(model, self.dim_head), self.dim_head, mem_model_norm_add_residual)
-        self.memory_model_parameters = initial_weights(
-            wrap(model, self.dim_head, mem_model_norm_add_residual), self.internal_heads, per_head_learned_parameters
-        )
-        self.per_head_learned_parameters = per_head_learned_parameters
-        self.parameter_names = tuple(name for name, _ in template.named_parameters())
-        self.tokenwise = getattr(template, "tokenwise", False)
-        rule = UpdateRule(
-            callable_or_none(store_memory_loss_fn, "store_memory_loss_fn"),
-            None if max_grad_norm is None else positive_number(max_grad_norm, "max_grad_norm"),
-            spectral_norm_surprises,
-        )
-        self.store_memory_loss_fn = rule.loss_fn  # a module among ours, where it is one
-        # not registered: the engine's template has no weights of its own
-        self.engine = choose_engine(engine, template, rule, use_accelerated_scan)
-
-        # projections, norms, gate
-
-        inner = self.internal_heads * self.dim_head
-        self.activation = nn.Identity() if activation is None else callable_or_none(activation, "activation")
-        self.to_queries = nn.Linear(dim, inner, bias=False)
-        self.to_keys = nn.Linear(dim, inner * num_kv_per_token, bias=False)
-        self.to_values = nn.Linear(dim, inner * num_kv_per_token, bias=False)
-        self.retrieve_norm = nn.RMSNorm(dim) if pre_rmsnorm else nn.Identity()
-        self.store_norm = nn.RMSNorm(dim) if pre_rmsnorm else nn.Identity()
-
-        def head_norm(used):
-            return MultiheadRMSNorm(self.dim_head, self.internal_heads) if used else nn.Identity()
-
-        self.q_norm, self.k_norm = head_norm(qk_rmsnorm), head_norm(qk_rmsnorm)
-        self.multihead_rmsnorm = head_norm(post_rmsnorm)
-        many = self.internal_heads > 1
-        self.retrieve_gate = nn.Linear(dim, self.internal_heads, bias=False) if many else None
-        self.combine_heads = nn.Linear(inner, dim, bias=False) if many or inner != dim else nn.Identity()
-
-        # rates
-
-        self.rates = Rates(
-            dim,
-            RateOptions(
-                heads=self.internal_heads,
-                kv_per_token=num_kv_per_token,
-                momentum_order=momentum_order if momentum else 0,
-                learned_combine=learned_momentum_combine,
-                combine_zeroth=learned_combine_include_zeroth,
-                modulated_params=len(self.parameter_names) if per_parameter_lr_modulation else 0,
-                max_modulation=max_mem_layer_modulation,
-                attn_pool=attn_pool_chunks and self.store_chunk_size > 1,  # one token is its own pool
-                residual_mix=accept_weight_residual,
-                step_transform=callable_or_none(adaptive_step_transform, "adaptive_step_transform")
-                or SigmoidStep(default_step_transform_max_lr),
-                step_bias=number_or_none(init_adaptive_step_bias, "init_adaptive_step_bias"),
-                momentum_bias=number_or_none(init_momentum_bias, "init_momentum_bias"),
-                decay_bias=number_or_none(init_decay_bias, "init_decay_bias"),
-            ),
-        )
-        self.momentum_order = momentum_order if momentum else 0
-        used = gated_transition and batch_size is not None
-        self.transition_gate = nn.Parameter(torch.tensor(-5.0)) if used else None
-
-        # gates and pages: what `gating` finds here, last, so that all else starts as it does without
-
-        self.symplectic_gate = gates.gate()
-        self.symplectic_complexity_scale = gates.scale(use_symplectic_gating)
-        self.dmd_complexity_scale = gates.scale(use_dmd_gating)
-        self.symplectic_page_threshold = gates.threshold
-        self.register_buffer("page_switch_events", gates.counter(), persistent=False)
-
-    @property
-    def internal_heads(self) -> int:
-        """Heads of all pages: head index = page * heads + head."""
-        return self.num_pages * self.heads
-
-    # state
-
-    def init_weights(self, batch: int) -> dict[str, Tensor]:
-        """The learned initial weights for each row and head: name -> [(b h) ...]."""
-        h, batch = self.internal_heads, positive_int(batch, "batch")
-        out = {}
-        for name, p in zip(self.parameter_names, self.memory_model_parameters, strict=True):
-            # a copy: what is built later must not see an optimizer's step in between
-            p = at_least_float32(p.clone())
-            p = p if self.per_head_learned_parameters else p.expand(h, *p.shape)
-            out[name] = p.expand(batch, *p.shape).flatten(0, 1)
-        return out
-
-    def init_momentum(self, batch: int) -> dict[str, Tensor]:
-        """Zeros, name -> [o (b h) ...]; empty without momentum."""
-        if not self.momentum_order:
-            return {}
-        zeros = self.init_weights(batch)
-        return {k: torch.zeros_like(v).expand(self.momentum_order, *v.shape) for k, v in zeros.items()}
 
     # the three calls
 
@@ -502,12 +287,6 @@ class NeuralMemory(nn.Module):
         return inputs.StateShape(
             self.store_chunk_size, self._shapes(tokens.shape[-3]), self.momentum_order, dtype, width
         )
-
-    def _shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
-        """The shape of each parameter of the memory: name -> ((b h), ...)."""
-        rows, own = batch * self.internal_heads, int(self.per_head_learned_parameters)
-        params = zip(self.parameter_names, self.memory_model_parameters, strict=True)
-        return {name: (rows, *p.shape[own:]) for name, p in params}
 
     # reading
 
