@@ -1,5 +1,7 @@
 """The memory's public calls together: store then retrieve, an anchor of one's own for a call, updates handed on."""
 
+import pickle
+
 import pytest
 import torch
 from tensordict import TensorDict
@@ -188,6 +190,10 @@ def test_plain_updates_begin_at_the_calls_first_chunk():
     sliced = {name: value[:, 2:] for name, value in run.updates.items()}
     got, _ = memory(x[:, 6:], state=state, prev_weights=sliced)
     assert_close(got, wanted[:, 6:], 1e-11)
+    # those that are no plain mapping know where they begin, also detached or read from a file
+    for updates in (mem_state_detach(run).updates, pickle.loads(pickle.dumps(run.updates))):
+        got, _ = memory(x[:, 6:], state=state, prev_weights=updates)
+        assert_close(got, wanted[:, 6:], 1e-11)
 
 
 def test_one_token_at_a_time():
