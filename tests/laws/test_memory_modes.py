@@ -46,6 +46,15 @@ VARIANTS = {f"{name} model": {"model": name} for name in MODELS} | {
         "post_rmsnorm": True,
         "activation": nn.SiLU(),
     },
+    "gates": {"use_dmd_gating": True, "use_symplectic_gating": True, "kinetics_coupling": True},
+    "pages": {
+        "use_symplectic_gating": True,
+        "symplectic_gate_kwargs": "phase",
+        "num_pages": 2,
+        "manifold_state_keyed_paging": True,
+        "batch_chunks": 2,
+        "heads": 2,
+    },
     "own step": {"momentum": False, "per_head_learned_parameters": False, "heads": 2, "pre_rmsnorm": False},
 }
 each_variant = pytest.mark.parametrize("variant", VARIANTS)
