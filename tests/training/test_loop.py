@@ -49,14 +49,16 @@ def test_accumulation_is_one_large_batch(tmp_path):
     trainer(tmp_path / "b", small, batch_size=2, grad_accum=3).fit()
     for a, b in zip(large.parameters(), small.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)  # Adam divides rounding by tiny second moments
-    losses = [[r["loss"] for r in read_metrics(tmp_path / name / "metrics.jsonl")] for name in "ab"]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    for key in ("loss", "grad_norm"):
+        values = [[r[key] for r in read_metrics(tmp_path / name / "metrics.jsonl")] for name in "ab"]
+        assert values[0] == pytest.approx(values[1], rel=1e-6)
 
 
 def test_the_learning_rate():
     config = TrainConfig(steps=110, warmup_steps=10, lr=2.0, min_lr_ratio=0.25)
     assert [learning_rate(step, config) for step in (0, 4, 9, 10)] == pytest.approx([0.2, 1.0, 2.0, 2.0])
     assert learning_rate(60, config) == pytest.approx(1.25)  # half way between 2 and 0.5
+    assert learning_rate(35, config) == pytest.approx(0.5 + 1.5 * (1 + math.sqrt(0.5)) / 2)
     assert learning_rate(110, config) == learning_rate(500, config) == pytest.approx(0.5)
     assert learning_rate(0, TrainConfig(warmup_steps=0, lr=2.0)) == 2.0
 
