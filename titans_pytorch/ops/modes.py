@@ -42,7 +42,8 @@ def no_autocast(device: torch.device):
     return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
-ACCELERATOR = getattr(torch.accelerator.current_accelerator(), "type", "cpu")
+_KIND = getattr(torch.accelerator.current_accelerator(), "type", "cpu")
+ACCELERATOR = _KIND if torch.amp.is_autocast_available(_KIND) else "cpu"
 
 
 @contextmanager
