@@ -100,8 +100,9 @@ AXES = [
 CONSTRAINTS = [
     lambda o: not o["store_with_lookahead_value"] or store_chunk(o) * o["num_kv_per_token"] > 1,
     lambda o: o["num_pages"] == 1 or o["use_symplectic_gating"] or o["use_dmd_gating"],
-    # a quantile needs some chunks before it says anything
+    # a quantile needs some chunks before it says anything, which here the anchor must not move too often in
     lambda o: o["page_threshold_quantile"] is None or (o["num_pages"] > 1 and store_chunk(o) == 1),
+    lambda o: o["page_threshold_quantile"] is None or not (o["spectral_norm_surprises"] and o["batch_chunks"]),
 ]
 
 
