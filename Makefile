@@ -1,4 +1,5 @@
-# make train: everything for a first trained model.  make test: the same for the tests.
+# make train: everything for a first trained model (ARGS="--data my.txt" and other settings).
+# make test: the same for the tests.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,8 +7,9 @@ STAMP := $(VENV)/.installed
 
 .PHONY: train test lint clean
 
+# Waiting threads sleep: spinning ones slow a busy machine down a hundredfold.
 train: $(STAMP)
-	$(BIN)/python train_mac.py
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python train_mac.py $(ARGS)
 
 # Two workers on one thread each: small tensors gain nothing from more threads.
 test: $(STAMP)
