@@ -1,7 +1,6 @@
 """Small transformers with any set of options, in float64, for the tests."""
 
 from contextlib import contextmanager
-from unittest import mock
 
 import torch
 from hypothesis import strategies as st
@@ -65,14 +64,6 @@ def float64():
         yield
     finally:
         torch.set_default_dtype(before)
-
-
-@contextmanager
-def double_streams():
-    """The hyper-connections library computes in float32, whatever it is given; here it stays in float64."""
-    to_float = torch.Tensor.float
-    with mock.patch.object(torch.Tensor, "float", lambda t: t if t.dtype == torch.float64 else to_float(t)):
-        yield
 
 
 def build(options: dict, seed: int = 0, **more) -> MemoryAsContextTransformer:

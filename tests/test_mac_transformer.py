@@ -19,7 +19,7 @@ from titans_pytorch.memory_models import MemoryMLP
 from titans_pytorch.peer_checkpoint import load_peer_state_dict
 from titans_pytorch.peer_checkpoint_mac import translate_mac_keys
 
-from .mac_options import OPTIONS, TOKENS, build, double_streams, draw_ids, float64
+from .mac_options import OPTIONS, TOKENS, build, draw_ids, float64
 
 VECTORS = Path(__file__).parent / "vectors"
 TAME = {"qk_rmsnorm": True, "default_step_transform_max_lr": 0.1}
@@ -93,7 +93,7 @@ def test_causal(options, n, at, seed):
     model, ids, at = build(options, seed), draw_ids(1, n, seed), min(at, n - 2)
     changed = ids.clone()
     changed[:, at + 1 :] = (changed[:, at + 1 :] + 1 + draw_ids(1, n - at - 1, seed + 1) % (TOKENS - 1)) % TOKENS
-    with torch.no_grad(), double_streams():
+    with torch.no_grad():
         out, other = model(ids), model(changed)
         cut = model(ids[:, : at + 1])
     assert relative(out[:, : at + 1], other[:, : at + 1]) < 1e-9
@@ -105,7 +105,7 @@ def test_causal(options, n, at, seed):
 @given(options=OPTIONS, pieces=st.lists(st.integers(1, 11), min_size=2, max_size=7), seed=st.integers(0, 99))
 def test_any_pieces_equal_the_whole(options, pieces, seed):
     model, ids = build(options, seed), draw_ids(2, sum(pieces), seed)
-    with torch.no_grad(), double_streams():
+    with torch.no_grad():
         assert_pieces_equal_the_whole(model, ids, pieces)
 
 
@@ -113,14 +113,14 @@ def test_any_pieces_equal_the_whole(options, pieces, seed):
 @given(options=OPTIONS, prompt=st.integers(1, 16), seed=st.integers(0, 99))
 def test_one_token_at_a_time_equals_the_whole(options, prompt, seed):
     model, ids = build(options, seed), draw_ids(1, 17, seed)
-    with torch.no_grad(), double_streams():
+    with torch.no_grad():
         assert_pieces_equal_the_whole(model, ids, [prompt] + [1] * (17 - prompt))
 
 
 @pytest.mark.parametrize("name", ["base", "gate", "train_mac"])
 def test_pieces_equal_the_whole_in_the_released_models(name):
     model, case = from_vector(name)
-    with torch.no_grad(), double_streams():
+    with torch.no_grad():
         assert_pieces_equal_the_whole(model, case["ids"], [11, 1, 2, 1, 6] + [1] * (case["ids"].shape[1] - 21))
 
 
@@ -138,7 +138,7 @@ def assert_pieces_equal_the_whole(model, ids, pieces):
 @given(options=OPTIONS, n=st.integers(1, 25), seed=st.integers(0, 99))
 def test_rows_do_not_influence_each_other(options, n, seed):
     model, ids = build(options, seed), draw_ids(3, n, seed)
-    with torch.no_grad(), double_streams():
+    with torch.no_grad():
         together = model(ids)
         for row in range(3):
             assert relative(model(ids[row : row + 1]), together[row : row + 1]) < 1e-9
@@ -148,13 +148,12 @@ def test_gradients_through_pieces_equal_the_whole():
     model, ids = build(FULL), draw_ids(2, 17)
     probe = torch.randn(2, 17, TOKENS, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     parameters = [p for p in model.parameters() if p.requires_grad]
-    with double_streams():
-        whole = torch.autograd.grad((model(ids) * probe).sum(), parameters)
-        outs, cache = [], None
-        for piece in ids.split(5, dim=1):
-            out, cache = model(piece, cache=cache, return_cache=True)
-            outs.append(out)
-        pieces = torch.autograd.grad((torch.cat(outs, dim=1) * probe).sum(), parameters)
+    whole = torch.autograd.grad((model(ids) * probe).sum(), parameters)
+    outs, cache = [], None
+    for piece in ids.split(5, dim=1):
+        out, cache = model(piece, cache=cache, return_cache=True)
+        outs.append(out)
+    pieces = torch.autograd.grad((torch.cat(outs, dim=1) * probe).sum(), parameters)
     for a, b in zip(pieces, whole, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
 

@@ -7,7 +7,7 @@ from titans_pytorch import MemoryAsContextTransformer, SymplecticGating, gate_tr
 from titans_pytorch.training.config import RunConfig
 from titans_pytorch.training.mac import MacConfig, build_mac
 
-from .mac_options import build, double_streams, draw_ids
+from .mac_options import build, draw_ids
 
 PAGES = {"use_symplectic_gating": True, "num_pages": 3, "symplectic_page_threshold": 0.1, "qk_rmsnorm": True}
 LAYERS = {"depth": 2, "segment_len": 4, "neural_memory_segment_len": 2}
@@ -49,8 +49,7 @@ def test_cached_sampling_turns_the_same_pages(keyed, prompt):
     ids, texts, counts = draw_ids(2, prompt), [], []
     for use_cache in (False, True):
         torch.manual_seed(0)
-        with double_streams():
-            text = model.sample(ids, prompt + 15, show_progress=False, use_cache=use_cache)
+        text = model.sample(ids, prompt + 15, show_progress=False, use_cache=use_cache)
         texts.append(text)
     assert torch.equal(*texts)
 
@@ -59,7 +58,7 @@ def test_cached_sampling_turns_the_same_pages(keyed, prompt):
         for memory in memories(model):
             memory.page_switch_events.zero_()
         cache = None
-        with torch.no_grad(), double_streams():
+        with torch.no_grad():
             for piece in pieces:
                 _, cache = model(piece, cache=cache, return_cache=True)
         counts.append((switches(model), [layer.memory.active_page_indices.tolist() for layer in cache.layers]))
