@@ -131,7 +131,7 @@ def assert_pieces_equal_the_whole(model, ids, pieces):
         out, cache = model(piece, cache=cache, return_cache=True)
         outs.append(out)
     assert cache.tokens == ids.shape[1]
-    assert relative(torch.cat(outs, dim=1), whole) < 1e-9
+    assert relative(torch.cat(outs, dim=1), whole) < 1e-8  # memories amplify rounding
 
 
 @settings(max_examples=15, deadline=None)
