@@ -54,7 +54,7 @@ PRESETS = {
         ),
         data=DataConfig(data_limit=10_000_000),
         train=TrainConfig(
-            steps=2600,
+            steps=1600,
             batch_size=2,
             seq_len=512,
             optimizer="muon",
