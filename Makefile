@@ -7,9 +7,8 @@ STAMP := $(VENV)/.installed
 
 .PHONY: train test lint clean
 
-# Waiting threads sleep: spinning ones slow a busy machine down a hundredfold.
 train: $(STAMP)
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python train_mac.py $(ARGS)
+	$(BIN)/python train_mac.py $(ARGS)
 
 # Two workers on one thread each: small tensors gain nothing from more threads.
 test: $(STAMP)
