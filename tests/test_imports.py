@@ -103,7 +103,7 @@ def test_the_package_lists_its_names():
 
 
 # lowest first; what is not named belongs to the memory
-LAYERS = ["checks", "ops", "memory", "transformer", "training"]
+LAYERS = ["checks", "ops", "memory", "transformer", "training", "tasks"]
 TRANSFORMER = {"attention", "axial_positions", "blocks", "longterm_tokens", "mac_transformer", "residual_streams"}
 TRANSFORMER |= {"sampling", "peer_checkpoint", "peer_checkpoint_mac"}
 
@@ -157,7 +157,7 @@ def test_the_walk_sees_imports():
 
 
 def test_layers_import_downwards():
-    """checks <- ops <- memory (its models, engines, gates) <- transformer <- training, late imports included."""
+    """checks <- ops <- memory (its models, engines, gates) <- transformer <- training <- tasks, late imports included."""
     upwards = [
         f"{name} imports {module}"
         for name, path in MODULES.items()

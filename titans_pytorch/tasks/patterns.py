@@ -1,0 +1,57 @@
+"""Repeating patterns: a pattern of unknown length again and again; its every round but the first is asked."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..checks import positive_int, wrong
+from .task import IGNORE, Task, nothing_asked, pick
+
+__all__ = ["Patterns"]
+
+MARK, FIRST = 0, 1
+
+
+@dataclass(frozen=True)
+class Patterns(Task):
+    """mark s_1 .. s_p mark s_1 .. s_p ...; p differs from row to row. Asked from the second mark on."""
+
+    name = "patterns"
+    shortest_period: int = field(default=6, metadata={"help": "least tokens in a pattern"})
+    longest_period: int = field(default=12, metadata={"help": "most tokens in a pattern"})
+    symbols: int = field(default=16, metadata={"help": "different tokens a pattern is made of"})
+
+    def __post_init__(self):
+        positive_int(self.shortest_period, "shortest_period")
+        positive_int(self.symbols, "symbols")
+        if positive_int(self.longest_period, "longest_period") < self.shortest_period:
+            raise wrong("longest_period", self.longest_period, f"at least shortest_period = {self.shortest_period}")
+        super().__post_init__()
+
+    @property
+    def vocab_size(self) -> int:
+        return FIRST + self.symbols
+
+    @property
+    def shortest(self) -> int:
+        return self.longest_period + 2  # something is asked in every row
+
+    @property
+    def answer_ids(self) -> range:
+        return range(FIRST, FIRST + self.symbols)
+
+    def row(self, rng: torch.Generator, length: int) -> tuple[Tensor, Tensor]:
+        period = int(pick(rng, 1, self.shortest_period, self.longest_period + 1))
+        pattern = torch.cat([torch.tensor([MARK]), pick(rng, period, FIRST, self.vocab_size)])
+        rounds = -(-(length + 1) // len(pattern))
+        stream = pattern.repeat(rounds)[: length + 1]
+        ids, targets = stream[:-1], nothing_asked(length)
+        targets[period + 1 :] = stream[period + 2 :]
+        targets[targets == MARK] = IGNORE  # a round's end: its length is not what is asked
+        return ids, targets
+
+    def solve(self, ids: list[int]) -> dict[int, int]:
+        period = ids.index(MARK, 1)
+        answers = {i: ids[i + 1 - period] for i in range(period, len(ids))}
+        return {i: token for i, token in answers.items() if token != MARK}

@@ -1,0 +1,170 @@
+"""What every task is: rows of tokens with targets, a reference solution, the level of guessing, a score.
+
+Letters: b rows, n tokens, v vocabulary.
+"""
+
+import hashlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..checks import positive_int, wrong
+
+__all__ = ["IGNORE", "Rows", "Score", "Task"]
+
+IGNORE = -100  # the target where nothing is asked, as in torch's cross entropy
+
+Model = Callable[[Tensor], Tensor]
+
+
+class Rows(NamedTuple):
+    """ids long [b n]; targets long [b n]: the token that ids[:, : i + 1] should be followed by, or IGNORE."""
+
+    ids: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True)
+class Score:
+    """accuracy: share of answers that are right; exact: share of rows with every answer right; loss in nats."""
+
+    accuracy: float
+    exact: float
+    loss: float
+    answers: int
+    rows: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """A family of rows; every field is a setting.
+
+    Subclasses have a `name`, a `vocab_size`, a `shortest` length, `answer_ids` (the tokens an answer can be), make one
+    row in `row` and solve it in `solve`.
+    """
+
+    name: ClassVar[str] = ""
+    length: int = field(default=256, metadata={"help": "tokens of a row"})
+    seed: int = field(default=0, metadata={"help": "of the rows; held-out rows are others than those trained on"})
+
+    def __post_init__(self):
+        positive_int(self.length, "length")
+        if self.length < self.shortest:
+            raise wrong("length", self.length, f"at least {self.shortest} for this {self.name} task")
+
+    vocab_size: ClassVar[int]
+
+    @property
+    def shortest(self) -> int:
+        """The smallest length that a row fits in."""
+        raise NotImplementedError
+
+    @property
+    def answer_ids(self) -> range:
+        raise NotImplementedError
+
+    @property
+    def chance(self) -> float:
+        """Accuracy of the best guess by one who has not seen what to remember."""
+        return 1 / len(self.answer_ids)
+
+    def row(self, rng: torch.Generator, length: int) -> tuple[Tensor, Tensor]:
+        """(ids [n], targets [n])"""
+        raise NotImplementedError
+
+    def solve(self, ids: list[int]) -> dict[int, int]:
+        """position -> token, for every position at which something is asked, from the ids up to there."""
+        raise NotImplementedError
+
+    # rows
+
+    def batch(self, position: int, size: int, length: int | None = None, held_out: bool = False) -> Rows:
+        """Rows `position` to `position + size` of an endless sequence; a row does not depend on its neighbours."""
+        length = self.length if length is None else positive_int(length, "length")
+        if length < self.shortest:
+            raise wrong("length", length, f"at least {self.shortest} for this {self.name} task")
+        made = [self.row_at(index, length, held_out) for index in range(position, position + size)]
+        ids, targets = (torch.stack(part) for part in zip(*made, strict=True))
+        return Rows(ids, targets)
+
+    def row_at(self, index: int, length: int, held_out: bool) -> tuple[Tensor, Tensor]:
+        return self.row(self._rng(index, length, held_out), length)
+
+    def _rng(self, index: int, length: int, held_out: bool) -> torch.Generator:
+        what = f"{self.name} {self.seed} {length} {index} {held_out}".encode()
+        digest = hashlib.blake2b(what, digest_size=8).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+    # solutions
+
+    def reference(self, ids: Tensor) -> Tensor:
+        """The solution as a model: ids [b n] -> logits [b n v], one at the answer where something is asked."""
+        logits = torch.zeros(*ids.shape, self.vocab_size)
+        for row, tokens in enumerate(ids.tolist()):
+            for position, token in self.solve(tokens).items():
+                logits[row, position, token] = 1.0
+        return logits
+
+    def guesser(self, seed: int = 0) -> Model:
+        """A model that guesses among the possible answers: its accuracy is about the level of chance or below."""
+        rng = torch.Generator().manual_seed(seed)
+
+        def guess(ids: Tensor) -> Tensor:
+            answers = torch.randint(self.answer_ids.start, self.answer_ids.stop, ids.shape, generator=rng)
+            return F.one_hot(answers, self.vocab_size).float()
+
+        return guess
+
+    # scores
+
+    @torch.no_grad()
+    def score(
+        self,
+        model: Model,
+        sequences: int = 200,
+        length: int | None = None,
+        batch_size: int = 8,
+        device: torch.device | str = "cpu",
+        autocast: Callable[[], AbstractContextManager] = nullcontext,
+    ) -> Score:
+        """Of a model, ids [b n] -> logits [b n v], on held-out rows: always the same ones for a seed and length."""
+        length = self.length if length is None else length
+        training = isinstance(model, nn.Module) and model.training
+        if training:
+            model.eval()
+        right = asked = exact = 0
+        loss = 0.0
+        for start in range(0, sequences, batch_size):
+            rows = self.batch(start, min(batch_size, sequences - start), length, held_out=True)
+            with autocast():
+                logits = model(rows.ids.to(device))
+            mask = rows.targets != IGNORE
+            chosen, targets = logits[mask.to(logits.device)].float().cpu(), rows.targets[mask]
+            hits = torch.zeros_like(mask)
+            hits[mask] = chosen.argmax(dim=-1) == targets
+            right, asked = right + int(hits.sum()), asked + int(mask.sum())
+            exact += int((hits | ~mask).all(dim=1).sum())
+            loss += float(F.cross_entropy(chosen, targets, reduction="sum"))
+        if training:
+            model.train()
+        return Score(right / asked, exact / sequences, loss / asked, asked, sequences, length)
+
+
+def pick(rng: torch.Generator, count: int, start: int, stop: int) -> Tensor:
+    """`count` tokens of start .. stop - 1, each with the same chance."""
+    return torch.randint(start, stop, (count,), generator=rng)
+
+
+def pick_distinct(rng: torch.Generator, count: int, start: int, stop: int) -> Tensor:
+    """`count` different tokens of start .. stop - 1."""
+    return torch.randperm(stop - start, generator=rng)[:count] + start
+
+
+def nothing_asked(length: int) -> Tensor:
+    return torch.full((length,), IGNORE)
