@@ -157,7 +157,7 @@ def test_the_walk_sees_imports():
 
 
 def test_layers_import_downwards():
-    """checks <- ops <- memory (its models, engines, gates) <- transformer <- training <- tasks, late imports included."""
+    """checks <- ops <- memory (models, engines, gates) <- transformer <- training <- tasks, late imports included."""
     upwards = [
         f"{name} imports {module}"
         for name, path in MODULES.items()

@@ -3,7 +3,6 @@
 import math
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
