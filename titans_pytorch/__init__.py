@@ -19,6 +19,7 @@ _HOMES = {
     "mac_transformer": ("MemoryAsContextTransformer", "SegmentedAttention"),
     "symplectic_gate": ("SymplecticGating",),
     "dmd": ("DynamicModeDecomposition",),
+    "models.config": ("ModelConfig", "TitansConfig"),
     "gating.observe": ("GateTrace", "calibrate_page_threshold", "gate_trace", "plot_gate_trace"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

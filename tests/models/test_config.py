@@ -1,0 +1,98 @@
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from titans_pytorch import ModelConfig, TitansConfig
+from titans_pytorch.models.config import VARIANTS
+from titans_pytorch.models.presets import PRESETS
+from titans_pytorch.training.config import settings_of
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "yml", "json"])
+def test_files_both_ways(tmp_path, suffix):
+    config = TitansConfig.small(variant="mal", d_hidden=100, window=7, lr=4e-4, data="x.txt", init_step_bias=-3.5)
+    config.save(tmp_path / f"run.{suffix}")
+    assert TitansConfig.load(tmp_path / f"run.{suffix}") == config
+    assert [path.name for path in tmp_path.iterdir()] == [f"run.{suffix}"]
+
+
+def test_what_is_missing_keeps_its_default():
+    assert TitansConfig.from_yaml("") == TitansConfig.from_dict({}) == TitansConfig()
+    config = TitansConfig.from_yaml("model:\n  window: 9\ntraining:\n  lr: 4e-4\n  clip: 1\n")
+    assert config == TitansConfig.of(window=9, lr=0.0004, clip=1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("modle: {}", "unknown section modle; the nearest is model"),
+        ("model: {windwo: 3}", "unknown setting model.windwo; the nearest is window"),
+        ("training: {learning: 3}", "unknown setting training.learning"),
+        ("model: {lr: 3}", "unknown setting model.lr"),
+        ("model: {window: wide}", "window: got 'wide', takes int"),
+        ("model: {window: true}", "window: got True, takes int"),
+        ("model: {window: 0}", "window: got 0"),
+        ("model: {variant: max}", "variant: got 'max', takes one of mac, mag, mal, lmm, baseline"),
+        ("model: {n_heads: 3}", "n_heads: got 3, takes heads of an even width that divide d_model = 128"),
+        ("model: {mem_heads: 3}", "mem_heads: got 3, takes a divisor of d_model = 128"),
+        ("model: {use_decay: false, init_decay_bias: -1.0}", "init_decay_bias: got -1.0, takes None without"),
+        ("model: 3", "model: got int, takes a section"),
+        ("- model", "configuration: got list"),
+        ("model: [", "flow node"),
+        ("model:\n  window: 3\n  window: 4", "line 3: window is given twice"),
+    ],
+)
+def test_wrong_files(tmp_path, text, message):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as seen:
+        TitansConfig.load(path)
+    assert str(path) in str(seen.value)
+
+
+def test_wrong_settings_by_name():
+    with pytest.raises(ValueError, match="unknown setting windo; the nearest is window"):
+        TitansConfig.tiny(windo=3)
+    with pytest.raises(ValueError, match="unknown preset smal; the nearest is small"):
+        TitansConfig.preset("smal")
+    with pytest.raises(ValueError, match="variant: got 'x'"):
+        ModelConfig(variant="x")
+    with pytest.raises(ValueError, match="ends in .yaml"):
+        TitansConfig().save("run.toml")
+
+
+def test_every_setting_has_help_and_a_name_of_its_own():
+    assert all(f.metadata["help"] for _, f, _ in settings_of(TitansConfig().to_run()).values())
+
+
+def test_the_paper_s_settings():
+    for name, tokens in {"small": 15e9, "medium": 15e9, "large": 30e9}.items():
+        config = TitansConfig.preset(name)
+        assert config.model.vocab_size == 32_000
+        training = config.training
+        assert (training.seq_len, training.lr, training.weight_decay, training.optimizer) == (4096, 4e-4, 0.1, "adamw")
+        step = training.seq_len * training.batch_size * training.grad_accum
+        assert step == 2**19
+        assert training.steps * step == pytest.approx(tokens, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_presets_take_a_variant(name, variant):
+    config = TitansConfig.preset(name, variant=variant, steps=7)
+    assert (config.model.variant, config.training.steps) == (variant, 7)
+
+
+@pytest.mark.parametrize("name", ["default", "mac", "mag", "mal", "lmm", "baseline"])
+def test_committed_files(name):
+    """Each has the sections that a reader looks for, and names every setting of its model that is not the default."""
+    import yaml
+
+    text = (CONFIGS / f"{name}.yaml").read_text()
+    assert {"model", "data", "training"} <= set(yaml.safe_load(text))
+    config = TitansConfig.from_yaml(text)
+    assert config.model.variant == (name if name != "default" else "mac")
+    assert {f.name for f in fields(ModelConfig)} >= set(yaml.safe_load(text)["model"])

@@ -1,0 +1,5 @@
+"""The family of the Titans paper: MAC, MAG, MAL and LMM, and a plain transformer beside them.
+
+from titans_pytorch import TitansConfig, build_model
+model = build_model(TitansConfig.tiny(variant="mag"))
+"""

@@ -1,0 +1,205 @@
+"""TitansConfig: everything a run of one of the family's models depends on, as strict nested dataclasses.
+
+YAML and JSON, both ways. An unknown key, a wrong type or an impossible value raises ValueError; an unknown key's
+message names the nearest known one.
+"""
+
+import dataclasses
+import json
+import os
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from titans_pytorch.checks import Words, wrong
+from titans_pytorch.training.config import (
+    DataConfig,
+    ReportConfig,
+    RunConfig,
+    TrainConfig,
+    checked,
+    nearest,
+    positive,
+    setting,
+    updated,
+)
+
+__all__ = ["ModelConfig", "TitansConfig", "VARIANTS"]
+
+Variant = Literal["mac", "mag", "mal", "lmm", "baseline"]
+VARIANTS: tuple[str, ...] = typing.get_args(Variant)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A language model of the family. What the paper (arXiv 2501.00663) gives is taken from there; it publishes neither
+    widths nor numbers of heads, chunk, segment and window lengths, nor how anything starts."""
+
+    variant: Variant = setting(
+        "mac", "memory as context, as gate, as layer, memory alone, or a plain transformer (baseline)"
+    )
+    vocab_size: int = setting(256, "token ids are below this")
+    d_model: int = setting(128, "features of a token")
+    n_layers: int = setting(4, "blocks")
+    n_heads: int = setting(4, "attention heads")
+    ffn_mult: float = setting(4.0, "feed-forward width as a multiple of d_model; two thirds of it, for SwiGLU")
+    n_persistent: int = setting(4, "persistent memory tokens of each block, eq. 19")
+    window: int = setting(128, "mac: tokens of a segment; mag, mal: earlier tokens a query sees; not in lmm, baseline")
+    mem_layers: int = setting(2, "matrices of the network that is the memory (the paper's L_M)")
+    d_hidden: int | None = setting(None, "its hidden features for each head (none: 4 times what goes into a head)")
+    mem_heads: int = setting(4, "memories side by side in a block, each of d_model / mem_heads features")
+    chunk_size: int = setting(64, "tokens whose surprises are taken at the same weights, eq. 16")
+    use_momentum: bool = setting(True, "past surprise carries on, eq. 9 and 10")
+    use_decay: bool = setting(True, "the memory forgets, eq. 13")
+    max_step: float = setting(0.1, "largest step of the memory: theta is a sigmoid times this")
+    surprise_threshold: float | None = setting(None, "a token that surprises less changes nothing (none: all count)")
+    conv_kernel: int = setting(4, "tokens of the causal convolution on queries, keys and values (0: none)")
+    qk_norm: Literal["l2", "rms", "none"] = setting("l2", "of the memory's queries and keys")
+    gate: Literal["normalised", "silu", "sigmoid"] = setting(
+        "normalised", "how mac and mag join attention and memory: the paper's, or attention times either of the memory"
+    )
+    mem_init_scale: float = setting(1.0, "of the memory's initial weights, as a multiple of Xavier's")
+    init_step_bias: float | None = setting(None, "start of the memory's step before its sigmoid (none: random)")
+    init_momentum_bias: float | None = setting(None, "start of its momentum before its sigmoid (none: random)")
+    init_decay_bias: float | None = setting(None, "start of its decay before its sigmoid (none: random)")
+    memory_loss_weight: float = setting(0.0, "of the memory's own loss as a further term of the training loss")
+    tie_embeddings: bool = setting(False, "the output map is the embedding")
+
+    def __post_init__(self):
+        positive(self, "vocab_size", "d_model", "n_layers", "n_heads", "ffn_mult", "window", "mem_layers", "d_hidden")
+        positive(self, "mem_heads", "chunk_size", "max_step", "mem_init_scale")
+        positive(self, "n_persistent", "conv_kernel", "surprise_threshold", "memory_loss_weight", zero=True)
+        if self.variant not in VARIANTS:
+            raise wrong("variant", self.variant, f"one of {', '.join(VARIANTS)}")
+        if self.d_model % self.n_heads or self.d_model // self.n_heads % 2:
+            raise wrong("n_heads", self.n_heads, f"heads of an even width that divide d_model = {self.d_model}")
+        if self.d_model % self.mem_heads:
+            raise wrong("mem_heads", self.mem_heads, f"a divisor of d_model = {self.d_model}")
+        if not self.use_decay and self.init_decay_bias is not None:
+            raise wrong("init_decay_bias", self.init_decay_bias, "None without use_decay")
+
+
+@dataclass(frozen=True)
+class TitansConfig:
+    """Sections: model, data, training, report. Read a setting as `config.model.window`; give settings by their own
+    names alone, which no two sections share:
+
+        config = TitansConfig.small(variant="mag", window=256, lr=3e-4)
+        config = config.replace(steps=10)
+    """
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    training: TrainConfig = TrainConfig()
+    report: ReportConfig = ReportConfig()
+
+    @classmethod
+    def of(cls, **settings) -> "TitansConfig":
+        """The defaults, with the given settings."""
+        return cls().replace(**settings)
+
+    @classmethod
+    def preset(cls, name: str, **settings) -> "TitansConfig":
+        """tiny, small (170M parameters), medium (340M) or large (760M), with the given settings."""
+        from .presets import PRESETS, preset
+
+        if name not in PRESETS:
+            raise ValueError(f"unknown preset {name}{nearest(name, PRESETS)}; there are {', '.join(PRESETS)}")
+        return preset(name, settings.pop("variant", "mac")).replace(**settings)
+
+    @classmethod
+    def tiny(cls, **settings) -> "TitansConfig":
+        return cls.preset("tiny", **settings)
+
+    @classmethod
+    def small(cls, **settings) -> "TitansConfig":
+        return cls.preset("small", **settings)
+
+    @classmethod
+    def medium(cls, **settings) -> "TitansConfig":
+        return cls.preset("medium", **settings)
+
+    @classmethod
+    def large(cls, **settings) -> "TitansConfig":
+        return cls.preset("large", **settings)
+
+    def replace(self, **settings) -> "TitansConfig":
+        """With settings replaced by name, whatever section they are in."""
+        return updated(self, settings)
+
+    def to_run(self, preset: str = "") -> RunConfig:
+        """The same as what the training loop takes."""
+        return RunConfig(self.model, self.data, self.training, self.report, preset)
+
+    # files
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, sections: dict[str, dict[str, Any]]) -> "TitansConfig":
+        """What is missing keeps its default."""
+        known = {f.name: f.default for f in dataclasses.fields(cls)}
+        if not isinstance(sections, dict):
+            raise wrong("configuration", Words(type(sections).__name__), f"sections {', '.join(known)}")
+        found = {}
+        for name, section in sections.items():
+            if name not in known:
+                raise ValueError(f"unknown section {name}{nearest(str(name), known)}")
+            found[name] = _section(known[name], name, section)
+        return cls(**found)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "TitansConfig":
+        return cls.from_dict(json.loads(text))
+
+    def to_yaml(self) -> str:
+        import yaml
+
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+    @classmethod
+    def from_yaml(cls, text: str) -> "TitansConfig":
+        from .yaml_text import read_yaml
+
+        return cls.from_dict(read_yaml(text))
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes .yaml, .yml or .json, beside and renamed."""
+        path = Path(path)
+        text = self.to_json() if _format(path) == "json" else self.to_yaml()
+        beside = path.with_name(f"{path.name}.part")
+        beside.write_text(text)
+        os.replace(beside, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "TitansConfig":
+        """Reads .yaml, .yml or .json; ValueError names the file and what is wrong in it."""
+        path = Path(path)
+        read = cls.from_json if _format(path) == "json" else cls.from_yaml
+        try:
+            return read(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+def _section(default: Any, name: str, given: Any) -> Any:
+    kind = type(default)
+    if not isinstance(given, dict):
+        raise wrong(name, Words(type(given).__name__), "a section of settings")
+    hints = typing.get_type_hints(kind)
+    for key in given:
+        if key not in hints:
+            raise ValueError(f"unknown setting {name}.{key}{nearest(str(key), hints)}")
+    return kind(**{key: checked(key, value, hints[key]) for key, value in given.items()})
+
+
+def _format(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix not in (".yaml", ".yml", ".json"):
+        raise wrong("path", str(path), "a name that ends in .yaml, .yml or .json")
+    return suffix.removeprefix(".")
