@@ -166,7 +166,7 @@ class TitansConfig:
     def from_yaml(cls, text: str) -> "TitansConfig":
         from .yaml_text import read_yaml
 
-        return cls.from_dict(read_yaml(text))
+        return cls.from_dict(read_yaml(text) or {})
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes .yaml, .yml or .json, beside and renamed."""
