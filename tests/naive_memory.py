@@ -71,11 +71,17 @@ class NaiveMemory:
         }
 
     def head_norm(self, name, x, h):
+        if self.o["qk_l2norm"] and name in ("q_norm", "k_norm"):
+            return x / (x.square().sum(-1, keepdim=True) + 1e-12).sqrt()
         return rms_norm(x) * (self.p[f"{name}.gamma"][h, 0] + 1) if f"{name}.gamma" in self.p else x
 
     def project(self, name, x, h, u=1):
         """x [n d] -> [(n u) d] of head h; the layout of the projection is (h u d)."""
         y = self.linear(name, x)
+        weight = self.p.get(f"{name.removeprefix('to_')}_conv.weight")
+        if weight is not None:  # the last row of the kernel meets the token itself, the one before it the token before
+            past = [torch.cat((y.new_zeros(k, y.shape[1]), y))[: len(y)] for k in range(len(weight))]
+            y = sum(w * shifted for w, shifted in zip(weight.flip(0), past, strict=True))
         if self.o["activation"] is not None:
             y = self.o["activation"](y)
         return y.view(len(x), self.h, u, self.d)[:, h].flatten(0, 1)
@@ -91,10 +97,19 @@ class NaiveMemory:
         memory = anchor = self.start(h)
         momenta = [{k: torch.zeros_like(v) for k, v in memory.items()} for _ in range(order)]
         row = Row([memory])
+        all_keys = self.head_norm("k_norm", self.project("to_keys", keys, h, self.u), h).unflatten(0, (-1, self.u))
+        all_values = self.project("to_values", values, h, self.u).unflatten(0, (-1, self.u))
         for i in range(len(keys) // c):
             tokens = slice(i * c, (i + 1) * c)
             step, loss, grads = self.surprise(
-                keys[tokens], values[tokens], mask, tokens, h, anchor, earlier and earlier[i]
+                keys[tokens],
+                all_keys[tokens].flatten(0, 1),
+                all_values[tokens].flatten(0, 1),
+                mask,
+                tokens,
+                h,
+                anchor,
+                earlier and earlier[i],
             )
             pooled = self.pool(keys[tokens])
             update = {}
@@ -124,10 +139,9 @@ class NaiveMemory:
         row.momentum = momenta
         return row
 
-    def surprise(self, x, values, mask, tokens, h, anchor, earlier):
+    def surprise(self, x, keys, values, mask, tokens, h, anchor, earlier):
+        """x [c d], keys and values [c*u d] of one chunk."""
         o = self.o
-        keys = self.head_norm("k_norm", self.project("to_keys", x, h, self.u), h)
-        values = self.project("to_values", values, h, self.u)
         logits = self.rate("to_adaptive_step", x, h, self.u)  # [c u]
         transform = o["adaptive_step_transform"]
         step = transform(logits) if transform else sigmoid(logits) * o["default_step_transform_max_lr"]
@@ -192,7 +206,10 @@ class NaiveMemory:
                 before = earlier and earlier[b][h].memories
                 row = self.store(keys, values, None if mask is None else mask[b], h, before)
                 out = self.head_norm("multihead_rmsnorm", self.retrieve(queries, row, h), h)
-                if self.h > 1:
+                if self.o["output_gate"] is not None:
+                    gate = self.linear("retrieve_gate", queries).unflatten(-1, (self.h, -1))[:, h]
+                    out = out * (sigmoid(gate) if self.o["output_gate"] == "sigmoid" else gate * sigmoid(gate))
+                elif self.h > 1:
                     out = out * sigmoid(self.linear("retrieve_gate", queries)[:, h : h + 1])
                 heads.append(out), of_heads.append(row)
             out = torch.cat(heads, dim=-1)

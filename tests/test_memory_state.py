@@ -27,6 +27,7 @@ CONFIGURATIONS = {
     "views": {"qkv_receives_diff_views": True},
     "pair": {"chunk_size": (6, 4)},
     "reads that look back": {"model": lambda: ForeignModel(DIM), "heads": 2, "dim_head": DIM},
+    "convolution": {"qkv_conv_kernel": 3, "output_gate": "silu", "qk_l2norm": True},
     "reference": {"engine": "reference", "batch_size": 8},
     "spectral": {"spectral_norm_surprises": True, "engine": "matrix"},
 }

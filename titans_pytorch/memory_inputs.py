@@ -1,7 +1,8 @@
 """What NeuralMemory is called with, checked at the door and brought into one form."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -80,13 +81,15 @@ def check_dtype(seq: Tensor, weight: Tensor, name: str) -> None:
 
 @dataclass(frozen=True)
 class StateShape:
-    """What a state must look like. shapes: name -> ((b h), ...); width: the shape of the tokens less their length."""
+    """What a state must look like. shapes: name -> ((b h), ...); width: the shape of the tokens less their length;
+    tails: what convolutions look back on, field -> (tokens, channels), (0, 0) without."""
 
     chunk: int
     shapes: Mapping[str, tuple]
     order: int
     dtype: torch.dtype
     width: tuple[int, ...]
+    tails: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def kept_in(self) -> torch.dtype:
@@ -103,7 +106,7 @@ class StateShape:
             self.check_states(state.states, "state.states")
         if state.read_weights is not None:
             self.check_weights(state.read_weights, "state.read_weights")
-        self._check_gates(state)
+        self._check_rows(state)
 
     def _check_waiting(self, state: NeuralMemState) -> None:
         waiting, mask = state.cache_store_segment, state.cache_store_mask
@@ -116,10 +119,11 @@ class StateShape:
             wanted = (self.width[-2], state.position - state.seq_index)
             raise wrong("state.cache_store_mask", tuple(mask.shape), f"{wanted}, the mask of the waiting tokens")
 
-    def _check_gates(self, state: NeuralMemState) -> None:
+    def _check_rows(self, state: NeuralMemState) -> None:
         b, d = self.width[-2:]
         wanted = {"gate_tokens": (b, "k", d), "recent_complexity": (b, "k")}
         wanted |= {"active_page_indices": (b,), "last_switch": (b,)}
+        wanted |= {name: (b, *tail) for name, tail in self.tails.items()}
         for name, shape in wanted.items():
             value = getattr(state, name)
             if value is None:
@@ -212,6 +216,14 @@ def _source_run(prev_weights, expected: StateShape, first: int) -> Run:
         got, takes = (", ".join(f"{k} {v}" for k, v in shapes.items()) for shapes in (source.shapes, expected.shapes))
         raise wrong("prev_weights", Words(f"the parameters {got}"), f"the parameters {takes}")
     return source
+
+
+class Earlier(NamedTuple):
+    """What reads look back on, fields of NeuralMemState: the queries of the unfinished read group, and the tail of the
+    queries' convolution."""
+
+    query_group: Tensor | None = None
+    query_conv: Tensor | None = None
 
 
 def group_progress(position: int, group: int) -> int:

@@ -20,6 +20,7 @@ from .memory_options import (
 )
 from .norms import MultiheadRMSNorm
 from .ops.modes import at_least_float32
+from .projections import GATES, CausalConv, ProjectionOptions, UnitNorm
 from .rates import RateOptions, Rates, SigmoidStep
 
 
@@ -83,6 +84,9 @@ class MemoryParts(nn.Module):
         page_router: Callable | None = None,
         page_threshold_quantile: float | None = None,
         page_threshold_window: int = 64,
+        qkv_conv_kernel: int | None = None,
+        qk_l2norm: bool = False,
+        output_gate: str | None = None,
         engine: str = "auto",
     ):
         super().__init__()
@@ -133,53 +137,34 @@ class MemoryParts(nn.Module):
         self.gating = gates.stages()
         self.num_pages = num_pages
 
-        # the memory network, and its learned initial weights
-
-        if model is None:
-            model = default_model(self.dim_head, default_model_kwargs)
-        template = wrap(memory_template(model, self.dim_head), self.dim_head, mem_model_norm_add_residual)
-        self.memory_model_parameters = initial_weights(
-            wrap(model, self.dim_head, mem_model_norm_add_residual), self.internal_heads, per_head_learned_parameters
-        )
-        self.per_head_learned_parameters = per_head_learned_parameters
-        self.parameter_names = tuple(name for name, _ in template.named_parameters())
-        self.tokenwise = getattr(template, "tokenwise", False)
         rule = UpdateRule(
             callable_or_none(store_memory_loss_fn, "store_memory_loss_fn"),
             None if max_grad_norm is None else positive_number(max_grad_norm, "max_grad_norm"),
             spectral_norm_surprises,
         )
         self.store_memory_loss_fn = rule.loss_fn  # a module among ours, where it is one
+        if model is None:
+            model = default_model(self.dim_head, default_model_kwargs)
+        template = self._add_network(model, mem_model_norm_add_residual, per_head_learned_parameters)
         # not registered: the engine's template has no weights of its own
         self.engine = choose_engine(engine, template, rule, use_accelerated_scan)
-
-        # projections, norms, gate
-
-        inner = self.internal_heads * self.dim_head
-        self.activation = nn.Identity() if activation is None else callable_or_none(activation, "activation")
-        self.to_queries = nn.Linear(dim, inner, bias=False)
-        self.to_keys = nn.Linear(dim, inner * num_kv_per_token, bias=False)
-        self.to_values = nn.Linear(dim, inner * num_kv_per_token, bias=False)
-        self.retrieve_norm = nn.RMSNorm(dim) if pre_rmsnorm else nn.Identity()
-        self.store_norm = nn.RMSNorm(dim) if pre_rmsnorm else nn.Identity()
-
-        def head_norm(used):
-            return MultiheadRMSNorm(self.dim_head, self.internal_heads) if used else nn.Identity()
-
-        self.q_norm, self.k_norm = head_norm(qk_rmsnorm), head_norm(qk_rmsnorm)
-        self.multihead_rmsnorm = head_norm(post_rmsnorm)
-        many = self.internal_heads > 1
-        self.retrieve_gate = nn.Linear(dim, self.internal_heads, bias=False) if many else None
-        self.combine_heads = nn.Linear(inner, dim, bias=False) if many or inner != dim else nn.Identity()
-
-        # rates
-
+        projections = ProjectionOptions(
+            activation=activation,
+            pre_rmsnorm=pre_rmsnorm,
+            post_rmsnorm=post_rmsnorm,
+            qk_rmsnorm=qk_rmsnorm,
+            qk_l2norm=qk_l2norm,
+            conv_kernel=qkv_conv_kernel,
+            output_gate=output_gate,
+        )
+        self._add_projections(projections)
+        self.momentum_order = momentum_order if momentum else 0
         self.rates = Rates(
             dim,
             RateOptions(
                 heads=self.internal_heads,
                 kv_per_token=num_kv_per_token,
-                momentum_order=momentum_order if momentum else 0,
+                momentum_order=self.momentum_order,
                 learned_combine=learned_momentum_combine,
                 combine_zeroth=learned_combine_include_zeroth,
                 modulated_params=len(self.parameter_names) if per_parameter_lr_modulation else 0,
@@ -193,15 +178,53 @@ class MemoryParts(nn.Module):
                 decay_bias=number_or_none(init_decay_bias, "init_decay_bias"),
             ),
         )
-        self.momentum_order = momentum_order if momentum else 0
         used = gated_transition and batch_size is not None
         self.transition_gate = nn.Parameter(torch.tensor(-5.0)) if used else None
+        # what is optional comes last, so that all else starts as it does without
+        self._add_gates(gates)
+        self._add_convolutions(qkv_conv_kernel)
 
-        # gates and pages: what `gating` finds here, last, so that all else starts as it does without
+    def _add_network(self, model: nn.Module, norm_residual: bool, per_head: bool) -> nn.Module:
+        """The memory network's learned initial weights; returns its template."""
+        template = wrap(memory_template(model, self.dim_head), self.dim_head, norm_residual)
+        model = wrap(model, self.dim_head, norm_residual)
+        self.memory_model_parameters = initial_weights(model, self.internal_heads, per_head)
+        self.per_head_learned_parameters = per_head
+        self.parameter_names = tuple(name for name, _ in template.named_parameters())
+        self.tokenwise = getattr(template, "tokenwise", False)
+        return template
 
+    def _add_projections(self, o: ProjectionOptions) -> None:
+        dim, inner, heads = self.dim, self.internal_heads * self.dim_head, self.internal_heads
+        self.activation = nn.Identity() if o.activation is None else callable_or_none(o.activation, "activation")
+        self.to_queries = nn.Linear(dim, inner, bias=False)
+        self.to_keys = nn.Linear(dim, inner * self.kv_per_token, bias=False)
+        self.to_values = nn.Linear(dim, inner * self.kv_per_token, bias=False)
+        self.retrieve_norm = nn.RMSNorm(dim) if o.pre_rmsnorm else nn.Identity()
+        self.store_norm = nn.RMSNorm(dim) if o.pre_rmsnorm else nn.Identity()
+
+        def head_norm(used):
+            return MultiheadRMSNorm(self.dim_head, heads) if used else nn.Identity()
+
+        self.q_norm, self.k_norm = (UnitNorm() if o.qk_l2norm else head_norm(o.qk_rmsnorm) for _ in range(2))
+        gated = o.output_gate is not None
+        self.multihead_rmsnorm = head_norm(o.post_rmsnorm or gated)
+        gates = inner if gated else heads if heads > 1 else 0
+        self.retrieve_gate = nn.Linear(dim, gates, bias=False) if gates else None
+        self.gate_activation = GATES[o.output_gate or "sigmoid"]
+        mapped = gates or inner != dim
+        self.combine_heads = nn.Linear(inner, dim, bias=False) if mapped else nn.Identity()
+
+    def _add_convolutions(self, kernel: int | None) -> None:
+        for name in ("queries", "keys", "values"):
+            width = getattr(self, f"to_{name}").out_features
+            setattr(self, f"{name}_conv", None if kernel is None else CausalConv(width, kernel))
+
+    def _add_gates(self, gates: GateOptions) -> None:
+        """Gates and pages: what `gating` finds in the memory."""
         self.symplectic_gate = gates.gate()
-        self.symplectic_complexity_scale = gates.scale(use_symplectic_gating)
-        self.dmd_complexity_scale = gates.scale(use_dmd_gating)
+        self.symplectic_complexity_scale = gates.scale(gates.use_symplectic_gating)
+        self.dmd_complexity_scale = gates.scale(gates.use_dmd_gating)
         self.symplectic_page_threshold = gates.threshold
         self.register_buffer("page_switch_events", gates.counter(), persistent=False)
 

@@ -85,6 +85,8 @@ ROWS = (
     "gate_tokens",
     "last_switch",
     "recent_complexity",
+    "query_conv",
+    "store_conv",
 )
 
 
@@ -107,6 +109,8 @@ class NeuralMemState(NamedTuple):
     gate_tokens: [b k d], the last stored tokens, normalised, as many as gates look back on (gates only).
     last_switch: long [b], the switch window of the last switch, -1 for none (page_switch_every only).
     recent_complexity: [b k], of the last chunks (page_threshold_quantile only).
+    query_conv: [b kernel-1 w], the queries' convolution's last inputs; store_conv: [b kernel-1 2 w u], those of the
+        keys and the values behind them, of the tokens stored (qkv_conv_kernel only); None before the first.
     """
 
     seq_index: int
@@ -121,6 +125,8 @@ class NeuralMemState(NamedTuple):
     gate_tokens: Tensor | None = None
     last_switch: Tensor | None = None
     recent_complexity: Tensor | None = None
+    query_conv: Tensor | None = None
+    store_conv: Tensor | None = None
 
     @property
     def position(self) -> int:

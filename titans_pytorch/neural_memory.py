@@ -15,11 +15,13 @@ from . import memory_inputs as inputs
 from .checks import Words, wrong
 from .engines.run import Carry, ResidualSource, Run, StoreChunks, built_run, still_run, store
 from .gating.stages import GateCarry, Gated, Span
+from .memory_inputs import Earlier
 from .memory_options import batch_chunks
 from .memory_parts import MemoryParts
 from .memory_state import LazyTensors, NeuralMemState, mem_state_detach
-from .ops.modes import at_least_float32, no_autocast
+from .ops.modes import no_autocast
 from .ops.scan import AssocScan
+from .projections import conv_tails, keys_and_values, output, queries
 from .rates import StoreRates
 
 __all__ = ["AssocScan", "NeuralMemState", "NeuralMemory", "mem_state_detach"]
@@ -51,13 +53,20 @@ class NeuralMemory(MemoryParts):
         pre_rmsnorm, post_rmsnorm, qk_rmsnorm: norms before, after, and on queries and keys (keeps long streams finite).
         max_grad_norm: soft limit of each chunk's gradient per parameter.
         use_accelerated_scan: the accelerated-scan kernel in the reference engine, where it runs.
-        activation: after the key, value and query maps.
+        activation: after the key, value and query maps (and their convolutions).
         init_adaptive_step_bias, init_momentum_bias, init_decay_bias: start values of these logits (weights at zero).
         accept_weight_residual: forward takes `prev_weights`, an earlier memory layer's `updates`.
         spectral_norm_surprises: orthogonalise each matrix update by Newton-Schulz.
         gated_transition: at each batch boundary the memory becomes anchor + sigmoid(g) (memory - anchor), g learned.
         mem_model_norm_add_residual: wrap the model as LayerNorm(model(x)) (gamma + 1) + x.
         store_with_lookahead_value: key t goes with value t + 1 within a chunk.
+        qkv_conv_kernel: a causal convolution over this many tokens, each channel on its own, after the query, key and
+            value maps and before the activation (section 4.4); what it looks back on is carried in the state. It sees
+            tokens that are masked.
+        qk_l2norm: queries and keys of unit norm, after the activation (section 4.4).
+        output_gate: "sigmoid" or "silu": RMSNorm of what each head reads, times this of a linear map of the query view
+            [dim -> heads * dim_head], then the output projection, also with one head (section 4.4). It takes the place
+            of the gate per head.
         use_symplectic_gating: a chunk's decay is multiplied by 1 - scale * complexity, the largest of its tokens' by
             SymplecticGating(dim, **symplectic_gate_kwargs), or by `symplectic_gate`, a module of one's own: tokens
             [b n d] -> [b n 1], with `context` saying how many earlier tokens it needs (1). scale is learned, from 0.5.
@@ -129,10 +138,10 @@ class NeuralMemory(MemoryParts):
         entry = self._entry_at(position)
         if entry < run.first:
             run.before = inputs.older_window(state, entry, self.engine)
-        retrieved, query_group = self._retrieve(views.query, run, position, state.query_group)
+        retrieved, earlier = self._retrieve(views.query, run, position, Earlier(state.query_group, state.query_conv))
         entry = self._entry_at(next_state.position)
         older = run.entry(entry) if entry < run.last else None
-        next_state = next_state._replace(query_group=query_group, read_weights=older)
+        next_state = next_state._replace(**earlier._asdict(), read_weights=older)
         if detach_mem_state:
             next_state = mem_state_detach(next_state)
         return (retrieved, next_state, surprises) if return_surprises else (retrieved, next_state)
@@ -176,7 +185,7 @@ class NeuralMemory(MemoryParts):
         expected.check_weights(weights, "weights", entries)
         if not entries:
             chunk, run = seq.shape[1] + 1, still_run(self.engine, 0, Carry(weights, weights, None))
-            return self._retrieve(seq, run, 0, None, chunk)[0]
+            return self._retrieve(seq, run, 0, Earlier(), chunk)[0]
         first = getattr(weights, "first_chunk", None) or 0
         run = built_run({name: weights[name] for name in expected.shapes}, first, self.engine.reader)
         start = first * self.store_chunk_size
@@ -184,10 +193,10 @@ class NeuralMemory(MemoryParts):
         if needed[0] < first or needed[1] > run.last:
             got = Words(f"the memory before chunks {first} to {run.last}")
             raise wrong("weights", got, f"that before chunks {needed[0]} to {needed[1]}, which these tokens read")
-        if first and not self.tokenwise:
+        if first and (not self.tokenwise or self.queries_conv is not None):
             takes = "updates from chunk 0 on: this memory's reads depend on the queries before"
             raise wrong("weights", Words(f"the memory from chunk {first} on"), takes)
-        return self._retrieve(seq, run, start, None)[0]
+        return self._retrieve(seq, run, start, Earlier())[0]
 
     # storing
 
@@ -208,12 +217,14 @@ class NeuralMemory(MemoryParts):
             raise wrong("prev_weights", Words(type(prev_weights).__name__), takes)
         residual = inputs.residual_source(prev_weights, self._expected(tokens), first, count)
         carry, gate_carry = self._carry(state, b), self.gating.start(GateCarry.of(state), b, tokens.device)
+        tail = state.store_conv
         if count:
             span = self.span(complete, first, anchor_chunks)
             gated = self.gated_rates(span, gate_carry, residual is not None)
             gate_carry = gated.carry
             self.gating.count(self, gated)
-            chunks = self._chunks(span, gated.rates, None if mask is None else mask[:, : count * chunk], residual)
+            allowed = None if mask is None else mask[:, : count * chunk]
+            chunks, tail = self._chunks(span, gated.rates, allowed, residual, tail)
             share = None if self.transition_gate is None else self.transition_gate.sigmoid()
             with no_autocast(tokens.device):
                 run = store(self.engine, chunks, carry, anchor_chunks, share)
@@ -230,6 +241,7 @@ class NeuralMemory(MemoryParts):
             states=(run.final.memory, momentum),
             updates=run.updates(),
             cache_store_mask=None if mask is None else mask[:, count * chunk :].clone(),
+            store_conv=tail,
             **gate_carry._asdict(),
         )
         return run, next_state, surprises
@@ -265,28 +277,25 @@ class NeuralMemory(MemoryParts):
         return self.gating(self, span, rates, carry)
 
     def _chunks(
-        self, span: Span, rates: StoreRates, mask: Tensor | None, residual: ResidualSource | None
-    ) -> StoreChunks:
-        """Keys, values and rates of the span's chunks."""
+        self, span: Span, rates: StoreRates, mask: Tensor | None, residual: ResidualSource | None, tail: Tensor | None
+    ) -> tuple[StoreChunks, Tensor | None]:
+        """Keys, values and rates of the span's chunks; and what their convolutions carry on."""
         c, h, u = span.chunk, self.internal_heads, self.kv_per_token
-        layout = "b (m c) (h u d) -> b h m (c u) d"
-        keys, values = self.activation(self.to_keys(span.tokens)), self.activation(self.to_values(span.values))
-        keys, values = (at_least_float32(rearrange(x, layout, c=c, h=h, u=u)) for x in (keys, values))
-        keys, values = self.k_norm(keys).flatten(0, 1), values.flatten(0, 1)
+        keys, values, tail = keys_and_values(self, span.tokens, span.values, c, tail)
+        keys, values = keys.flatten(0, 1), values.flatten(0, 1)
         if self.lookahead:
             keys, values = keys[:, :, :-1], values[:, :, 1:]
         if mask is not None:
             allowed = repeat(mask, "b (m c) -> (b h) m (c u)", c=c, h=h, u=u)
             rates = replace(rates, step=rates.step.masked_fill(~allowed[:, :, : keys.shape[2]], 0.0))
-        return StoreChunks(keys, values, rates, span.first, residual)
+        return StoreChunks(keys, values, rates, span.first, residual), tail
 
     def _expected(self, tokens: Tensor) -> inputs.StateShape:
         """What a state or weights must look like to go with tokens [(2) b n d]."""
         width = (*tokens.shape[:-2], tokens.shape[-1])
         dtype = self.memory_model_parameters[0].dtype
-        return inputs.StateShape(
-            self.store_chunk_size, self._shapes(tokens.shape[-3]), self.momentum_order, dtype, width
-        )
+        shapes, tails = self._shapes(tokens.shape[-3]), conv_tails(self)
+        return inputs.StateShape(self.store_chunk_size, shapes, self.momentum_order, dtype, width, tails)
 
     # reading
 
@@ -295,23 +304,18 @@ class NeuralMemory(MemoryParts):
         group = self.retrieve_chunk_size
         return (position + 1) // group * group // self.store_chunk_size
 
-    def _retrieve(self, seq: Tensor, run: Run, position: int, earlier: Tensor | None, chunk: int | None = None):
-        """seq [b n d] from absolute `position` on: (retrieved [b n d], the queries of the unfinished read group)."""
+    def _retrieve(self, seq: Tensor, run: Run, position: int, before: Earlier, chunk: int | None = None):
+        """seq [b n d] from absolute `position` on: (retrieved [b n d], what the reads that follow look back on)."""
         group, chunk = (chunk or self.retrieve_chunk_size), (chunk or self.store_chunk_size)
         b, n, _ = seq.shape
         if n == 0:
-            return seq, earlier
+            return seq, before
         tokens = self.retrieve_norm(seq)
-        queries = rearrange(self.activation(self.to_queries(tokens)), "b n (h d) -> b h n d", h=self.internal_heads)
-        queries = self.q_norm(at_least_float32(queries))
+        asked, tail = queries(self, tokens, before.query_conv)
         if not self.tokenwise:
-            queries, position = inputs.with_earlier_queries(queries, earlier, position, group)
+            asked, position = inputs.with_earlier_queries(asked, before.query_group, position, group)
         with no_autocast(seq.device):
-            out = run.read(queries.flatten(0, 1), position, group, chunk).unflatten(0, (b, -1))[:, :, -n:]
-        end = position + queries.shape[2]
-        unfinished = None if self.tokenwise else queries[:, :, queries.shape[2] - inputs.group_progress(end, group) :]
-
-        out = self.multihead_rmsnorm(out.to(tokens.dtype))
-        if self.retrieve_gate is not None:
-            out = out * rearrange(self.retrieve_gate(tokens).sigmoid(), "b n h -> b h n 1")
-        return self.combine_heads(rearrange(out, "b h n d -> b n (h d)")), unfinished
+            out = run.read(asked.flatten(0, 1), position, group, chunk).unflatten(0, (b, -1))[:, :, -n:]
+        end = position + asked.shape[2]
+        unfinished = None if self.tokenwise else asked[:, :, asked.shape[2] - inputs.group_progress(end, group) :]
+        return output(self, out, tokens), Earlier(unfinished, tail)

@@ -70,6 +70,9 @@ AXES = [
     ("pre_rmsnorm", [True, False]),
     ("post_rmsnorm", [False, True]),
     ("qk_rmsnorm", [False, True]),
+    ("qk_l2norm", [False, True]),
+    ("qkv_conv_kernel", [None, 1, 2, 4]),
+    ("output_gate", [None, "sigmoid", "silu"]),
     ("max_grad_norm", [None, 0.5]),
     ("activation", [None, nn.SiLU()]),
     ("per_parameter_lr_modulation", [False, True]),
@@ -99,6 +102,7 @@ AXES = [
 
 CONSTRAINTS = [
     lambda o: not o["store_with_lookahead_value"] or store_chunk(o) * o["num_kv_per_token"] > 1,
+    lambda o: not (o["qk_l2norm"] and o["qk_rmsnorm"]),
     lambda o: o["num_pages"] == 1 or o["use_symplectic_gating"] or o["use_dmd_gating"],
     # a quantile needs some chunks before it says anything, which here the anchor must not move too often in
     lambda o: o["page_threshold_quantile"] is None or (o["num_pages"] > 1 and store_chunk(o) == 1),

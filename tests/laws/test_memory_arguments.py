@@ -97,6 +97,12 @@ CONSTRUCTORS = [
     ({"default_model_kwargs": {"expansion_factor": 2.0}}, "default_model_kwargs: got {'expansion_factor': 2.0},"),
     ({"default_model_kwargs": {"depth": 2, "k": 3}}, "default_model_kwargs: got {'depth': 2, 'k': 3},"),
     ({"default_model_kwargs": {"depth": 0}}, "depth: got 0,"),
+    ({"qkv_conv_kernel": 0}, "qkv_conv_kernel: got 0,"),
+    ({"qkv_conv_kernel": True}, "qkv_conv_kernel: got True,"),
+    ({"qkv_conv_kernel": 2.5}, "qkv_conv_kernel: got 2.5,"),
+    ({"qk_l2norm": True, "qk_rmsnorm": True}, "qk_l2norm: got True,"),
+    ({"output_gate": "tanh"}, "output_gate: got 'tanh',"),
+    ({"output_gate": True}, "output_gate: got True,"),
     ({"engine": "fast"}, "engine: got 'fast',"),
     ({"engine": None}, "engine: got None,"),
     ({"engine": "dual", "spectral_norm_surprises": True}, "engine: got 'dual',"),
@@ -220,6 +226,7 @@ OTHER_MEMORIES = {
     "higher order": ({"momentum_order": 2}, "state.states[1]['norm.gamma']: got (2, 2, 6)"),
     "no momentum": ({"momentum": False}, "state.states[1]: got the parameters none,"),
     "views": ({"qkv_receives_diff_views": True}, "state.cache_store_segment: got (2, 2, 2, 6)"),
+    "convolution": ({"qkv_conv_kernel": 3}, "state.query_conv: got (2, 2, 6)"),
 }
 
 

@@ -55,6 +55,14 @@ VARIANTS = {f"{name} model": {"model": name} for name in MODELS} | {
         "batch_chunks": 2,
         "heads": 2,
     },
+    "paper": {
+        "chunk_size": 1,
+        "batch_chunks": 4,
+        "activation": nn.SiLU(),
+        "qkv_conv_kernel": 4,
+        "qk_l2norm": True,
+        "output_gate": "silu",
+    },
     "own step": {"momentum": False, "per_head_learned_parameters": False, "heads": 2, "pre_rmsnorm": False},
 }
 each_variant = pytest.mark.parametrize("variant", VARIANTS)

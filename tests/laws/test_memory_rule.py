@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from ..helpers import assert_close, assert_same_gradients, gradients
 from ..naive_memory import NaiveMemory
@@ -82,3 +83,20 @@ def test_every_timing(chunk_size, model):
         11,
         masked=False,
     )
+
+
+PAPER = {"chunk_size": 1, "batch_chunks": 3, "activation": nn.SiLU(), "qk_l2norm": True}
+PAPER_PARTS = {
+    "convolution": {"qkv_conv_kernel": 4},
+    "convolution of pairs": {"qkv_conv_kernel": 3, "num_kv_per_token": 2, "heads": 2, "qkv_receives_diff_views": True},
+    "convolution, lookahead": {"qkv_conv_kernel": 3, "chunk_size": 3, "store_with_lookahead_value": True},
+    "unit norm": {"dim_head": 4},
+    "sigmoid gate": {"output_gate": "sigmoid"},
+    "SiLU gate": {"output_gate": "silu", "heads": 2, "dim_head": 4},
+}
+
+
+@pytest.mark.parametrize("part", PAPER_PARTS)
+def test_the_papers_memory(part):
+    """Section 4.4: convolution, SiLU, unit norm, normalised and gated output."""
+    agrees(PLAIN | PAPER | PAPER_PARTS[part], 8, masked=True)
