@@ -20,6 +20,12 @@ _HOMES = {
     "symplectic_gate": ("SymplecticGating",),
     "dmd": ("DynamicModeDecomposition",),
     "models.config": ("ModelConfig", "TitansConfig"),
+    "models.family": ("TitansLMM", "TitansMAC", "TitansMAG", "TitansMAL", "TransformerBaseline", "build_model"),
+    "models.lmm": ("LMMLayer",),
+    "models.mac": ("MACLayer",),
+    "models.mag": ("MAGLayer",),
+    "models.mal": ("MALLayer",),
+    "models.memory": ("titans_memory",),
     "gating.observe": ("GateTrace", "calibrate_page_threshold", "gate_trace", "plot_gate_trace"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

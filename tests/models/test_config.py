@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from titans_pytorch import ModelConfig, TitansConfig
+from titans_pytorch import ModelConfig, TitansConfig, build_model
 from titans_pytorch.models.config import VARIANTS
 from titans_pytorch.models.presets import PRESETS
 from titans_pytorch.training.config import settings_of
@@ -96,3 +96,20 @@ def test_committed_files(name):
     config = TitansConfig.from_yaml(text)
     assert config.model.variant == (name if name != "default" else "mac")
     assert {f.name for f in fields(ModelConfig)} >= set(yaml.safe_load(text)["model"])
+
+
+@pytest.mark.parametrize(("name", "millions"), [("tiny", 0.21), ("small", 175), ("medium", 344), ("large", 755)])
+def test_parameters_of_presets(name, millions):
+    """Of the same size in every variant; counted without allocating anything."""
+    for variant in VARIANTS:
+        model = build_model(TitansConfig.preset(name, variant=variant), "meta")
+        assert all(p.is_meta for p in model.parameters())
+        count = sum(p.numel() for p in model.parameters())
+        assert count == pytest.approx(millions * 1e6, rel=0.02), variant
+
+
+def test_committed_files_are_of_one_size():
+    names = ["mac", "mag", "mal", "lmm", "baseline"]
+    models = [build_model(TitansConfig.load(CONFIGS / f"{name}.yaml"), "meta") for name in names]
+    counts = [sum(p.numel() for p in model.parameters()) for model in models]
+    assert max(counts) < 1.02 * min(counts), dict(zip(names, counts, strict=True))

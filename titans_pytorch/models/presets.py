@@ -54,11 +54,15 @@ PRESETS = {
     "large": TitansConfig(_sized(1536, 16, 24, 4.0), training=_paper(30e9)),
 }
 
-# a feed-forward of width w has 3 w d parameters, two thirds of ffn_mult d wide: one more of ffn_mult is 2 d^2
-LACKS = {"mac": 0.0, "mag": 0.0, "mal": 0.0, "lmm": 4.0, "baseline": 5.0}  # in d^2, beside mac
+
+def lacks(config: ModelConfig, variant: str) -> float:
+    """Parameters of a block that a variant does not have and mac has, in d_model^2: attention's, or the memory's maps
+    and initial weights (two matrices from d_head to 4 d_head, for each head)."""
+    return {"lmm": 4.0, "baseline": 5.0 + 8.0 / config.mem_heads}.get(variant, 0.0)
 
 
 def preset(name: str, variant: str = "mac") -> TitansConfig:
     config = PRESETS[name]
-    more = LACKS.get(variant, 0.0) / 2
-    return config.replace(variant=variant, ffn_mult=config.model.ffn_mult + more)
+    # a feed-forward has 3 matrices of d_model x (2/3 ffn_mult d_model)
+    ffn_mult = config.model.ffn_mult + lacks(config.model, variant) / 2
+    return config.replace(variant=variant, ffn_mult=ffn_mult)

@@ -1,1 +1,0 @@
-"""What the experiments' memories are asked to do. Every task subclasses harness.task.Task."""

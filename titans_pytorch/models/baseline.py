@@ -1,0 +1,55 @@
+"""A plain transformer (x-transformers: rotary positions, SwiGLU, RMSNorm) to compare with, of the same interface.
+
+Its state holds the keys and values of all tokens: alone in the family, it grows, and so does the cost of a token.
+
+Letters: b batch, h heads, n tokens, d features
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from .config import ModelConfig
+from .language_model import LanguageModel, Surprises
+
+
+class PlainState(NamedTuple):
+    """keys, values of a layer, [b h n d]."""
+
+    keys: Tensor
+    values: Tensor
+
+
+class TransformerBaseline(LanguageModel):
+    """Full causal attention over everything read; no memory."""
+
+    def new_blocks(self, config: ModelConfig) -> nn.Module:
+        from x_transformers import Decoder
+
+        head = config.d_model // config.n_heads
+        return Decoder(
+            dim=config.d_model,
+            depth=config.n_layers,
+            heads=config.n_heads,
+            attn_dim_head=head,
+            attn_flash=True,
+            rotary_pos_emb=True,
+            rotary_emb_dim=head,
+            ff_mult=config.ffn_mult * 2 / 3,
+            ff_glu=True,
+            ff_swish=True,
+            ff_no_bias=True,
+            use_rmsnorm=True,
+        )
+
+    def run(self, x: Tensor, states: tuple | None) -> tuple[Tensor, tuple, Surprises]:
+        from x_transformers.attend import Intermediates
+        from x_transformers.x_transformers import LayerIntermediates
+
+        before, n, cache = 0, x.shape[1], None
+        if states is not None:
+            before = states[0].keys.shape[-2]
+            layers = [Intermediates(cached_kv=tuple(state)) for state in states]
+            cache = LayerIntermediates(attn_intermediates=layers, cache_length=before)
+        x, done = self.blocks(x, cache=cache, cache_age=n, seq_pos_offset=before, return_hiddens=True)
+        return x, tuple(PlainState(*layer.cached_kv) for layer in done.attn_intermediates), []

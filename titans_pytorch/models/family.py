@@ -1,0 +1,91 @@
+"""TitansMAC, TitansMAG, TitansMAL, TitansLMM: the paper's language models; `build_model` makes the one that a
+configuration names."""
+
+import torch
+from torch import nn
+
+from titans_pytorch.checks import Words, wrong
+from titans_pytorch.neural_memory import NeuralMemory
+
+from .baseline import TransformerBaseline
+from .config import ModelConfig, TitansConfig
+from .language_model import LanguageModel
+from .lmm import LMMLayer
+from .mac import MACLayer
+from .mag import MAGLayer
+from .mal import MALLayer
+from .memory import titans_memory
+
+__all__ = ["MODELS", "TitansLMM", "TitansMAC", "TitansMAG", "TitansMAL", "TransformerBaseline", "build_model"]
+
+
+def memory_of(config: ModelConfig) -> NeuralMemory:
+    """The memory of one block."""
+    return titans_memory(
+        config.d_model,
+        heads=config.mem_heads,
+        depth=config.mem_layers,
+        hidden=config.d_hidden,
+        chunk_size=config.chunk_size,
+        momentum=config.use_momentum,
+        decay=config.use_decay,
+        max_step=config.max_step,
+        conv_kernel=config.conv_kernel,
+        qk_norm=config.qk_norm,
+        init_scale=config.mem_init_scale,
+        init_adaptive_step_bias=config.init_step_bias,
+        init_momentum_bias=config.init_momentum_bias,
+        **({} if config.init_decay_bias is None else {"init_decay_bias": config.init_decay_bias}),
+    )
+
+
+class TitansMAC(LanguageModel):
+    """Memory as context: see `MACLayer`."""
+
+    def new_layer(self, config: ModelConfig) -> MACLayer:
+        c = config
+        return MACLayer(c.d_model, c.n_heads, c.window, c.n_persistent, c.gate, memory_of(c))
+
+
+class TitansMAG(LanguageModel):
+    """Memory as a gate: see `MAGLayer`."""
+
+    def new_layer(self, config: ModelConfig) -> MAGLayer:
+        c = config
+        return MAGLayer(c.d_model, c.n_heads, c.window, c.n_persistent, c.gate, memory_of(c))
+
+
+class TitansMAL(LanguageModel):
+    """Memory as a layer: see `MALLayer`."""
+
+    def new_layer(self, config: ModelConfig) -> MALLayer:
+        c = config
+        return MALLayer(c.d_model, c.n_heads, c.window, c.n_persistent, memory_of(c))
+
+
+class TitansLMM(LanguageModel):
+    """The memory alone: see `LMMLayer`."""
+
+    def new_layer(self, config: ModelConfig) -> LMMLayer:
+        return LMMLayer(config.d_model, config.mem_heads, config.n_persistent, memory_of(config))
+
+
+MODELS: dict[str, type[LanguageModel]] = {
+    "mac": TitansMAC,
+    "mag": TitansMAG,
+    "mal": TitansMAL,
+    "lmm": TitansLMM,
+    "baseline": TransformerBaseline,
+}
+
+
+def build_model(config: TitansConfig | ModelConfig, device: torch.device | str | None = None) -> nn.Module:
+    """The language model that the configuration names, with fresh weights, on `device` ("meta" allocates nothing)."""
+    if isinstance(config, TitansConfig):
+        config = config.model
+    if not isinstance(config, ModelConfig):
+        raise wrong("config", Words(type(config).__name__), "a TitansConfig or its model section")
+    if device is not None and torch.device(device).type == "meta":
+        with torch.device("meta"):
+            return MODELS[config.variant](config)
+    return MODELS[config.variant](config).to(device)

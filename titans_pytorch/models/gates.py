@@ -1,0 +1,35 @@
+"""How attention's output and the memory's are joined, the paper's (x).  Letters: b batch, n tokens, d features"""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from titans_pytorch.checks import wrong
+
+GATES = ("normalised", "silu", "sigmoid")
+
+
+class Gate(nn.Module):
+    """attended, remembered [b n d] -> [b n d], then a linear map.
+
+    normalised: both sides normalised with learned vectors, a sigmoid of each, multiplied (section 4.2: "normalize the
+    outputs ... followed by a non-linearity"). Near its start it is about 1/4 + attended/8 + remembered/8: neither side
+    can silence the other, as a plain product would. silu, sigmoid: attended times this of remembered.
+    """
+
+    def __init__(self, dim: int, kind: str = "normalised"):
+        super().__init__()
+        if kind not in GATES:
+            raise wrong("gate", kind, f"one of {', '.join(GATES)}")
+        self.kind = kind
+        normalised = kind == "normalised"
+        self.attended_norm = nn.RMSNorm(dim) if normalised else nn.Identity()
+        self.remembered_norm = nn.RMSNorm(dim) if normalised else nn.Identity()
+        self.to_out = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, attended: Tensor, remembered: Tensor) -> Tensor:
+        attended, remembered = self.attended_norm(attended), self.remembered_norm(remembered)
+        if self.kind == "normalised":
+            joined = attended.sigmoid() * remembered.sigmoid()
+        else:
+            joined = attended * (F.silu(remembered) if self.kind == "silu" else remembered.sigmoid())
+        return self.to_out(joined)

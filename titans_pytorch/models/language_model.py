@@ -1,0 +1,167 @@
+"""LanguageModel: token ids to logits through blocks; what the family's models share.
+
+One interface for all of them, the one of MemoryAsContextTransformer:
+
+    logits = model(ids)                                         # [b n] -> [b n v]
+    loss = model(ids, return_loss=True)                         # next-token cross entropy, nats
+    logits, cache = model(ids, return_cache=True)               # a stream: the cache is a ModelState
+    logits, cache = model(more, cache=cache, return_cache=True)
+    written = model.sample(prompt, length, use_cache=True)
+
+Any way of cutting a sequence into calls gives the same logits.
+
+Letters: b batch, n tokens, d features, v tokens of the vocabulary, h heads of a memory
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from titans_pytorch.blocks import feed_forward
+from titans_pytorch.checks import Words, wrong
+from titans_pytorch.sampling import check_ids, min_p_filter, sample
+
+from .config import ModelConfig
+from .memory import Remember
+from .state import ModelState
+
+Surprises = list[tuple[Tensor, Tensor]]
+
+
+class Block(nn.Module):
+    """x + layer(x), then x + feed-forward(x)."""
+
+    def __init__(self, layer: nn.Module, dim: int, ffn_mult: float):
+        super().__init__()
+        self.layer = layer
+        self.feed_forward = feed_forward(dim, ffn_mult)
+
+    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any, tuple[Tensor, Tensor]]:
+        """x [b n d]: (x [b n d], the layer's state, (loss, step) [b h n])."""
+        out, state, surprises = self.layer(x, state, return_surprises=True)
+        x = x + out
+        return x + self.feed_forward(x), state, surprises
+
+
+class LanguageModel(nn.Module):
+    """Token ids [b n] -> logits [b n v]. A model of the family says what `new_layer(config)` is.
+
+    gradient_checkpointing: in training compute each block's activations again in the backward pass.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.gradient_checkpointing = False
+        self._gradient_checkpointing_func: Callable = checkpoint
+        self.token_emb = nn.Embedding(config.vocab_size, config.d_model)
+        nn.init.normal_(self.token_emb.weight, std=0.02)
+        self.blocks = self.new_blocks(config)
+        self.norm = nn.RMSNorm(config.d_model)
+        self.to_logits = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.to_logits.weight = self.token_emb.weight
+
+    def new_blocks(self, config: ModelConfig) -> nn.Module:
+        blocks = (Block(self.new_layer(config), config.d_model, config.ffn_mult) for _ in range(config.n_layers))
+        return nn.ModuleList(blocks)
+
+    def new_layer(self, config: ModelConfig) -> nn.Module:
+        raise NotImplementedError
+
+    def forward(
+        self,
+        ids: Tensor,
+        return_loss: bool = False,
+        cache: ModelState | None = None,
+        return_cache: bool = False,
+        return_surprises: bool = False,
+    ):
+        """Logits [b n v] of token ids [b n], n >= 1, which with a cache follow those it has read.
+
+        Args:
+            ids: integers [b n].
+            return_loss: the mean cross entropy of each token given those before it in place of logits (a scalar, nats);
+                in training mode `memory_loss_weight` times the mean of the memories' losses is added. Takes two tokens
+                or more and no cache.
+            cache: what the call before returned.
+            return_cache: return (logits, cache) for the tokens that follow.
+            return_surprises: return also, last, a (loss, step) for each block, each [b h n]: what each token's surprise
+                was (the memory's loss), and with which step it was stored. [] without memories.
+
+        Raises:
+            ValueError: for ids of another shape or dtype, out of range (seen on CPU), or another model's cache.
+        """
+        check_ids("ids", ids, self.config.vocab_size)
+        self._check_cache(ids, cache)
+        if return_loss:
+            if cache is not None or return_cache or return_surprises or ids.shape[1] < 2:
+                raise wrong("return_loss", True, "two tokens or more, and nothing else to return")
+            return self._loss(ids.long())
+        x, layers, surprises = self.run(self.token_emb(ids.long()), None if cache is None else cache.layers)
+        out: tuple = (self.to_logits(self.norm(x)),)
+        if return_cache:
+            out += (ModelState(ids.shape[1] + (0 if cache is None else cache.tokens), layers),)
+        if return_surprises:
+            out += (surprises,)
+        return out if len(out) > 1 else out[0]
+
+    def run(self, x: Tensor, states: tuple | None) -> tuple[Tensor, tuple, Surprises]:
+        """Embedded tokens [b n d] through the blocks."""
+        states = (None,) * len(self.blocks) if states is None else states
+        after, surprises = [], []
+        again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+        for block, state in zip(self.blocks, states, strict=True):
+            if again:
+                x, state, surprise = self._gradient_checkpointing_func(block, x, state, use_reentrant=False)
+            else:
+                x, state, surprise = block(x, state)
+            after.append(state), surprises.append(surprise)
+        return x, tuple(after), surprises
+
+    def sample(
+        self,
+        prompt: Tensor,
+        seq_len: int,
+        temperature: float = 1.0,
+        filter_fn: Callable | None = min_p_filter,
+        filter_kwargs: dict | None = None,
+        show_progress: bool = False,
+        use_cache: bool = True,
+    ) -> Tensor:
+        """Continue prompts [b n], n >= 1 -> the ids after them [b seq_len - n]; see `sampling.sample`."""
+        check_ids("prompt", prompt, self.config.vocab_size)
+        return sample(self, prompt, seq_len, temperature, filter_fn, filter_kwargs, show_progress, use_cache)
+
+    def memory_parameters(self) -> list[nn.Parameter]:
+        """Those of the memories: the rest is the core."""
+        return [p for module in self._memories() for p in module.memory.parameters()]
+
+    def set_storing(self, storing: bool) -> None:
+        """False: nothing is stored any more, every read is of the initial memory. For comparison."""
+        for module in self._memories():
+            module.storing = storing
+
+    def _memories(self) -> list[Remember]:
+        return [module for module in self.modules() if isinstance(module, Remember)]
+
+    def _loss(self, ids: Tensor) -> Tensor:
+        x, _, surprises = self.run(self.token_emb(ids[:, :-1]), None)
+        logits = self.to_logits(self.norm(x))
+        loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        weight = self.config.memory_loss_weight
+        if weight and self.training and surprises:
+            loss = loss + weight * torch.stack([surprise.mean() for surprise, _ in surprises]).mean()
+        return loss
+
+    def _check_cache(self, ids: Tensor, cache: ModelState | None) -> None:
+        if cache is None:
+            return
+        if not isinstance(cache, ModelState) or len(cache.layers) != self.config.n_layers:
+            raise wrong("cache", Words(type(cache).__name__), "what an earlier call of this model returned")
+        if cache.batch != ids.shape[0]:
+            raise wrong("cache", Words(f"one of {cache.batch} rows"), f"one of {ids.shape[0]}, as the ids")

@@ -1,0 +1,34 @@
+"""LMM: the long-term memory alone, without attention (Titans, section 4.3).  Letters: b batch, n tokens, d features"""
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from titans_pytorch.memory_state import NeuralMemState
+from titans_pytorch.neural_memory import NeuralMemory
+
+from .memory import Remember, check_memory
+
+
+class LMMState(NamedTuple):
+    memory: NeuralMemState
+
+
+class LMMLayer(nn.Module):
+    """[b n d] -> [b n d]: the memory reads persistent tokens, then the sequence, and answers at every token.
+
+    Args:
+        dim: features of a token.
+        heads: of the memory, where none is given.
+        n_persistent: persistent tokens.
+        memory: a NeuralMemory of this dim; None: `titans_memory(dim, heads=heads)`.
+    """
+
+    def __init__(self, dim: int, heads: int = 1, n_persistent: int = 0, memory: NeuralMemory | None = None):
+        super().__init__()
+        self.remember = Remember(check_memory(memory, dim, heads), n_persistent)
+
+    def forward(self, x: Tensor, state: LMMState | None = None, return_surprises: bool = False):
+        """(out [b n d], state), and (loss, step), each [b h n], if asked. The residual is the caller's."""
+        read, _, memory, surprises = self.remember(x, None if state is None else state.memory)
+        return (read, LMMState(memory), surprises) if return_surprises else (read, LMMState(memory))

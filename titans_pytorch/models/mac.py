@@ -1,0 +1,115 @@
+"""MAC: memory as context, in the paper's order and causal (Titans, eq. 21 to 25).
+
+For each segment S of a sequence, with M the memory at its start and P the persistent tokens:
+
+    h = M(S W_q)                  retrieve, before anything of the segment is stored
+    y = attention(P || h || S)    causal
+    M_i = M_{i-1} + ...(y_i)      the memory is updated with attention's output, token by token
+    o_i = y_i (x) M_i(y_i)        and gates it
+
+Taken literally the paper's equations see the future in two places, both closed here:
+- h has one retrieved token for every token of the segment, and h_j depends on x_j. Token i sees h_j for j <= i only.
+- M*_t(y) read after the update with the whole segment has seen later tokens. Here o_i reads the memory as it is after
+  y_1 .. y_i, which at the segment's last token is the paper's M_t. The rates are per token, so that the memory passes
+  through these states in any case.
+
+Retrieval and update share the memory's projections. What enters the memory is y at the segment's own tokens.
+
+Letters: b batch, n tokens, d features, k tokens that the convolution of queries looks back on
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from titans_pytorch.memory_state import NeuralMemState
+from titans_pytorch.neural_memory import NeuralMemory
+
+from .attention import SegmentAttention, SegmentCache
+from .gates import Gate
+from .memory import PersistentTokens, Remember, check_memory
+
+
+class MACState(NamedTuple):
+    """filled: tokens of the segment read so far. context: name -> [b h ...], the memory at its start, None where that
+    is the initial one. memory: as it is now. attention: the segment's keys and values, None at its start.
+    asked: [b k d], the last tokens that retrieved."""
+
+    filled: int
+    context: Mapping[str, Tensor] | None
+    memory: NeuralMemState | None
+    attention: SegmentCache | None
+    asked: Tensor
+
+
+class MACLayer(nn.Module):
+    """[b n d] -> [b n d], segment by segment; see the file's head.
+
+    Args:
+        dim: features of a token.
+        heads: of attention, and of the memory where none is given.
+        segment: tokens of a segment.
+        n_persistent: persistent tokens.
+        gate: "normalised" (the paper's), "silu" or "sigmoid"; see `Gate`.
+        memory: a NeuralMemory of this dim; None: `titans_memory(dim, heads=heads)`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int = 4,
+        segment: int = 128,
+        n_persistent: int = 4,
+        gate: str = "normalised",
+        memory: NeuralMemory | None = None,
+    ):
+        super().__init__()
+        self.norm = nn.RMSNorm(dim)
+        self.persistent = PersistentTokens(n_persistent, dim)
+        self.attention = SegmentAttention(dim, heads, segment)
+        self.remember = Remember(check_memory(memory, dim, heads))
+        self.gate = Gate(dim, gate)
+        conv = self.remember.memory.queries_conv
+        self.looks_back = 0 if conv is None else len(conv.weight) - 1
+
+    def forward(self, x: Tensor, state: MACState | None = None, return_surprises: bool = False):
+        """(out [b n d], state), and (loss, step), each [b h n], if asked. The residual is the caller's."""
+        x = self.norm(x)
+        if state is None:
+            state = MACState(0, None, None, None, x[:, :0])
+        memory = self.remember.memory
+        context = memory.init_weights(x.shape[0]) if state.context is None else _flat(state.context)
+        outs, losses, steps = [], [], []
+        start, n = 0, x.shape[1]
+        while start < n:
+            piece = x[:, start : start + self.attention.segment - state.filled]
+            out, state, (loss, step) = self._within_segment(piece, state, context)
+            outs.append(out), losses.append(loss), steps.append(step)
+            start += piece.shape[1]
+            if state.filled == self.attention.segment:
+                context = state.memory.states[0]
+                state = state._replace(filled=0, context=_rows_first(context, x.shape[0]), attention=None)
+        out = torch.cat(outs, dim=1)
+        if not return_surprises:
+            return out, state
+        return out, state, (torch.cat(losses, dim=-1), torch.cat(steps, dim=-1))
+
+    def _within_segment(self, x: Tensor, state: MACState, context: Mapping[str, Tensor]):
+        """x [b n d], normalised: the next tokens of one segment, whose memory at the start is context."""
+        asked = torch.cat((state.asked, x), dim=1)
+        retrieved = self.remember.memory.retrieve_memories(asked, context)[:, -x.shape[1] :]
+        y, cache = self.attention(x, retrieved, self.persistent(), state.attention)
+        read, _, memory, surprises = self.remember(y, state.memory)
+        asked = asked[:, max(asked.shape[1] - self.looks_back, 0) :].clone()
+        filled = state.filled + x.shape[1]
+        return self.gate(y, read), MACState(filled, state.context, memory, cache, asked), surprises
+
+
+def _rows_first(weights: Mapping[str, Tensor], batch: int) -> dict[str, Tensor]:
+    return {name: w.unflatten(0, (batch, -1)) for name, w in weights.items()}
+
+
+def _flat(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: w.flatten(0, 1) for name, w in weights.items()}

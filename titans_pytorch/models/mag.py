@@ -1,0 +1,56 @@
+"""MAG: sliding-window attention, gated by the memory (Titans, eq. 26 to 28).  Letters: b batch, n tokens, d features"""
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from titans_pytorch.attention import KeyValueCache
+from titans_pytorch.memory_state import NeuralMemState
+from titans_pytorch.neural_memory import NeuralMemory
+
+from .attention import WindowAttention
+from .gates import Gate
+from .memory import Remember, check_memory
+
+
+class MAGState(NamedTuple):
+    memory: NeuralMemState
+    attention: KeyValueCache
+
+
+class MAGLayer(nn.Module):
+    """[b n d] -> [b n d]. With x~ = persistent || x: attention over x~ in a sliding window from which the persistent
+    tokens are always seen, the memory reads x~, and a gate joins the two.
+
+    Args:
+        dim: features of a token.
+        heads: of attention, and of the memory where none is given.
+        window: tokens before its own that a query sees.
+        n_persistent: persistent tokens.
+        gate: "normalised" (the paper's), "silu" or "sigmoid"; see `Gate`.
+        memory: a NeuralMemory of this dim; None: `titans_memory(dim, heads=heads)`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int = 4,
+        window: int = 128,
+        n_persistent: int = 4,
+        gate: str = "normalised",
+        memory: NeuralMemory | None = None,
+    ):
+        super().__init__()
+        self.norm = nn.RMSNorm(dim)
+        self.attention = WindowAttention(dim, heads, window)
+        self.remember = Remember(check_memory(memory, dim, heads), n_persistent)
+        self.gate = Gate(dim, gate)
+
+    def forward(self, x: Tensor, state: MAGState | None = None, return_surprises: bool = False):
+        """(out [b n d], state), and (loss, step), each [b h n], if asked. The residual is the caller's."""
+        before, cache = (None, None) if state is None else state
+        x = self.norm(x)
+        attended, cache = self.attention(x, self.remember.persistent(), cache)
+        read, _, before, surprises = self.remember(x, before)
+        out, state = self.gate(attended, read), MAGState(before, cache)
+        return (out, state, surprises) if return_surprises else (out, state)

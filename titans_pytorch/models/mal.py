@@ -1,0 +1,60 @@
+"""MAL: the memory, then sliding-window attention (Titans, eq. 29 to 31).
+
+Letters: b batch, n tokens, d features, p persistent tokens
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from titans_pytorch.attention import KeyValueCache
+from titans_pytorch.memory_state import NeuralMemState
+from titans_pytorch.neural_memory import NeuralMemory
+
+from .attention import WindowAttention
+from .memory import Remember, check_memory
+
+
+class MALState(NamedTuple):
+    """prefix [b p d]: what the memory answered at the persistent tokens, the same in every row."""
+
+    memory: NeuralMemState
+    attention: KeyValueCache
+    prefix: Tensor
+
+
+class MALLayer(nn.Module):
+    """[b n d] -> [b n d]: the memory reads persistent || x; attention in a sliding window over its answers, of which
+    those at the persistent tokens are always seen.
+
+    Args:
+        dim: features of a token.
+        heads: of attention, and of the memory where none is given.
+        window: tokens before its own that a query sees.
+        n_persistent: persistent tokens.
+        memory: a NeuralMemory of this dim; None: `titans_memory(dim, heads=heads)`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int = 4,
+        window: int = 128,
+        n_persistent: int = 4,
+        memory: NeuralMemory | None = None,
+    ):
+        super().__init__()
+        self.remember = Remember(check_memory(memory, dim, heads), n_persistent)
+        self.norm = nn.RMSNorm(dim)
+        self.attention = WindowAttention(dim, heads, window)
+        self.to_out = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, x: Tensor, state: MALState | None = None, return_surprises: bool = False):
+        """(out [b n d], state), and (loss, step), each [b h n], if asked. The residual is the caller's."""
+        before, cache, prefix = (None, None, None) if state is None else state
+        read, first, before, surprises = self.remember(x, before)
+        if state is None:
+            prefix = read[:, :0] if first is None else first
+        attended, cache = self.attention(self.norm(read), self.norm(prefix[0]), cache)
+        out, state = self.to_out(attended), MALState(before, cache, prefix)
+        return (out, state, surprises) if return_surprises else (out, state)

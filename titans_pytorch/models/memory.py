@@ -1,0 +1,133 @@
+"""The memory as the family's layers use it: the paper's rule, and what a state needs around it.
+
+Letters: b batch, n tokens, d features, h heads, p persistent tokens
+"""
+
+import torch
+from torch import Tensor, nn
+
+from titans_pytorch.checks import Words, positive_int, positive_number, wrong
+from titans_pytorch.memory_models import MemoryMLP
+from titans_pytorch.memory_state import NeuralMemState
+from titans_pytorch.neural_memory import NeuralMemory
+
+NEVER = -100.0  # the sigmoid of this is 0 beside 1 in every precision
+
+
+def titans_memory(
+    dim: int,
+    *,
+    heads: int = 1,
+    depth: int = 2,
+    hidden: int | None = None,
+    chunk_size: int = 64,
+    momentum: bool = True,
+    decay: bool = True,
+    max_step: float = 0.1,
+    conv_kernel: int = 4,
+    qk_norm: str = "l2",
+    init_scale: float = 1.0,
+    **options,
+) -> NeuralMemory:
+    """A NeuralMemory with the paper's rule (sections 3.1, 3.2, 4.4): step, momentum and decay of each token, surprises
+    taken at the weights at the start of each `chunk_size` tokens (eq. 16); convolution, SiLU and norm on queries and
+    keys; normalised and gated output.
+
+    Args:
+        dim: features of a token.
+        heads: memories side by side, of dim / heads features.
+        depth, hidden: matrices of the memory network, and its hidden features (4 * dim / heads).
+        chunk_size: tokens between moves of the weights at which surprises are taken.
+        momentum, decay: whether past surprise carries on, and whether the memory forgets.
+        max_step: largest step.
+        conv_kernel: tokens that the convolution sees; 0 or 1: none.
+        qk_norm: "l2", "rms" or "none".
+        init_scale: of the initial weights, as a multiple of Xavier's.
+        options: further keywords of NeuralMemory.
+    """
+    positive_int(dim, "dim"), positive_int(heads, "heads"), positive_number(init_scale, "init_scale")
+    if dim % heads:
+        raise wrong("heads", heads, f"a divisor of dim = {dim}")
+    if qk_norm not in ("l2", "rms", "none"):
+        raise wrong("qk_norm", qk_norm, '"l2", "rms" or "none"')
+    head = dim // heads
+    hidden = 4 * head if hidden is None else positive_int(hidden, "hidden")
+    network = MemoryMLP(head, depth, expansion_factor=(hidden + 0.5) / head)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.mul_(init_scale)
+    options = {"activation": nn.SiLU(), "output_gate": "silu"} | options
+    if not decay:
+        options["init_decay_bias"] = NEVER
+    memory = NeuralMemory(
+        dim,
+        chunk_size=1,
+        batch_size=chunk_size,
+        dim_head=head,
+        heads=heads,
+        model=network,
+        momentum=momentum,
+        default_step_transform_max_lr=max_step,
+        qkv_conv_kernel=conv_kernel if conv_kernel > 1 else None,
+        qk_l2norm=qk_norm == "l2",
+        qk_rmsnorm=qk_norm == "rms",
+        **options,
+    )
+    if not decay:
+        memory.rates.to_decay_factor.requires_grad_(False)
+    return memory
+
+
+def check_memory(memory: NeuralMemory | None, dim: int, heads: int) -> NeuralMemory:
+    """A layer's memory: as given, or the paper's. It must take [b n d] and answer with the same."""
+    if memory is None:
+        return titans_memory(dim, heads=heads)
+    if not isinstance(memory, NeuralMemory):
+        raise wrong("memory", Words(type(memory).__name__), "a NeuralMemory, or None for the paper's")
+    if memory.dim != dim or memory.diff_views or memory.accept_weight_residual or not memory.tokenwise:
+        takes = f"one of dim = {dim}, without diff views or weight residual, whose model is tokenwise"
+        raise wrong("memory", Words(f"a NeuralMemory of dim {memory.dim}"), takes)
+    return memory
+
+
+class PersistentTokens(nn.Module):
+    """p learned tokens in front of every sequence, eq. 19: [p d], the same whatever is read."""
+
+    def __init__(self, count: int, dim: int):
+        super().__init__()
+        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+            raise wrong("n_persistent", count, "an integer of at least 0")
+        self.tokens = nn.Parameter(torch.randn(count, dim) * 0.02, requires_grad=count > 0)
+
+    def forward(self) -> Tensor:
+        return self.tokens
+
+    def before(self, x: Tensor) -> Tensor:
+        """[p+n d] of [b n d]: with the tokens in front."""
+        return torch.cat((self.tokens.to(x.dtype).expand(x.shape[0], -1, -1), x), dim=1)
+
+
+class Remember(nn.Module):
+    """Reads a stream into a memory, persistent tokens first, and answers at every token.
+
+    `storing` False: nothing is written, every read is of the initial memory (to see what storing is worth).
+    """
+
+    def __init__(self, memory: NeuralMemory, n_persistent: int = 0):
+        super().__init__()
+        self.memory = memory
+        self.persistent = PersistentTokens(n_persistent, memory.dim)
+        self.storing = True
+
+    def forward(self, x: Tensor, state: NeuralMemState | None):
+        """x [b n d]: (read [b n d], read at the persistent tokens [b p d] or None, next state, (loss, step) [b h n]).
+
+        The persistent tokens come before the first token of a stream, where the state is None.
+        """
+        p = self.persistent().shape[0] if state is None else 0
+        seq = self.persistent.before(x) if p else x
+        mask = None if self.storing else seq.new_zeros(seq.shape[:2], dtype=torch.bool)
+        read, state, surprises = self.memory(seq, state=state, store_mask=mask, return_surprises=True)
+        state = state._replace(updates=None)  # the history of one call
+        loss, step = (s[..., s.shape[-1] - x.shape[1] :] if p else s for s in surprises)
+        return read[:, p:], read[:, :p] if p else None, state, (loss, step)

@@ -1,0 +1,76 @@
+"""What a model carries from call to call. Its size does not grow with what was read (but for the plain transformer).
+
+Letters: b batch, r rows chosen
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from titans_pytorch.attention import KeyValueCache
+from titans_pytorch.memory_state import NeuralMemState, mem_state_detach
+
+from .attention import SegmentCache
+from .lmm import LMMState
+from .mac import MACState
+from .mag import MAGState
+from .mal import MALState
+
+
+class ModelState(NamedTuple):
+    """A stream's state after `tokens` tokens. A call never modifies the one it is given; torch.save writes it and
+    torch.load reads it (detach it first, where a graph hangs on it).
+
+    layers: the state of each block.
+    """
+
+    tokens: int
+    layers: tuple
+
+    @property
+    def batch(self) -> int:
+        """Rows."""
+        return _batch(self.layers)
+
+    def rows(self, index: Tensor) -> "ModelState":
+        """The rows at `index`, long [r], in this order: for beam search."""
+        return self._replace(
+            layers=_map(
+                self.layers,
+                lambda tensor: tensor.index_select(0, index),
+                lambda memory: NeuralMemState.from_tensordict(memory.to_tensordict()[index]),
+            )
+        )
+
+    def detach(self) -> "ModelState":
+        """The same cut from the graph: for truncated backpropagation through time."""
+        return self._replace(layers=_map(self.layers, Tensor.detach, mem_state_detach))
+
+
+torch.serialization.add_safe_globals([ModelState, KeyValueCache, SegmentCache, LMMState, MACState, MAGState, MALState])
+
+
+def _map(value: Any, of_tensor: Callable, of_memory: Callable) -> Any:
+    """A state with its tensors [b ...] and its memories replaced."""
+    if isinstance(value, NeuralMemState):
+        return of_memory(value)
+    if isinstance(value, Tensor):
+        return of_tensor(value)
+    if isinstance(value, Mapping):
+        return {name: of_tensor(tensor) for name, tensor in value.items()}
+    if isinstance(value, tuple):
+        parts = [_map(part, of_tensor, of_memory) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    return value
+
+
+def _batch(value: Any) -> int | None:
+    """The first dim of any tensor [b ...] in it."""
+    if isinstance(value, NeuralMemState):
+        value = value.cache_store_segment
+    if isinstance(value, Tensor):
+        return value.shape[0]
+    parts = map(_batch, value) if isinstance(value, tuple) else ()
+    return next((part for part in parts if part is not None), None)
