@@ -12,6 +12,7 @@ from titans_pytorch.training.errors import TrainingError
 from titans_pytorch.training.loop import Trainer
 from titans_pytorch.training.metrics import MetricsLog, read_metrics
 from titans_pytorch.training.optim import build_optimizer, learning_rate
+from titans_pytorch.training.text import Text
 
 CPU = torch.device("cpu")
 
@@ -33,7 +34,8 @@ def trainer(out, model=None, **settings):
         "validate_every": 0,
         **settings,
     }
-    return Trainer(model, data_of(), TrainConfig(**settings), out, device=CPU)
+    config = TrainConfig(**settings)
+    return Trainer(model, Text(data_of(), config), config, out, device=CPU)
 
 
 def without_dropout():

@@ -7,26 +7,18 @@ import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..checks import positive_int, wrong
+from ..training.rows import IGNORE, Rows
 
 __all__ = ["IGNORE", "Rows", "Score", "Task"]
 
-IGNORE = -100  # the target where nothing is asked, as in torch's cross entropy
-
 Model = Callable[[Tensor], Tensor]
-
-
-class Rows(NamedTuple):
-    """ids long [b n]; targets long [b n]: the token that ids[:, : i + 1] should be followed by, or IGNORE."""
-
-    ids: Tensor
-    targets: Tensor
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class TrainConfig:
     """The training loop and its optimizer."""
 
     steps: int = setting(1000, "optimizer steps")
-    batch_size: int = setting(4, "sequences in one forward pass")
+    batch_size: int = setting(4, "sequences in one forward pass, those of all processes together")
     grad_accum: int = setting(1, "forward passes for one optimizer step")
     seq_len: int = setting(512, "bytes predicted in one sequence")
     optimizer: Literal["adamw", "muon"] = setting("adamw", "muon: for hidden matrices, beside adamw for the rest")
@@ -61,6 +61,8 @@ class TrainConfig:
     beta1: float = setting(0.9, "of AdamW")
     beta2: float = setting(0.95, "of AdamW")
     clip: float = setting(0.5, "largest gradient norm (0: no clipping)")
+    core_steps: int = setting(0, "first steps in which memories are off and all else is trained (0: none)")
+    after_core: Literal["memory", "all"] = setting("memory", "what is trained after them: the memories alone, or all")
     seed: int = setting(0, "seeds the weights, the order of the data and the sampled text")
     device: str = setting("auto", "auto (CUDA if there is one, else the CPU), or a device of torch")
     precision: Literal["auto", "float32", "bfloat16"] = setting("auto", "bfloat16: autocast; auto: bfloat16 on CUDA")
@@ -72,10 +74,13 @@ class TrainConfig:
     def __post_init__(self):
         positive(self, "steps", "batch_size", "grad_accum", "seq_len", "lr", "validate_sequences")
         positive(self, "warmup_steps", "min_lr_ratio", "weight_decay", "clip", "seed", "threads", zero=True)
+        positive(self, "core_steps", zero=True)
         positive(self, "validate_every", "checkpoint_every", zero=True)
         for name in ("beta1", "beta2"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, takes a number from 0 to below 1")
+        if self.core_steps >= self.steps:
+            raise ValueError(f"core_steps: got {self.core_steps!r}, takes fewer than steps = {self.steps}")
 
 
 @dataclass(frozen=True)

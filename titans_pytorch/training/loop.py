@@ -1,4 +1,4 @@
-"""The training loop: any module with `model(ids, return_loss=True)`, any bytes.
+"""The training loop: any module with `model(ids)` and `model(ids, return_loss=True)`, any subject (text, a task).
 
 A run continued from a checkpoint repeats exactly the losses of an uninterrupted one (same machine, torch and threads):
 the order of the data and the learning rate are functions of the position and the step, the checkpoint holds the rest.
@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,14 @@ from tqdm import tqdm
 
 from titans_pytorch.training.checkpoint import Progress, last_checkpoint, load_checkpoint, save_checkpoint
 from titans_pytorch.training.config import TrainConfig
-from titans_pytorch.training.data import ByteData, Windows
 from titans_pytorch.training.device import autocast_for
 from titans_pytorch.training.errors import TrainingError
-from titans_pytorch.training.evaluate import estimate_bits_per_byte
 from titans_pytorch.training.metrics import MetricsLog
 from titans_pytorch.training.optim import build_optimizer, learning_rate, set_learning_rate
+from titans_pytorch.training.processes import Alone
+from titans_pytorch.training.rows import answers_in, loss_on
+from titans_pytorch.training.stages import Stages
+from titans_pytorch.training.subjects import Subject
 
 __all__ = ["Interrupted", "Trainer"]
 
@@ -38,28 +40,32 @@ class Interrupted(Exception):
 
 
 class Trainer:
-    """Trains `model` on `data.train`, keeping metrics and checkpoints under `out`.
+    """Trains `model` on `subject`, keeping metrics and checkpoints under `out`.
 
     `about` is stored in every checkpoint. `on_step(step)` is called after every step (to sample text, say); it must
-    leave the random number generators as they were.
+    leave the random number generators as they were. Of several `processes` the main one writes, measures and samples.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        data: ByteData,
+        subject: Subject,
         config: TrainConfig,
         out: Path,
         *,
         device: torch.device,
         about: dict[str, Any] | None = None,
         on_step: Callable[[int], None] = lambda step: None,
+        processes: Alone | None = None,
     ):
-        self.model, self.data, self.config, self.out, self.device = model, data, config, out, device
+        self.model, self.subject, self.config, self.out, self.device = model, subject, config, out, device
+        self.processes = processes or Alone()
+        self.processes.share(config.batch_size)
         self.about, self.on_step = about or {}, on_step
         self.autocast = autocast_for(device, config)
-        self.windows = Windows(data.train, config.seq_len, config.seed)
         self.optimizer = build_optimizer(model, config)
+        self.stages = Stages(model, config)
+        self.called = model  # in its wrapping for several processes
         self.progress = Progress()
         self.saved_step: int | None = None
         self.resumed = False
@@ -83,6 +89,9 @@ class Trainer:
 
     def fit(self) -> Progress:
         """Trains to the last step. Raises TrainingError (the last checkpoint stays) or Interrupted (after saving)."""
+        if not self.processes.main:
+            self.run(None)
+            return self.progress
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             log = MetricsLog(self.metrics, self.progress.step if self.resumed else None)
@@ -96,45 +105,65 @@ class Trainer:
             ) from error
         return self.progress
 
-    def run(self, log: MetricsLog) -> None:
+    def run(self, log: MetricsLog | None) -> None:
+        """log: None in all processes but the main one."""
         progress, config = self.progress, self.config
         self.model.train()
         self.save()  # a full disk shows before any work is lost, and a run can be resumed from its first step
-        bar = tqdm(total=config.steps, initial=progress.step, unit="step", disable=None, dynamic_ncols=True)
-        with bar, stop_requests() as stop:
-            while progress.step < config.steps:
-                record = self.step()
-                log.write(record)
-                bar.update()
-                bar.set_postfix_str(
-                    f"{record['loss'] / math.log(2):.3f} bits/byte, {record['tokens_per_second']:.0f} tokens/s"
-                )
-                last = progress.step == config.steps
-                if due(progress.step, config.validate_every) or (last and config.validate_every):
-                    log.write(self.validate(record, bar))
-                self.on_step(progress.step)
-                if last or stop or due(progress.step, config.checkpoint_every):
-                    self.save()
-                if stop:
-                    raise Interrupted(stop[0], f"stopped at step {progress.step} of {config.steps}; {self.kept()}")
+        silent = None if log else True
+        bar = tqdm(total=config.steps, initial=progress.step, unit="step", disable=silent, dynamic_ncols=True)
+        try:
+            with bar, stop_requests() as stop:
+                while progress.step < config.steps:
+                    if self.stages.enter(progress.step):
+                        self.called = self.processes.wrap(self.model)
+                    record = self.step()
+                    if log:
+                        log.write(record)
+                        self.report(record, bar, log)
+                    asked = self.processes.any(bool(stop))
+                    if progress.step == config.steps or asked or due(progress.step, config.checkpoint_every):
+                        self.save()
+                    if asked:
+                        message = f"stopped at step {progress.step} of {config.steps}; {self.kept()}"
+                        raise Interrupted(stop[0] if stop else signal.SIGTERM, message)
+        finally:
+            self.stages.leave()
+            self.called = self.model
+
+    def report(self, record: dict[str, Any], bar: tqdm, log: MetricsLog) -> None:
+        """What the main process does after a step, while the others wait at the next one."""
+        config, step = self.config, self.progress.step
+        bar.update()
+        unit = self.subject.unit
+        bar.set_postfix_str(
+            f"{record['loss'] / math.log(2):.3f} bits/{unit}, {record['tokens_per_second']:.0f} tokens/s"
+        )
+        if config.validate_every and (due(step, config.validate_every) or step == config.steps):
+            log.write(self.validate(record, bar))
+        self.on_step(step)
 
     def step(self) -> dict[str, Any]:
         """One optimizer step over `grad_accum` batches; returns its record."""
-        config, progress = self.config, self.progress
+        config, progress, processes = self.config, self.progress, self.processes
         began = time.perf_counter()
         lr = learning_rate(progress.step, config)
         set_learning_rate(self.optimizer, lr)
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
-        for _ in range(config.grad_accum):
-            ids = self.windows.batch(progress.position, config.batch_size).to(self.device, non_blocking=True)
-            with self.autocast():
-                loss = self.model(ids, return_loss=True)
-            (loss / config.grad_accum).backward()
+        first, rows = processes.share(config.batch_size)
+        for i in range(config.grad_accum):
+            batch = self.subject.batch(progress.position + first, rows)
+            answers = processes.mean(torch.tensor(float(answers_in(batch)), device=self.device))
+            last = i == config.grad_accum - 1
+            with nullcontext() if last else processes.accumulating(self.called):
+                with self.autocast():
+                    loss = loss_on(self.called, batch.to(self.device), float(answers))
+                (loss / config.grad_accum).backward()
             total += loss.detach().float() / config.grad_accum
             progress.position += config.batch_size
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or math.inf)
-        mean = float(total)
+        mean = float(processes.mean(total))
         for name, value in (("loss", mean), ("gradient norm", float(norm))):
             if not math.isfinite(value):
                 raise TrainingError(f"step {progress.step + 1}: the {name} is {value}; {self.kept()}")
@@ -142,8 +171,8 @@ class Trainer:
         progress.step += 1
         seconds = time.perf_counter() - began
         progress.seconds += seconds
-        tokens = config.grad_accum * config.batch_size * config.seq_len
-        return {
+        tokens = config.grad_accum * config.batch_size * self.subject.row_len
+        record = {
             "step": progress.step,
             "loss": mean,
             "grad_norm": float(norm),
@@ -151,25 +180,19 @@ class Trainer:
             "tokens_per_second": round(tokens / seconds, 1),
             "seconds": round(progress.seconds, 3),
         }
+        return record | {"stage": self.stages.now} if config.core_steps else record
 
     def validate(self, record: dict[str, Any], bar: tqdm) -> dict[str, Any]:
-        config = self.config
-        bits = estimate_bits_per_byte(
-            self.model,
-            self.data.held_out,
-            seq_len=config.seq_len,
-            sequences=config.validate_sequences,
-            batch_size=config.batch_size,
-            device=self.device,
-            autocast=self.autocast,
-        )
+        found = self.subject.measure(self.model, self.device, self.autocast)
         train = record["loss"] / math.log(2)
-        where = f"step {self.progress.step:>{len(str(config.steps))}}/{config.steps}"
-        bar.write(f"{where}: training {train:.3f}, held out {bits:.3f} bits per byte, {self.progress.seconds:.0f} s")
-        return {"step": self.progress.step, "held_out_bits_per_byte": bits}
+        steps = self.config.steps
+        shown = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in found.items())
+        where = f"step {self.progress.step:>{len(str(steps))}}/{steps}"
+        bar.write(f"{where}: training {train:.3f} bits per {self.subject.unit}, {shown}, {self.progress.seconds:.0f} s")
+        return {"step": self.progress.step, **found}
 
     def save(self) -> None:
-        if self.saved_step != self.progress.step:
+        if self.saved_step != self.progress.step and self.processes.main:
             save_checkpoint(self.checkpoints, self.model, self.optimizer, self.progress, self.about)
             self.saved_step = self.progress.step
 

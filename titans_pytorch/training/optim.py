@@ -73,10 +73,14 @@ def adamw(parameters: list[Tensor], decayed: set[int], config: TrainConfig) -> A
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Of the update that takes `step` to `step + 1`: linear warm-up, then half a cosine down to the lowest rate."""
+    """Of the update that takes `step` to `step + 1`: linear warm-up, then half a cosine down to the lowest rate.
+
+    With two stages of training each has its own."""
+    first, last = (0, config.core_steps) if step < config.core_steps else (config.core_steps, config.steps)
+    step, steps = step - first, last - first
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
-    through = min(1.0, (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps))
+    through = min(1.0, (step - config.warmup_steps) / max(1, steps - config.warmup_steps))
     lowest = config.lr * config.min_lr_ratio
     return lowest + (config.lr - lowest) * 0.5 * (1.0 + math.cos(math.pi * through))
 

@@ -19,18 +19,20 @@ from torch import nn
 
 from titans_pytorch.training.checkpoint import last_checkpoint, read_training, save_weights
 from titans_pytorch.training.config import RunConfig, from_dict, settings_of, updated
-from titans_pytorch.training.data import ByteData, load_data
 from titans_pytorch.training.device import describe_device, resolve_device
 from titans_pytorch.training.errors import TrainingError
-from titans_pytorch.training.evaluate import bits_per_byte, compressors, sample_text
 from titans_pytorch.training.folder import claim_folder, write_text
 from titans_pytorch.training.loop import Interrupted, Trainer
 from titans_pytorch.training.options import parse_options
 from titans_pytorch.training.plots import draw_loss_curve
+from titans_pytorch.training.processes import processes_here
+from titans_pytorch.training.subjects import Subject
+from titans_pytorch.training.text import text_of
 
-__all__ = ["main"]
+__all__ = ["Run", "main", "one_line", "train"]
 
 BuildModel = Callable[[Any, torch.device], nn.Module]
+MakeSubject = Callable[[RunConfig], Subject]
 FIXED = (
     "seq_len",
     "batch_size",
@@ -58,15 +60,25 @@ def main(
     default_preset: str,
     argv: list[str] | None = None,
     script: str | None = None,
+    make_subject: MakeSubject = text_of,
 ) -> int:
     """Runs a script and returns its exit status: 0, 1 after an error in one line, 128 + signal where it was stopped."""
     script = script or sys.argv[0]
     name = Path(script).name
     arguments = sys.argv[1:] if argv is None else argv
-    try:
+
+    def whole() -> None:
         general, given = parse_options(presets, description, arguments, prog=name)
         command = shlex.join(["python", script, *arguments])
-        train(configure(presets, general, given, default_preset, command), build_model)
+        train(configure(presets, general, given, default_preset, command), build_model, make_subject)
+
+    return one_line(name, whole)
+
+
+def one_line(name: str, work: Callable[[], Any]) -> int:
+    """Does the work and returns an exit status: 0, or 1 after an error in one line, or 128 + signal."""
+    try:
+        work()
     except (TrainingError, OSError, torch.OutOfMemoryError) as error:
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
@@ -116,108 +128,72 @@ def report_changes(checkpoint: Path, saved: RunConfig, config: RunConfig) -> Non
             print(f"{name} is {new!r} from here on; until now it was {old!r}")
 
 
-def train(run: Run, build_model: BuildModel) -> None:
+def train(run: Run, build_model: BuildModel, make_subject: MakeSubject) -> dict[str, Any]:
+    """A whole run. Returns its result (empty in all processes but the main one)."""
     config, settings = run.config, run.config.train
     began = time.perf_counter()
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    device = resolve_device(settings.device)
-    data = load_data(config.data)
+    processes = processes_here(resolve_device(settings.device))
+    device = processes.device or resolve_device(settings.device)
+    say = print if processes.main else lambda line: None
+    subject = make_subject(config)
     torch.manual_seed(settings.seed)
     model = build_model(config.model, device)
     parameters = sum(p.numel() for p in model.parameters())
-    print(f"data: {data.name}, {len(data.train):,} bytes to train on, {len(data.held_out):,} held out")
-    print(f"model: {parameters:,} parameters on {device}, {torch.get_num_threads()} CPU threads; writing to {run.out}")
+    say(subject.introduce())
+    where = f"{device}" if processes.count == 1 else f"{processes.count} processes on {device}"
+    say(f"model: {parameters:,} parameters on {where}, {torch.get_num_threads()} CPU threads; writing to {run.out}")
 
-    about = {"config": config.to_dict(), "data_sha256": data.sha256}
-    trainer = Trainer(model, data, settings, run.out, device=device, about=about)
+    about = {"config": config.to_dict(), "fingerprint": subject.fingerprint}
+    trainer = Trainer(model, subject, settings, run.out, device=device, about=about, processes=processes)
     if run.resume:
-        check_data(run, data)
+        check_subject(run, subject)
         trainer.resume()
-        print(f"resuming from step {trainer.progress.step}")
+        say(f"resuming from step {trainer.progress.step}")
+    processes.wait()  # for all to have read the checkpoint that the main one will replace
+    if not processes.main:
+        trainer.fit()
+        return {}
     try:
         with claim_folder(run.out, run.resume):
             write_text(run.out / "config.json", config.to_json())
-            trainer.on_step = lambda step: show_sample(trainer, config, step)
+            trainer.on_step = lambda step: subject.on_step(model, step, device, trainer.autocast)
             try:
                 trainer.fit()
             except (TrainingError, Interrupted):
                 with contextlib.suppress(OSError):
                     draw(run, {})
                 raise
-            result = conclude(run, trainer, data)
+            result = conclude(run, trainer)
             result |= {"parameters": parameters, "total_seconds": round(time.perf_counter() - began, 1)}
             write_text(run.out / "result.json", json.dumps(result, indent=2) + "\n")
-            print(
-                f"total {result['total_seconds']:.0f} s; {run.out}/ holds the weights, result.json and the loss curve"
-            )
+            say(f"total {result['total_seconds']:.0f} s; {run.out}/ holds the weights, result.json and the loss curve")
+            return result
     except OSError as error:
         raise TrainingError(f"{run.out}: {error.strerror or error}; {trainer.kept()}") from error
 
 
-def check_data(run: Run, data: ByteData) -> None:
+def check_subject(run: Run, subject: Subject) -> None:
     checkpoint = last_checkpoint(run.out / "checkpoints")
-    expected = read_training(checkpoint)["about"]["data_sha256"]
-    if data.sha256 != expected:
-        raise TrainingError(f"data: {data.name} has sha256 {data.sha256}, the run was started on {expected}")
+    expected = read_training(checkpoint)["about"]["fingerprint"]
+    if subject.fingerprint != expected:
+        raise TrainingError(f"data: got what has {subject.fingerprint}, the run was started on {expected}")
 
 
-def show_sample(trainer: Trainer, config: RunConfig, step: int) -> None:
-    every = config.report.sample_every
-    if every and step % every == 0 and step < config.train.steps:
-        print(f"\n{sample(trainer, config)[1]}\n")
-
-
-def sample(trainer: Trainer, config: RunConfig) -> tuple[str, str]:
-    report = config.report
-    return sample_text(
-        trainer.model,
-        trainer.data.held_out[: report.prime_len],
-        report.sample_len,
-        temperature=report.temperature,
-        seed=config.train.seed + trainer.progress.step,
-        device=trainer.device,
-        autocast=trainer.autocast,
-    )
-
-
-def conclude(run: Run, trainer: Trainer, data: ByteData) -> dict[str, Any]:
-    """The final evaluation, printed and returned."""
-    config, report = run.config, run.config.report
+def conclude(run: Run, trainer: Trainer) -> dict[str, Any]:
+    """The weights, the final measurements, the loss curve; returns the record of the run."""
     save_weights(trainer.model, run.out / "model.safetensors")
-    context = config.train.seq_len
-    began = time.perf_counter()
-    bits = bits_per_byte(
-        trainer.model,
-        data.held_out,
-        context=context,
-        stride=report.eval_stride or max(1, context // 2),
-        batch_size=report.eval_batch_size,
-        device=trainer.device,
-        autocast=trainer.autocast,
-        progress=True,
-    )
-    seconds = time.perf_counter() - began
-    others = compressors(data.held_out)
-    print(f"\nbits per byte on all {len(data.held_out):,} held-out bytes, each counted once")
-    for name, value in {"this model": bits, **others}.items():
-        print(f"  {name:<16} {value:.3f}")
-    print("  (the model has learned from the other part of the data; gzip and xz see the held-out bytes alone)")
-    draw(run, {name: value for name, value in others.items() if name != "order-0 entropy"})
-    prime, written = sample(trainer, config)
-    print(f"\nsampled text, after {prime[-60:]!r}:\n{written}\n")
-    write_text(run.out / "sample.txt", f"{prime}\n--- written by the model ---\n{written}\n")
-    return {
-        "held_out_bits_per_byte": bits,
-        "compared_with": others,
-        "evaluation_seconds": round(seconds, 1),
+    found = trainer.subject.conclude(trainer.model, run.out, trainer.device, trainer.autocast)
+    draw(run, trainer.subject.levels(found))
+    return found | {
         "training_seconds": round(trainer.progress.seconds, 1),
         "steps": trainer.progress.step,
-        "trained_on_bytes": trainer.progress.position * config.train.seq_len,
-        "data": data.describe(),
-        "seed": config.train.seed,
+        f"trained_on_{trainer.subject.counted}": trainer.progress.position * trainer.subject.row_len,
+        "seed": run.config.train.seed,
+        "processes": trainer.processes.count,
         "command": run.command,
-        "config": config.to_dict(),
+        "config": run.config.to_dict(),
         "versions": versions(),
         "git_commit": git_commit(),
         **describe_device(trainer.device),

@@ -1,0 +1,82 @@
+"""One process, or several that train one model together through Accelerate (`torchrun`, `accelerate launch`).
+
+Every process makes its own share of each global batch; gradients are averaged. The main process alone writes files,
+measures and samples.
+"""
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from titans_pytorch.training.errors import TrainingError
+
+__all__ = ["Alone", "Together", "processes_here"]
+
+
+class Alone:
+    """The only process."""
+
+    rank, count, main = 0, 1, True
+    device: torch.device | None = None  # the one to compute on, where the launcher says
+
+    def share(self, size: int) -> tuple[int, int]:
+        """(first row, rows) of a global batch of `size` rows that this process computes."""
+        return 0, size
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model to call while training."""
+        return model
+
+    def accumulating(self, model: nn.Module) -> AbstractContextManager:
+        """Gradients of passes within stay here, to be averaged with those of a later one."""
+        return nullcontext()
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Over the processes."""
+        return value
+
+    def any(self, flag: bool) -> bool:
+        return flag
+
+    def wait(self) -> None:
+        """Until every process is here."""
+
+
+class Together(Alone):
+    """One of several."""
+
+    def __init__(self, device: torch.device):
+        try:
+            from accelerate import Accelerator
+        except ImportError as error:
+            raise TrainingError("several processes need accelerate: pip install 'titans-pytorch[train]'") from error
+        self.accelerator = Accelerator(cpu=device.type == "cpu")
+        self.rank, self.count = self.accelerator.process_index, self.accelerator.num_processes
+        self.main, self.device = self.accelerator.is_main_process, self.accelerator.device
+
+    def share(self, size: int) -> tuple[int, int]:
+        if size % self.count:
+            raise TrainingError(f"batch_size: got {size}, takes a multiple of the {self.count} processes")
+        return self.rank * (size // self.count), size // self.count
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        return self.accelerator.prepare_model(model)
+
+    def accumulating(self, model: nn.Module) -> AbstractContextManager:
+        return self.accelerator.no_sync(model)
+
+    def mean(self, value: Tensor) -> Tensor:
+        return self.accelerator.reduce(value, reduction="mean")
+
+    def any(self, flag: bool) -> bool:
+        return bool(self.mean(torch.tensor(float(flag), device=self.device)) > 0)
+
+    def wait(self) -> None:
+        self.accelerator.wait_for_everyone()
+
+
+def processes_here(device: torch.device) -> Alone:
+    """As the launcher says in the environment."""
+    return Together(device) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else Alone()

@@ -1,0 +1,42 @@
+"""Rows of tokens with what is asked of them, and the loss of a model on them.
+
+Letters: b rows, n tokens.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["IGNORE", "Rows", "answers_in", "loss_on"]
+
+IGNORE = -100  # the target where nothing is asked, as in torch's cross entropy
+
+
+class Rows(NamedTuple):
+    """ids long [b n]; targets long [b n]: the token that ids[:, : i + 1] should be followed by, or IGNORE."""
+
+    ids: Tensor
+    targets: Tensor
+
+    def to(self, device: torch.device) -> "Rows":
+        return Rows(*(part.to(device, non_blocking=True) for part in self))
+
+
+def answers_in(rows: Rows | Tensor) -> int:
+    """How many predictions the loss is a mean of. Plain ids [b n + 1] ask for every token but the first."""
+    if isinstance(rows, Rows):
+        return int((rows.targets != IGNORE).sum())
+    return rows.shape[0] * (rows.shape[1] - 1)
+
+
+def loss_on(model: nn.Module, rows: Rows | Tensor, answers: float) -> Tensor:
+    """Summed cross entropy over `answers`, in nats. Plain ids are the model's own affair: model(ids, return_loss=True).
+
+    answers: how many there are, or the mean of that number over processes whose gradients will be averaged.
+    """
+    if not isinstance(rows, Rows):
+        return model(rows, return_loss=True) * (answers_in(rows) / answers)
+    logits = model(rows.ids).float()
+    return F.cross_entropy(logits.flatten(0, 1), rows.targets.flatten(), ignore_index=IGNORE, reduction="sum") / answers

@@ -1,0 +1,58 @@
+"""Two stages of training: first the core of a model with its memories switched off, then its memories.
+
+In the first stage nothing is stored and the parameters of the memories stand still; in the second they are trained,
+alone or with the rest. With `core_steps` 0 there is one stage, in which everything is trained.
+"""
+
+from torch import nn
+
+from titans_pytorch.storing import memories_of, stop_storing
+from titans_pytorch.training.config import TrainConfig
+from titans_pytorch.training.errors import TrainingError
+
+__all__ = ["Stages"]
+
+
+class Stages:
+    """Which parameters of `model` are trained at a step."""
+
+    def __init__(self, model: nn.Module, config: TrainConfig):
+        self.model, self.config = model, config
+        self.all = [p for p in model.parameters() if p.requires_grad]
+        memories = memories_of(model).values() if config.core_steps else ()
+        of_memories = {id(p) for memory in memories for p in memory.parameters()}
+        self.memory = [p for p in self.all if id(p) in of_memories]
+        self.core = [p for p in self.all if id(p) not in of_memories]
+        self.now: str | None = None
+        self.resume_storing = lambda: None
+        if config.core_steps and not self.memory:
+            raise TrainingError(f"core_steps: got {config.core_steps}, takes 0 with a model that has no memory")
+
+    def name_at(self, step: int) -> str:
+        if not self.config.core_steps:
+            return "all"
+        if step < self.config.core_steps:
+            return "core"
+        return self.config.after_core
+
+    def enter(self, step: int) -> bool:
+        """Makes the model ready for the stage of this step; True where another one ends here."""
+        name = self.name_at(step)
+        if name == self.now:
+            return False
+        trained = {"all": self.all, "core": self.core, "memory": self.memory}[name]
+        chosen = {id(p) for p in trained}
+        for p in self.all:
+            p.requires_grad_(id(p) in chosen)
+            p.grad = None
+        self.resume_storing()
+        self.resume_storing = stop_storing(self.model) if name == "core" else (lambda: None)
+        self.now = name
+        return True
+
+    def leave(self) -> None:
+        """The model as it was given: everything can be trained, and is stored."""
+        self.resume_storing()
+        self.resume_storing, self.now = (lambda: None), None
+        for p in self.all:
+            p.requires_grad_(True)
