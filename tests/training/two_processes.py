@@ -1,4 +1,4 @@
-"""Trains a tiny model on a task and on text, in as many processes as the launcher says: `torchrun two_processes.py OUT`.
+"""Trains a tiny model on a task and on text, in as many processes as the launcher says: `two_processes.py OUT`.
 
 Every row asks for another number of answers, so that processes have unequal shares of them.
 """
