@@ -63,8 +63,8 @@ def float64(values):
     return torch.tensor(values, dtype=torch.float64)
 
 
-def rates(memory, seq, state=None):
-    """(as they would be without gates, as they are)."""
-    span = memory.span(seq, 0)
+def rates(memory, seq, state=None, first=0):
+    """(as they would be without gates, as they are), of complete chunks from the given one on."""
+    span = memory.span(seq, first)
     carry = memory.gating.start(GateCarry.of(state or NeuralMemState(0)), len(seq), seq.device)
     return memory.rates(span.tokens, span.chunk, False), memory.gated_rates(span, carry)

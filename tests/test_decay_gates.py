@@ -6,7 +6,7 @@ from torch import nn
 
 from titans_pytorch import NeuralMemory
 from titans_pytorch.dmd import naive_dmd_error
-from titans_pytorch.gating.decay import between_0_and_1
+from titans_pytorch.gating.decay import between_0_and_1, circular_mean
 from titans_pytorch.gating.kinetics import kinetics
 
 from .gates import DIM, float64, rates, told, told_memory
@@ -125,6 +125,49 @@ def test_the_gate_sees_complete_chunks_behind_the_token_before():
     assert torch.equal(seen[0], seq[:, :6])
     assert torch.equal(seen[1], seq[:, 5:12])
     assert torch.equal(state.gate_tokens, seq[:, 11:12])
+
+
+@pytest.mark.parametrize("phase", [False, True])
+def test_the_gate_is_called_once_for_each_batch_window_of_a_call(phase):
+    """Windows lie in the sequence, not in the call; one that looks at all it is given does not see beyond its own."""
+    options = {"pages": 2, "manifold_state_keyed_paging": True} if phase else {"pages": 1}
+    memory = told_memory(chunk=2, batch_size=4, phase=phase, **options)
+    gate, seq = memory.symplectic_gate, torch.randn(2, 15, DIM, dtype=torch.float64)
+
+    def parts(*edges):
+        got, gate.seen = gate.seen, []
+        return len(got) == len(edges) and all(torch.equal(x, seq[:, a:b]) for x, (a, b) in zip(got, edges, strict=True))
+
+    _, state = memory(seq[:, :3])
+    assert parts((0, 2))
+    _, gated = rates(memory, seq[:, 2:14], state, first=1)
+    assert parts((1, 4), (3, 8), (7, 12), (11, 14))
+    assert torch.equal(gated.score.tokens, seq[:, 2:14, 0].clamp(0, 1).unflatten(1, (-1, 2)))
+    if phase:
+        assert_close(gated.score.angle, circular_mean(seq[:, 2:14, 1].unflatten(1, (-1, 2))), 1e-12)
+    _, state = memory(seq[:, 3:], state=state)
+    assert parts((1, 4), (3, 8), (7, 12), (11, 14))
+    memory(seq, ttt_batch_size=8)
+    assert parts((0, 8), (7, 14))
+    gate.context = 5
+    memory(seq)
+    assert parts((0, 4), (0, 8), (3, 12), (7, 14))
+    gate.causal = True  # more tokens change none of its scores
+    memory(seq)
+    assert parts((0, 14))
+
+
+def test_one_call_or_one_for_each_window_is_the_same_to_a_causal_gate():
+    for kwargs in ({}, {"phase_mix": 0.5, "quorum_mix": 0.5, "budget_topk_ratio": 0.5, "budget_window": 4}):
+        memory = NeuralMemory(DIM, 2, batch_size=4, use_symplectic_gating=True, symplectic_gate_kwargs=kwargs)
+        memory, seq = randomise(memory.double(), 1, 0.2), torch.randn(2, 15, DIM, dtype=torch.float64)
+        assert memory.symplectic_gate.causal
+        once, calls = memory(seq)[0], []
+        gate = memory.symplectic_gate
+        gate.register_forward_pre_hook(lambda _, args, calls=calls: calls.append(args[0].shape[1]))
+        gate.__class__ = type("Cautious", (type(gate),), {"causal": False})
+        assert_close(memory(seq)[0], once, 1e-12)
+        assert calls == [4, *(4 + min(start, gate.context) for start in (4, 8)), 2 + min(12, gate.context)]
 
 
 def test_a_gate_is_given_as_many_tokens_as_it_says():

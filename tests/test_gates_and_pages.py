@@ -185,6 +185,7 @@ GATE = {"use_symplectic_gating": True}
         ({"kinetics_mix": float("nan")}, "kinetics_mix"),
         ({"kinetics_eps": 0.0}, "kinetics_eps"),
         ({"symplectic_page_threshold": "0.5"}, "symplectic_page_threshold"),
+        ({"symplectic_page_threshold": float("nan")}, "symplectic_page_threshold"),
         ({"page_switch_every": 3}, "page_switch_every"),
         ({"page_switch_every": 0}, "page_switch_every"),
         ({"dmd_window": 1}, "dmd_window"),

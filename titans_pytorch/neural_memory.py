@@ -68,8 +68,12 @@ class NeuralMemory(MemoryParts):
             [dim -> heads * dim_head], then the output projection, also with one head (section 4.4). It takes the place
             of the gate per head.
         use_symplectic_gating: a chunk's decay is multiplied by 1 - scale * complexity, the largest of its tokens' by
-            SymplecticGating(dim, **symplectic_gate_kwargs), or by `symplectic_gate`, a module of one's own: tokens
-            [b n d] -> [b n 1], with `context` saying how many earlier tokens it needs (1). scale is learned, from 0.5.
+            SymplecticGating(dim, **symplectic_gate_kwargs), or by `symplectic_gate`, a module of one's own. scale is
+            learned, from 0.5. The module is given tokens [b n d], the normalised key view of the complete chunks being
+            stored behind as many earlier tokens as its attribute `context` says (1), and gives [b n 1]; with keyed or
+            hierarchical paging it is called with return_manifold_state = True and gives ([b n 1], dict(phase_angle =
+            [b n pairs]) or None). It is called once in each call that completes a chunk, with a batch_size once for
+            each batch window of it, unless its attribute `causal` is True: that more tokens change none of its scores.
         use_dmd_gating: the same with tanh of the DMD error over the last `dmd_window` tokens (16, or the chunk if
             longer). Both gates together need combine_symplectic_and_dmd: the mean of scores and of scales.
         kinetics_coupling, kinetics_mix, kinetics_eps: where steps are large beside the decay, decay shrinks and steps

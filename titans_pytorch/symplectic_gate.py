@@ -120,6 +120,11 @@ class SymplecticGating(nn.Module):
             self.to_codebook = _small_linear(dim, self.codebook_size)
 
     @property
+    def causal(self) -> bool:
+        """Whether later tokens change no score, nor earlier ones than `context`."""
+        return self.context is not None
+
+    @property
     def context(self) -> int | None:
         """How many earlier tokens the scores of later ones need to be exact: with `context` of them in front, or all
         there are, scores equal those of the whole sequence. None with a budget over the whole sequence: no number does.

@@ -29,7 +29,11 @@ class ScoreOf(Protocol):
 
 @dataclass(frozen=True)
 class GateScore:
-    """The scores of `host.symplectic_gate`, whatever module stands there. phase: ask for its manifold state too."""
+    """The scores of `host.symplectic_gate`, whatever module stands there. phase: ask for its manifold state too.
+
+    The module is called once for each part of the span that shares an anchor, on that part behind its context. One that
+    says `causal = True` is called once for all parts: more tokens change none of its scores.
+    """
 
     phase: bool = False
 
@@ -40,19 +44,31 @@ class GateScore:
         return host.symplectic_complexity_scale
 
     def __call__(self, host, span, earlier):
-        tokens, k = _after(earlier, self.context(host, span.chunk), span)
+        gate, context = host.symplectic_gate, self.context(host, span.chunk)
+        tokens, k = _after(earlier, context, span)
+        if getattr(gate, "causal", False):
+            return self._of(gate, tokens, k, span.chunk)
+        parts = []
+        for first, end in span.parts():
+            first, end = k + first * span.chunk, k + end * span.chunk
+            seen = min(first, context)
+            parts.append(self._of(gate, tokens[:, first - seen : end], seen, span.chunk))
+        scores, angles = zip(*parts, strict=True)
+        return Score(torch.cat(scores, dim=1), None if any(a is None for a in angles) else torch.cat(angles, dim=1))
+
+    def _of(self, gate: nn.Module, tokens: Tensor, earlier: int, chunk: int) -> Score:
         if not self.phase:
-            return Score(_own(host.symplectic_gate(tokens), "complexity", tokens, k, span).squeeze(-1))
-        out = host.symplectic_gate(tokens, return_manifold_state=True)
+            return Score(_own(gate(tokens), "complexity", tokens, earlier, chunk).squeeze(-1))
+        out = gate(tokens, return_manifold_state=True)
         if not isinstance(out, tuple) or len(out) != 2:
             got = Words(f"{type(out).__name__} from return_manifold_state = True")
             raise wrong("symplectic_gate", got, "(complexity, manifold state or None)")
         complexity, manifold = out
-        complexity = _own(complexity, "complexity", tokens, k, span).squeeze(-1)
+        complexity = _own(complexity, "complexity", tokens, earlier, chunk).squeeze(-1)
         if manifold is None:
             return Score(complexity)
         angles = manifold.get("phase_angle") if isinstance(manifold, dict) else None
-        angles = _own(angles, "phase_angle", tokens, k, span).detach()
+        angles = _own(angles, "phase_angle", tokens, earlier, chunk).detach()
         return Score(complexity, circular_mean(angles.flatten(2)))
 
 
@@ -156,8 +172,8 @@ def _after(earlier: Tensor, context: int, span: Span) -> tuple[Tensor, int]:
     return (torch.cat((earlier.to(span.tokens.dtype), span.tokens), dim=1) if k else span.tokens), k
 
 
-def _own(values, what: str, tokens: Tensor, earlier: int, span: Span) -> Tensor:
-    """The span's own part of what a gate says of each token: [b k+m*c x] -> [b m c x]."""
+def _own(values, what: str, tokens: Tensor, earlier: int, chunk: int) -> Tensor:
+    """All but the first, earlier tokens' part of what a gate says of each token: [b k+m*c x] -> [b m c x]."""
     b, n, _ = tokens.shape
     width = "1" if what == "complexity" else "pairs"
     right = isinstance(values, Tensor) and values.ndim == 3 and values.shape[:2] == (b, n)
@@ -165,4 +181,4 @@ def _own(values, what: str, tokens: Tensor, earlier: int, span: Span) -> Tensor:
         got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
         takes = f"{what} [b n {width}] of tokens {tuple(tokens.shape)}"
         raise wrong("symplectic_gate", Words(f"a module that gives {what} of {got}"), takes)
-    return values[:, earlier:].unflatten(1, (-1, span.chunk))
+    return values[:, earlier:].unflatten(1, (-1, chunk))

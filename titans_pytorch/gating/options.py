@@ -1,5 +1,6 @@
 """The memory's keywords that concern gates, kinetics and pages, checked, and turned into stages."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -129,7 +130,9 @@ class GateOptions:
         for name in ("kinetics_mix", "hierarchy_mix"):
             checks.fraction(name, getattr(self, name))
         checks.positive("kinetics_eps", self.kinetics_eps)
-        number_or_none(self.symplectic_page_threshold, "symplectic_page_threshold")
+        limit = number_or_none(self.symplectic_page_threshold, "symplectic_page_threshold")
+        if limit is not None and math.isnan(limit):
+            raise wrong("symplectic_page_threshold", limit, "a number or None")
         callable_or_none(self.page_router, "page_router")
         if self.page_threshold_quantile is not None:
             checks.fraction("page_threshold_quantile", self.page_threshold_quantile)

@@ -8,6 +8,7 @@ w window.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -48,6 +49,12 @@ class Span:
 
     def __len__(self) -> int:
         return self.tokens.shape[1] // self.chunk
+
+    def parts(self) -> list[tuple[int, int]]:
+        """From which chunk to which those go that share an anchor, counted from the first."""
+        size = self.anchor_chunks or len(self)
+        inner = range(size - self.first % size, len(self), size) if self.anchor_chunks else ()
+        return list(pairwise((0, *inner, len(self))))
 
 
 class Score(NamedTuple):
