@@ -117,16 +117,22 @@ def calibrate_page_threshold(memory, tokens: Tensor, target_switch_rate: float, 
     highest = torch.stack(
         [trace.complexity[:, trace.windows == window].amax(dim=-1) for window in trace.windows.unique()], dim=1
     )
+    threshold = threshold_for_rate(highest, target_switch_rate)
+    if set_threshold:
+        memory.symplectic_page_threshold = threshold
+    return threshold
+
+
+def threshold_for_rate(highest: Tensor, rate: float) -> float:
+    """The threshold that comes closest to this share of entries above it. highest, of any shape: the largest complexity
+    of each switch window. The threshold lies halfway between two of them, or at the largest."""
     values, counts = highest.double().flatten().unique(return_counts=True)
     below = values.new_zeros(1) if values[0] > 0 else values[:1] - 1.0
     # between neighbours; at the highest itself nothing exceeds
     thresholds = torch.cat(((torch.cat((below, values[:-1])) + values) / 2, values[-1:]))
     rates = torch.cat((counts.flip(0).cumsum(0).flip(0), counts.new_zeros(1))) / highest.numel()
-    best = (rates - target_switch_rate).abs().argmin()
-    threshold = thresholds[best].item()
-    if set_threshold:
-        memory.symplectic_page_threshold = threshold
-    return threshold
+    best = (rates - rate).abs().argmin()
+    return thresholds[best].item()
 
 
 def plot_gate_trace(trace: GateTrace, path, row: int = 0) -> Path:

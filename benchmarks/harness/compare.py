@@ -1,0 +1,141 @@
+"""From the numbers of every seed to what may be said: spreads, gains over controls, verdicts, refusals, warnings."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from .arms import Arm, controls_of, described
+from .statistics import NO_DIFFERENCE, Spread, paired, spread
+from .switches import warning
+from .task import Metric, Task
+
+Outcomes = Mapping[str, Sequence[Mapping[str, Any]]]  # arm name -> what Task.run returned, seed by seed
+
+
+def summary(
+    task: Task,
+    arms: Sequence[Arm],
+    outcomes: Outcomes,
+    constants: Sequence[Mapping[str, float]],
+    naive: Sequence[Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """The result of one task. arms: with their controls; constants, naive: seed by seed, as outcomes."""
+    refused = too_easy(task, naive)
+    record: dict[str, Any] = {
+        "settings": described(task),
+        "metrics": [asdict(m) for m in task.metrics],
+        "refused": refused,
+        "constant": {m.name: stated([c[m.name] for c in constants]) for m in task.metrics},
+        "naive": naive and {m.name: stated(of(naive, m.name)) for m in task.metrics},
+        "arms": {arm.name: arm_record(task, arm, outcomes, refused) for arm in arms},
+    }
+    record["warnings"] = warnings(task, arms, record)
+    return record
+
+
+def arm_record(task: Task, arm: Arm, outcomes: Outcomes, refused: str | None) -> dict[str, Any]:
+    mine = outcomes[arm.name]
+    controls = [control.name for control in controls_of(arm)]
+    graded = [m for m in task.metrics if m.better is not None and controls]
+    against = {c: outcomes[c] for c in controls}
+    gains = {m.name: gain(m, mine, against, refused, m.judged or m == task.metrics[0]) for m in graded}
+    for m in graded:
+        if m.beside and (gains[m.name]["verdict"] or "").startswith("better") and gains[m.beside]["side"] < 1:
+            how = "worse" if gains[m.beside]["side"] < 0 else "no better"
+            gains[m.name]["verdict"] += f", but {m.beside} is {how}"
+    return {
+        "about": arm.about,
+        "memory": described(arm.memory),
+        "parameters": mine[0]["parameters"],
+        "pages": pooled([o["pages"] for o in mine]),
+        "metrics": {m.name: stated(of(mine, m.name)) for m in task.metrics},
+        "training": {"loss_tail": stated([o["training"]["loss_tail"] or math.nan for o in mine])},
+        "controls": controls,
+        "gains": gains,
+    }
+
+
+def gain(
+    metric: Metric, mine: Sequence[Mapping], controls: Outcomes, refused: str | None = None, judged: bool = True
+) -> dict[str, Any]:
+    """By how much the arm is better than the best of its controls (above zero: better), seed by seed, and a verdict
+    (None for a metric that is not judged).
+
+    "better" needs an interval above zero against every control, "worse" one below zero against the best of them.
+    """
+    against = {name: difference(metric, mine, theirs) for name, theirs in controls.items()}
+    best = min(against, key=lambda name: against[name].mean)
+    if not judged:
+        verdict = None
+    elif refused is not None:
+        verdict = "refused"
+    elif all(s.side > 0 for s in against.values()):
+        verdict = f"better than {' and '.join(against)}"
+    elif against[best].side < 0:
+        verdict = f"worse than {best}"
+    else:
+        verdict = NO_DIFFERENCE
+    return {
+        "against": best,
+        **asdict(against[best]),
+        "side": against[best].side,
+        "verdict": verdict,
+        "each": {name: asdict(s) for name, s in against.items()},
+    }
+
+
+def difference(metric: Metric, mine: Sequence[Mapping], theirs: Sequence[Mapping]) -> Spread:
+    """Above zero: mine are better."""
+    a, b = of(mine, metric.name), of(theirs, metric.name)
+    return paired(a, b) if metric.better == "higher" else paired(b, a)
+
+
+def of(outcomes: Sequence[Mapping[str, Any]], metric: str) -> list[float]:
+    return [o["metrics"][metric] for o in outcomes]
+
+
+def stated(values: Sequence[float]) -> dict[str, Any]:
+    return {**asdict(spread(values)), "values": list(values)}
+
+
+def pooled(pages: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
+    """Over the seeds: events and opportunities added up, mean occupancy, the rate of each seed."""
+    seen = [p for p in pages if p]
+    if not seen:
+        return None
+    events, opportunities = sum(p["events"] for p in seen), sum(p["opportunities"] for p in seen)
+    return {
+        "events": events,
+        "opportunities": opportunities,
+        "switch_rate": events / opportunities if opportunities else 0.0,
+        "occupancy": [statistics.fmean(share) for share in zip(*(p["occupancy"] for p in seen), strict=True)],
+        "switch_rates": [p["switch_rate"] for p in seen],
+    }
+
+
+def too_easy(task: Task, naive: Sequence[Mapping[str, Any]] | None) -> str | None:
+    """Why a memory task cannot show what protects a memory, or None."""
+    if task.forgetting is None or naive is None:
+        return None
+    seen = spread(of(naive, task.forgetting))
+    if seen.side > 0:
+        return None
+    got = f"{seen.mean:.3g}" if seen.low is None else f"{seen.mean:.3g} [{seen.low:.3g}, {seen.high:.3g}]"
+    return f"too easy: a plain memory of one head is not seen to forget ({task.forgetting} {got})"
+
+
+def warnings(task: Task, arms: Sequence[Arm], record: Mapping[str, Any]) -> list[str]:
+    found = []
+    main = task.metrics[0]
+    level = record["constant"][main.name]["mean"]
+    for arm in arms:
+        mine = record["arms"][arm.name]
+        if arm.pages > 1 and arm.controls:
+            found.append(warning(arm.name, mine["pages"]))
+        mean = mine["metrics"][main.name]["mean"]
+        worse = mean < level if main.better == "higher" else mean > level
+        if main.better is not None and (worse or not math.isfinite(mean)):
+            found.append(f"{arm.name}: {main.name} {mean:.4g} is worse than the same answer always, {level:.4g}")
+    return [line for line in found if line]

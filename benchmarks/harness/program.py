@@ -1,0 +1,211 @@
+"""The command line of every runner, and what becomes of its results.
+
+A runner ends with
+
+    BENCHMARK = Benchmark("name", __doc__, plan, flags=flags, fields=fields, quick={"steps": 4})
+    if __name__ == "__main__":
+        sys.exit(BENCHMARK.main())
+
+Exit status: 0 done; 2 bad arguments, or a CSV file of other columns; 130 interrupted (the same command continues).
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .arms import Arm, described, digest
+from .csvfile import OtherSchema, append_rows, check_columns
+from .environment import REPOSITORY, commit, run_record
+from .figures import draw
+from .report import csv_rows, show
+from .results import write_json
+from .session import Session, with_controls
+from .store import Finished
+from .task import TEST_BATCHES, Setting, Task
+
+SCHEMA = 1  # of the common part of every result file
+UNFINISHED = Path("runs/unfinished")
+# what does not change a result
+APART = {"seeds", "output_json", "output_csv", "output_png", "tag", "repeats", "fresh", "threads"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run does: every arm, with its controls, on every task. timed: the task that times are taken on."""
+
+    tasks: Sequence[Task]
+    arms: Sequence[Arm]
+    timed: Task | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)  # for the result file, from a search
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A runner.
+
+    name: of the result; its file is benchmark_NAME.py. about: the module's docstring, its first line the --help.
+    plan(args, session): tasks and arms; a search measures candidates on session.selection_seeds(n) here.
+    flags(parser): adds the runner's own flags. fields(result, args): more top-level entries of the result file.
+    quick: values of flags for --quick, where the user gives none. steps, lr: defaults of the common flags.
+    schema: raise it when the meaning of `fields` changes.
+    """
+
+    name: str
+    about: str
+    plan: Callable[[argparse.Namespace, Session], Plan]
+    flags: Callable[[argparse.ArgumentParser], None] | None = None
+    fields: Callable[[dict[str, Any], argparse.Namespace], Mapping[str, Any]] | None = None
+    quick: Mapping[str, Any] = field(default_factory=dict)
+    steps: int = 150
+    lr: float = 1e-2
+    schema: int = 1
+    script: str | None = None
+
+    def parser(self) -> argparse.ArgumentParser:
+        about, _, rest = (self.about or "").strip().partition("\n")
+        p = argparse.ArgumentParser(
+            prog=f"benchmark_{self.name}.py",
+            description=about,
+            epilog=rest,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if self.flags is not None:
+            self.flags(p)
+        common = p.add_argument_group("common")
+        common.add_argument("--seeds", type=whole(1), default=5, metavar="N", help="how many seeds (default 5)")
+        common.add_argument("--seed", type=whole(0), default=0, help="the first of them (default 0)")
+        own = {option for action in p._actions for option in action.option_strings}
+        if "--steps" not in own:
+            common.add_argument(
+                "--steps", type=whole(0), default=self.steps, help="training steps of the outer weights"
+            )
+        common.add_argument("--lr", type=float, default=self.lr, help="learning rate of the outer weights")
+        common.add_argument("--test-batches", type=whole(1), default=TEST_BATCHES, help="batches of held-out data")
+        common.add_argument("--repeats", type=whole(0), default=5, help="timed calls after warm-up (0: no times)")
+        common.add_argument("--device", default="cpu", help="cpu or cuda")
+        common.add_argument("--threads", type=whole(1), default=1, help="torch threads (default 1)")
+        common.add_argument("--tag", default=self.name, help="a word of yours for the result files")
+        common.add_argument("--quick", action="store_true", help="seconds instead of minutes; shows that it runs")
+        common.add_argument("--fresh", action="store_true", help="do not continue an interrupted run")
+        common.add_argument("--output-json", metavar="FILE")
+        common.add_argument("--output-csv", metavar="FILE", help="rows are appended")
+        common.add_argument("--output-png", metavar="FILE")
+        return p
+
+    def main(self, argv: Sequence[str] | None = None) -> int:
+        parser = self.parser()
+        argv = sys.argv[1:] if argv is None else list(argv)
+        if parser.parse_args(argv).quick:
+            parser.set_defaults(**{"seeds": 2, "repeats": 1, "test_batches": 1, **self.quick})
+        args = parser.parse_args(argv)
+        try:
+            return self.run(args, argv)
+        except (OtherSchema, UsageError) as error:
+            print(f"{parser.prog}: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print(f"\n{parser.prog}: interrupted; the same command continues from here", file=sys.stderr)
+            return 130
+
+    def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int:
+        checked_device(args.device)
+        if args.output_csv:
+            check_columns(args.output_csv)
+        torch.set_num_threads(args.threads)
+        session = self.session(args)
+        try:
+            plan = self.plan(args, session)
+        except ValueError as error:
+            raise UsageError(error) from error
+        result = self.result(args, argv, session, plan)
+        show(result)
+        if args.output_json:
+            write_json(args.output_json, result)
+        if args.output_csv:
+            append_rows(args.output_csv, csv_rows(result))
+        if args.output_png:
+            draw(result, args.output_png)
+        session.finished.close()
+        return 0
+
+    def session(self, args: argparse.Namespace) -> Session:
+        code = code_version()
+        kept = {k: v for k, v in vars(args).items() if k not in APART}
+        path = UNFINISHED / f"{self.name}-{digest({**kept, 'code': code})}.jsonl"
+        if args.fresh:
+            path.unlink(missing_ok=True)
+        finished = Finished(path)
+        if len(finished):
+            print(f"continues an interrupted run: {len(finished)} results of {path}", file=sys.stderr)
+        setting = Setting(args.steps, args.lr, args.device, args.test_batches)
+        return Session(range(args.seed, args.seed + args.seeds), setting, finished, code)
+
+    def result(self, args, argv: Sequence[str], session: Session, plan: Plan) -> dict[str, Any]:
+        tasks = {task.name: session.compare(task, plan.arms) for task in plan.tasks}
+        timed = plan.timed or plan.tasks[0]
+        times = session.times(timed, with_controls(plan.arms), args.repeats)
+        script = self.script or str(REPOSITORY / "benchmarks" / f"benchmark_{self.name}.py")
+        run = run_record(vars(args), list(session.seeds), args.device, torch.get_num_threads(), [script, *argv])
+        apart = APART - {"seeds"}
+        result = {
+            "benchmark": self.name,
+            "schema": f"{SCHEMA}.{self.schema}",
+            "timestamp_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "tag": args.tag,
+            "device": args.device,
+            "config": {k: described(v) for k, v in vars(args).items() if k not in apart},
+            "run": run,
+            "tasks": tasks,
+            "timing": {"task": timed.name, "repeats": args.repeats, "arms": times},
+            **plan.extra,
+        }
+        return {**result, **(self.fields(result, args) if self.fields else {})}
+
+
+class UsageError(Exception):
+    """One line for the user."""
+
+
+def whole(least: int):
+    def integer(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"got {text!r}, takes an integer of at least {least}")
+        return value
+
+    return integer
+
+
+def numbers(text: str) -> list[float]:
+    """A flag's comma-separated numbers, in order and without repeats."""
+    try:
+        return sorted({float(part) for part in text.split(",")})
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, takes numbers with commas between") from None
+
+
+def checked_device(device: str) -> None:
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise UsageError(f"--device: got {device!r}, which torch cannot use here ({first[:120]})") from error
+
+
+def code_version() -> str | None:
+    """The commit, and what differs from it: results of other code are never continued."""
+    head = commit()
+    if head is None or not head.endswith("+changes"):
+        return head
+    changes = subprocess.run(["git", "diff", "HEAD"], cwd=REPOSITORY, capture_output=True, timeout=60).stdout
+    return f"{head} {digest(changes.decode(errors='replace'))}"

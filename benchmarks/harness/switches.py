@@ -1,0 +1,123 @@
+"""What pages do while a model is called: heard call by call, counted, and brought to a wanted rate.
+
+Letters: b batch, m chunks, p pages.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from titans_pytorch import NeuralMemory
+from titans_pytorch.gating.observe import threshold_for_rate
+from titans_pytorch.gating.pages import FixedWindows, Pages
+from titans_pytorch.gating.stages import Gated, Span, Stage, Stages
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of one paged memory (those that store no complete chunk are left out).
+
+    complexity [b m]: of each chunk, with the gate's gradient. page long, switched bool [b m]. windows long [m]: in
+    which switch window each chunk lies. opportunities: switch windows that began in this call, for each row.
+    """
+
+    memory: NeuralMemory
+    complexity: Tensor
+    page: Tensor
+    switched: Tensor
+    windows: Tensor
+    opportunities: int
+
+
+@dataclass(frozen=True)
+class Listen(Stage):
+    """A last stage that changes nothing and tells what the one before it chose."""
+
+    pages: Pages
+    tell: Callable[[Call], object]
+
+    def __call__(self, host: nn.Module, span: Span, gated: Gated) -> Gated:
+        page, switched = gated.choice.page, gated.choice.switched
+        windows = self.pages.windows_of(span, page.device)[0]
+        begun = len(windows.unique())
+        if isinstance(self.pages.windows, FixedWindows):
+            begun -= bool(span.first % self.pages.windows.chunks)  # that window began in an earlier call
+        complexity = gated.score.chunk.expand_as(page)
+        self.tell(Call(host, complexity, page, switched, windows, begun))
+        return gated
+
+
+@contextmanager
+def heard(model: nn.Module, tell: Callable[[Call], object]) -> Iterator[None]:
+    """Within it, `tell` gets every Call of the model's paged memories."""
+    kept = {}
+    for module in model.modules():
+        stages = getattr(module.gating, "stages", ()) if isinstance(module, NeuralMemory) else ()
+        pages = next((stage for stage in stages if isinstance(stage, Pages)), None)
+        if pages is not None:
+            kept[module] = module.gating
+            module.gating = Stages(*stages, Listen(pages, tell))
+    try:
+        yield
+    finally:
+        for module, gating in kept.items():
+            module.gating = gating
+
+
+@dataclass
+class Switches:
+    """events: switches; opportunities: switch windows x rows; written: chunks that each page was written with."""
+
+    events: int = 0
+    opportunities: int = 0
+    written: list[int] = field(default_factory=list)
+
+    def add(self, call: Call) -> None:
+        self.events += int(call.switched.sum())
+        self.opportunities += len(call.page) * call.opportunities
+        counts = torch.bincount(call.page.flatten(), minlength=call.memory.num_pages).tolist()
+        before = self.written + [0] * (len(counts) - len(self.written))
+        self.written = [a + b for a, b in zip(before, counts, strict=True)]
+
+    def record(self) -> dict[str, object]:
+        total = sum(self.written)
+        return {
+            "events": self.events,
+            "opportunities": self.opportunities,
+            "switch_rate": self.events / self.opportunities if self.opportunities else 0.0,
+            "occupancy": [count / total for count in self.written] if total else [],
+        }
+
+
+@contextmanager
+def watched(model: nn.Module) -> Iterator[Switches]:
+    """Counts what the paged memories of the model do while it is called."""
+    seen = Switches()
+    with heard(model, seen.add):
+        yield seen
+
+
+@torch.no_grad()
+def set_thresholds(model: nn.Module, run: Callable[[], object], rate: float) -> None:
+    """Gives each paged memory the threshold with which it would switch at this share of the opportunities in run()."""
+    highest: dict[NeuralMemory, list[Tensor]] = {}
+
+    def note(call: Call) -> None:
+        of_windows = [call.complexity[:, call.windows == w].amax(dim=-1) for w in call.windows.unique()]
+        highest.setdefault(call.memory, []).extend(of_windows)
+
+    with heard(model, note):
+        run()
+    for memory, found in highest.items():
+        memory.symplectic_page_threshold = threshold_for_rate(torch.cat(found), rate)
+
+
+def warning(name: str, record: dict[str, object] | None) -> str | None:
+    """One line where paging was not exercised."""
+    if not record or not record["opportunities"] or record["switch_rate"] not in (0.0, 1.0):
+        return None
+    how = "never turned" if record["switch_rate"] == 0.0 else "turned at every opportunity"
+    return f"{name}: pages were {how} (switch rate {record['switch_rate']:.0%}), so paging by choice was not exercised"

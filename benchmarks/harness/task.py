@@ -1,0 +1,200 @@
+"""What a task is: data from a seed, a loss, and numbers that a frozen memory gets on data it was not trained on."""
+
+import hashlib
+import random
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .arms import Arm, build, parameters
+from .switches import Call, heard, set_thresholds, watched
+from .timing import timed
+
+TEST_BATCHES = 4
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number of a task.
+
+    better: "lower", "higher" or None (no gain is computed). judged: gains in it end in a verdict; those in a task's
+    first metric always do. Few should: with each, more is found by chance. beside: a metric without which this one says
+    little (one forgets less who never knew): a verdict "better" says how that one stands.
+    """
+
+    name: str
+    better: str | None = "lower"
+    about: str = ""
+    judged: bool = False
+    beside: str | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How every arm of a run is trained and measured."""
+
+    steps: int
+    lr: float = 1e-2
+    device: str = "cpu"
+    test_batches: int = TEST_BATCHES
+    clip: float = 1.0
+
+
+def seed_of(*parts: Any) -> int:
+    """A seed that depends on all parts, the same in every process."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
+
+
+def generator(*parts: Any) -> torch.Generator:
+    return torch.Generator().manual_seed(seed_of(*parts))
+
+
+class Task:
+    """A task of an experiment: subclass it as a frozen dataclass whose fields are its settings.
+
+    name, metrics (the first is the main one). `forgetting`: the metric by which a naive memory (one head, no gates,
+    no pages) must be seen to forget, mean above zero with its interval; else the task is refused as too easy.
+
+    A subclass says:
+        memory()                    keywords of NeuralMemory that all arms share, `dim` among them
+        world(seed)                 what a seed fixes for training and test alike (default nothing)
+        batch(world, generator)     fresh data, made on the CPU
+        loss(model, batch)          what training lowers
+        scores(model, batch)        metric name -> number, under no_grad, outer weights frozen, state carried
+        constant(train, test)       the same metrics of the best constant answer, learned on batches of training data
+    and may say:
+        build(arm)                  the model, where it is not a NeuralMemory alone
+    """
+
+    name: str
+    metrics: Sequence[Metric]
+    forgetting: str | None = None
+
+    def memory(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def build(self, arm: Arm) -> nn.Module:
+        return arm.make(**{**self.memory(), **arm.memory})
+
+    def world(self, seed: int) -> Any:
+        return None
+
+    def batch(self, world: Any, generator: torch.Generator) -> Any:
+        raise NotImplementedError
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        raise NotImplementedError
+
+    def scores(self, model: nn.Module, batch: Any) -> Mapping[str, float]:
+        raise NotImplementedError
+
+    def constant(self, train: Sequence[Any], test: Sequence[Any]) -> Mapping[str, float]:
+        raise NotImplementedError
+
+    # data: the same for every arm
+
+    def batches(self, seed: int, part: str, count: int, device: str = "cpu"):
+        """`count` batches of a part, "train" or "test"; the same for the same seed, and a prefix of a longer run."""
+        world = self.world(seed)
+        source = generator(self.name, part, seed)
+        for _ in range(count):
+            yield moved(self.batch(world, source), device)
+
+    # one arm, one seed
+
+    def run(self, arm: Arm, seed: int, setting: Setting) -> dict[str, Any]:
+        """Trains the outer weights, freezes them, measures: {"metrics", "pages", "parameters", "training"}."""
+        torch.manual_seed(seed_of("run", seed))  # whatever a model draws
+        random.seed(seed)
+        model = build(self, arm, seed, setting.device)
+        losses = self.train(model, arm, seed, setting)
+        model.eval().requires_grad_(False)
+        scores = []
+        with torch.no_grad(), watched(model) as seen:
+            for batch in self.batches(seed, "test", setting.test_batches, setting.device):
+                scores.append(self.scores(model, batch))
+        return {
+            "metrics": mean_of(scores),
+            "pages": seen.record() if seen.written else None,
+            "parameters": parameters(model),
+            "training": {"loss_first": losses[:1], "loss_tail": tail(losses)},
+        }
+
+    def train(self, model: nn.Module, arm: Arm, seed: int, setting: Setting) -> list[float]:
+        """Adam over all outer weights, a fresh batch each step. Returns the loss before each step."""
+        optimizer = torch.optim.Adam(model.parameters(), lr=setting.lr)
+        losses, every = [], max(1, setting.steps // 4)
+        model.train()
+        batch = None
+        for i, batch in enumerate(self.batches(seed, "train", setting.steps, setting.device)):
+            if arm.switch_rate is not None and i % every == 0:
+                self.set_threshold(model, arm, batch)
+            losses.append(self.step(model, arm, batch, optimizer, setting).item())
+        if arm.switch_rate is not None and batch is not None:
+            self.set_threshold(model, arm, batch)
+        return losses
+
+    def step(self, model, arm: Arm, batch, optimizer, setting: Setting) -> Tensor:
+        """One step; the task's own loss before it."""
+        if arm.penalty is None:
+            total = loss = self.loss(model, batch)
+        else:
+            calls: list[Call] = []
+            with heard(model, calls.append):
+                loss = self.loss(model, batch)
+            total = loss + arm.penalty(model, calls)
+        optimizer.zero_grad()
+        total.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), setting.clip)
+        optimizer.step()
+        return loss.detach()
+
+    def set_threshold(self, model: nn.Module, arm: Arm, batch: Any) -> None:
+        set_thresholds(model, lambda: self.loss(model, batch), arm.switch_rate)
+
+    # time, apart from quality
+
+    def times(self, arm: Arm, seed: int, setting: Setting, repeats: int) -> dict[str, float]:
+        """Milliseconds of one evaluation and of one training step on a batch: synchronised, medians after warm-up."""
+        model = build(self, arm, seed, setting.device)
+        optimizer = torch.optim.Adam(model.parameters(), lr=setting.lr)
+        (batch,) = self.batches(seed, "train", 1, setting.device)
+
+        @torch.no_grad()
+        def forward():
+            self.loss(model, batch)
+
+        def step():
+            self.step(model, arm, batch, optimizer, setting)
+
+        def median(work):
+            calls = [timed(work, setting.device) for _ in range(2 + repeats)][2:]
+            return statistics.median(calls) * 1e3
+
+        return {"fwd_ms": median(forward), "train_ms": median(step)}
+
+
+def mean_of(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: statistics.fmean(float(s[name]) for s in scores) for name in scores[0]}
+
+
+def tail(losses: Sequence[float], count: int = 10) -> float | None:
+    """Mean of the last ten, or of as many as there are."""
+    return statistics.fmean(losses[-count:]) if losses else None
+
+
+def moved(batch: Any, device: str) -> Any:
+    """The tensors of a batch (a tensor, tuple, list or mapping) on a device."""
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {k: moved(v, device) for k, v in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(moved(v, device) for v in batch))
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(moved(v, device) for v in batch)
+    return batch

@@ -1,0 +1,1 @@
+"""What the experiments' memories are asked to do. Every task subclasses harness.task.Task."""

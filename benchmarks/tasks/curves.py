@@ -1,0 +1,190 @@
+"""Sequences of vectors with noise: a curve in a plane that is new in every row, to be followed from what was just read.
+
+    x_t = radius (cos a_t u + sin a_t v) + rise t/n w + noise e_t,    a_t = phase + 2 pi turns t / n
+
+u, v, w are random orthonormal directions of the row, so that the step from one vector to the next can only be learned
+while reading. The memory stores x_t -> x_{t+1} within a chunk (store_with_lookahead_value); its answer at t is compared
+with x_{t+1} without the noise, in the later half of the sequence.
+
+Letters: b batch, n tokens, d features.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from harness.task import Metric, Task
+from torch import Tensor, nn
+
+
+class Curves(NamedTuple):
+    """noisy, clean [b n d]."""
+
+    noisy: Tensor
+    clean: Tensor
+
+
+@dataclass(frozen=True)
+class Follow(Task):
+    """turns: (fewest, most) of a whole curve, drawn for each row. rise: along a third direction over the sequence.
+    batch_size: rows. Vectors have a mean square of about 1."""
+
+    label: str = "spiral"
+    dim: int = 16
+    length: int = 64
+    turns: tuple[float, float] = (6.0, 12.0)
+    rise: float = 0.5
+    noise: float = 0.1
+    batch_size: int = 16
+    chunk_size: int = 8
+    max_step: float = 1.0
+
+    metrics = (
+        Metric("error", "lower", "mean squared error of the next vector, over the mean square of it"),
+        Metric("error_first", "lower", "the same in the first half, while the curve is new"),
+    )
+
+    @property
+    def name(self) -> str:
+        return self.label
+
+    def __post_init__(self):
+        if self.dim < 3:
+            raise ValueError(f"dim: got {self.dim}, takes at least the 3 dimensions of a curve")
+        if self.length % (2 * self.chunk_size):
+            raise ValueError(f"length: got {self.length}, takes a multiple of two chunks, {2 * self.chunk_size}")
+
+    def memory(self) -> dict[str, Any]:
+        return {
+            "dim": self.dim,
+            "dim_head": self.dim,
+            "chunk_size": self.chunk_size,
+            "batch_size": self.chunk_size,
+            "qk_rmsnorm": True,
+            "store_with_lookahead_value": True,
+            "default_step_transform_max_lr": self.max_step,
+            "default_model_kwargs": {"depth": 2, "expansion_factor": 2.0},
+        }
+
+    def batch(self, world: Any, generator: torch.Generator) -> Curves:
+        b, n, d = self.batch_size, self.length + 1, self.dim
+        plane = planes(b, d, generator)
+        low, high = self.turns
+        turns = low + (high - low) * torch.rand(b, 1, generator=generator)
+        phase = 2 * math.pi * torch.rand(b, 1, generator=generator)
+        clean = curve(plane, phase, turns / self.length, n, self.rise)
+        return Curves(clean + self.noise * torch.randn(b, n, d, generator=generator), clean)
+
+    def errors(self, memory: nn.Module, curves: Curves) -> Tensor:
+        """[n]: of each answer."""
+        answers, _ = memory(curves.noisy[:, :-1])
+        wanted = curves.clean[:, 1:]
+        return (answers - wanted).square().mean(dim=(0, 2)) / wanted.square().mean()
+
+    def loss(self, model: nn.Module, batch: Curves) -> Tensor:
+        return self.errors(model, batch).mean()
+
+    def scores(self, model: nn.Module, batch: Curves) -> Mapping[str, float]:
+        first, second = self.errors(model, batch).chunk(2)
+        return {"error": second.mean(), "error_first": first.mean()}
+
+    def constant(self, train, test) -> Mapping[str, float]:
+        mean = torch.cat([c.clean for c in train]).mean(dim=(0, 1))
+        errors = [(c.clean[:, 1:] - mean).square().mean(dim=(0, 2)) / c.clean[:, 1:].square().mean() for c in test]
+        first, second = torch.stack(errors).mean(dim=0).chunk(2)
+        return {"error": second.mean().item(), "error_first": first.mean().item()}
+
+
+def planes(rows: int, dim: int, generator: torch.Generator) -> Tensor:
+    """Three random orthonormal directions for each row: [b d 3]."""
+    return torch.linalg.qr(torch.randn(rows, dim, 3, generator=generator)).Q
+
+
+def curve(
+    plane: Tensor, phase: Tensor, turns_per_token: Tensor, tokens: int, rise: float, radius: float = 1.0
+) -> Tensor:
+    """plane [b d 3]; phase in radians, turns_per_token [b 1] -> [b n d]. A circle has a mean square of 1."""
+    t = torch.arange(tokens, device=plane.device, dtype=plane.dtype)
+    angle = phase + 2 * math.pi * turns_per_token * t
+    parts = torch.stack((radius * angle.cos(), radius * angle.sin(), (rise * t / tokens).expand_as(angle)), dim=-1)
+    return parts @ plane.transpose(1, 2) * plane.shape[1] ** 0.5
+
+
+@dataclass(frozen=True)
+class Recovery(Follow):
+    """A curve, another one in the same plane (faster, wider, ahead), and the first again, in one carried state: how
+    well is it followed right after its return? Each part has `length` tokens; errors are those of its last half
+    before, and of its first half after. Phase errors are angles in the plane, in radians."""
+
+    label: str = "long_horizon_recovery"
+    perturbation: float = 0.8  # radians ahead, and 1.2 times as wide, as the perturbed part of a known curve
+
+    metrics = (
+        Metric("clean_mse_post", "lower", "error right after the first curve is back"),
+        Metric("clean_mse_pre", "lower", "error at the end of its first part"),
+        Metric("perturb_mse", "lower", "error at the end of the other curve"),
+        Metric("phase_err_post", "lower", "angle between answer and curve right after, radians"),
+        Metric("phase_err_pre", "lower", "that angle before"),
+        Metric("mse_recovery_gain", "higher", "clean_mse_pre - clean_mse_post"),
+        Metric("phase_recovery_gain", "higher", "phase_err_pre - phase_err_post"),
+    )
+
+    def batch(self, world: Any, generator: torch.Generator) -> dict[str, Tensor]:
+        b, n = self.batch_size, self.length
+        plane = planes(b, self.dim, generator)
+        low, high = self.turns
+        speed = (low + (high - low) * torch.rand(b, 1, generator=generator)) / n
+        other = (low + (high - low) * torch.rand(b, 1, generator=generator)) / n
+        phase = 2 * math.pi * torch.rand(b, 1, generator=generator)
+        whole = curve(plane, phase, speed, 3 * n + 1, self.rise)
+        ahead = phase + 2 * math.pi * speed * n + self.perturbation
+        clean = torch.cat((whole[:, :n], curve(plane, ahead, -other, n, self.rise, 1.2), whole[:, 2 * n :]), dim=1)
+        return {
+            "plane": plane,
+            "clean": clean,
+            "noisy": clean + self.noise * torch.randn(clean.shape, generator=generator),
+        }
+
+    def answers(self, memory: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        state, out, n = None, [], self.length
+        for part in range(3):
+            answer, state = memory(batch["noisy"][:, part * n : (part + 1) * n], state=state)
+            out.append(answer)
+        return torch.cat(out, dim=1)
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        wanted = batch["clean"][:, 1:]
+        return (self.answers(model, batch) - wanted).square().mean() / wanted.square().mean()
+
+    def scores(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Mapping[str, float]:
+        return self.scored(self.answers(model, batch), batch)
+
+    def scored(self, answers: Tensor, batch: Mapping[str, Tensor]) -> dict[str, float]:
+        wanted, n, half = batch["clean"][:, 1:], self.length, self.length // 2
+        error = (answers - wanted).square().mean(dim=(0, 2)) / wanted.square().mean()
+        turned = angle_between(answers, wanted, batch["plane"]).mean(dim=0)
+        pre, perturbed, post = slice(half, n - 1), slice(n + half, 2 * n - 1), slice(2 * n, 2 * n + half)
+        found = {
+            "clean_mse_pre": error[pre].mean().item(),
+            "perturb_mse": error[perturbed].mean().item(),
+            "clean_mse_post": error[post].mean().item(),
+            "phase_err_pre": turned[pre].mean().item(),
+            "phase_err_post": turned[post].mean().item(),
+        }
+        found["mse_recovery_gain"] = found["clean_mse_pre"] - found["clean_mse_post"]
+        found["phase_recovery_gain"] = found["phase_err_pre"] - found["phase_err_post"]
+        return found
+
+    def constant(self, train, test) -> Mapping[str, float]:
+        mean = torch.cat([c["clean"] for c in train]).mean(dim=(0, 1))
+        scores = [self.scored(mean.expand_as(c["clean"][:, 1:]), c) for c in test]
+        return {name: sum(s[name] for s in scores) / len(scores) for name in scores[0]}
+
+
+def angle_between(ours: Tensor, theirs: Tensor, plane: Tensor) -> Tensor:
+    """[b n d] x 2 and [b d 3] -> [b n]: between the projections on the first two directions, in [0, pi]."""
+    a, b = ((x @ plane[:, :, :2]) for x in (ours, theirs))
+    cross, dot = a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0], (a * b).sum(dim=-1)
+    return torch.atan2(cross, dot).abs()

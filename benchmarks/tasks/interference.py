@@ -1,0 +1,123 @@
+"""Interference: two tasks with the same keys and other values; what is left of the first after the second is written.
+
+    write A, ask A (before), write B, ask A (after), ask B
+
+in one carried state. Each writing and each asking begins with its task's context tokens, two fixed sequences of vectors
+for each seed, so that a router can tell the tasks apart; nothing is learned from context tokens and questions. Outer
+weights are trained on fresh pairs (all five parts), then frozen.
+
+Letters as in `pairs`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from harness.task import Metric, Task, generator
+from torch import Tensor, nn
+
+from tasks.pairs import ask, chosen_right, relative_error, tokens_of, unit_rows, write
+
+
+class Episode(NamedTuple):
+    """context [2 c d]; keys [b u k]; a, b [b u v], their values in each task."""
+
+    context: Tensor
+    keys: Tensor
+    a: Tensor
+    b: Tensor
+
+
+@dataclass(frozen=True)
+class Interference(Task):
+    """dim: of a token, half of it the key. pairs: of each task. context: tokens of it. context_strength: how much of
+    the context each pair and question has in it besides (0: they look alike in both tasks). A writing is
+    context + pairs tokens, a multiple of the chunk."""
+
+    dim: int = 32
+    pairs: int = 12
+    context: int = 4
+    context_strength: float = 0.0
+    batch_size: int = 16
+    chunk_size: int = 8
+    max_step: float = 1.0
+
+    name = "interference"
+    forgetting = "forgetting"
+    metrics = (
+        Metric("error_a_after", "lower", "error of A's values after B is written, 1: answering zero"),
+        Metric("forgetting", "lower", "error of A after B less that before B", judged=True, beside="error_a_after"),
+        Metric("error_a_before", "lower", "error of A before B is written"),
+        Metric("error_b", "lower", "error of B at the end"),
+        Metric("chosen_a_after", "higher", "share of A's answers nearest to their own value, after B"),
+    )
+
+    def __post_init__(self):
+        if self.dim % 2:
+            raise ValueError(f"dim: got {self.dim}, takes an even number (a key and a value)")
+        if (self.context + self.pairs) % self.chunk_size:
+            takes = f"so many that with {self.context} context tokens they fill chunks of {self.chunk_size}"
+            raise ValueError(f"pairs: got {self.pairs}, takes {takes}")
+
+    def memory(self) -> dict[str, Any]:
+        return {
+            "dim": self.dim,
+            "dim_head": self.dim,
+            "chunk_size": self.chunk_size,
+            "batch_size": self.chunk_size,
+            "qk_rmsnorm": True,
+            "default_step_transform_max_lr": self.max_step,
+            "default_model_kwargs": {"depth": 2, "expansion_factor": 2.0},
+        }
+
+    def world(self, seed: int) -> Tensor:
+        return unit_rows(2, self.context, self.dim, generator=generator("contexts", seed))
+
+    def batch(self, world: Tensor, generator: torch.Generator) -> Episode:
+        shape = (self.batch_size, self.pairs, self.dim // 2)
+        keys, a, b = (unit_rows(*shape, generator=generator) for _ in range(3))
+        return Episode(world, keys, a, b)
+
+    def errors(self, memory: nn.Module, episode: Episode) -> tuple[dict[str, Tensor], Tensor]:
+        """Errors of A before, A after, B; and the answers to A after B [b u v]."""
+        c, k = self.context, self.dim // 2
+
+        def tokens(which: int, values: Tensor | None) -> Tensor:
+            return tokens_of(episode.context[which], episode.keys, values, self.context_strength)
+
+        def asked(which: int, state) -> Tensor:
+            return ask(memory, tokens(which, None), c, state)[..., k:]
+
+        after_a = write(memory, tokens(0, episode.a), c, None)
+        before = asked(0, after_a)
+        after_b = write(memory, tokens(1, episode.b), c, after_a)
+        after, other = asked(0, after_b), asked(1, after_b)
+        errors = {
+            "error_a_before": relative_error(before, episode.a),
+            "error_a_after": relative_error(after, episode.a),
+            "error_b": relative_error(other, episode.b),
+        }
+        return errors, after
+
+    def loss(self, model: nn.Module, batch: Episode) -> Tensor:
+        return sum(self.errors(model, batch)[0].values()) / 3
+
+    def scores(self, model: nn.Module, batch: Episode) -> Mapping[str, float]:
+        errors, after = self.errors(model, batch)
+        forgetting = errors["error_a_after"] - errors["error_a_before"]
+        return {**errors, "forgetting": forgetting, "chosen_a_after": chosen_right(after, batch.a)}
+
+    def constant(self, train, test) -> Mapping[str, float]:
+        mean = torch.cat([torch.cat((e.a, e.b)) for e in train]).mean(dim=(0, 1))
+        a, b = (
+            sum(relative_error(mean.expand_as(v), v).item() for v in values) / len(test)
+            for values in ([e.a for e in test], [e.b for e in test])
+        )
+        return {
+            "error_a_before": a,
+            "error_a_after": a,
+            "error_b": b,
+            "forgetting": 0.0,
+            "chosen_a_after": 1 / self.pairs,
+        }

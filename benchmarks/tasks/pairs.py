@@ -1,0 +1,51 @@
+"""Key and value vectors as a memory reads them: one token holds both, a question holds the key alone.
+
+Letters: b batch, n tokens, u pairs, c context tokens, k features of a key, v features of a value, d = k + v.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from titans_pytorch import NeuralMemState
+
+
+def unit_rows(*shape: int, generator: torch.Generator) -> Tensor:
+    """Random directions of length sqrt(features), as RMSNorm would leave them."""
+    x = torch.randn(*shape, generator=generator)
+    return x * (shape[-1] ** 0.5 / x.norm(dim=-1, keepdim=True))
+
+
+def tokens_of(context: Tensor, keys: Tensor, values: Tensor | None, strength: float = 0.0) -> Tensor:
+    """context [c d], keys [b u k], values [b u v] (None: questions, zeros in their place) -> [b c+u d].
+
+    strength: how much of the context (its first token) is added to each pair or question too.
+    """
+    b, u, k = keys.shape
+    values = keys.new_zeros(b, u, context.shape[-1] - k) if values is None else values
+    pairs = torch.cat((keys, values), dim=-1) + strength * context[0]
+    return torch.cat((context.expand(b, -1, -1), pairs), dim=1)
+
+
+def write(memory: nn.Module, tokens: Tensor, silent: int, state: NeuralMemState | None) -> NeuralMemState:
+    """The state after reading tokens [b n d], of which the first `silent` are not learned from."""
+    mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+    mask[:, :silent] = False
+    return memory(tokens, state=state, store_mask=mask)[1]
+
+
+def ask(memory: nn.Module, tokens: Tensor, silent: int, state: NeuralMemState) -> Tensor:
+    """Answers [b u d] to the questions after the first `silent` tokens [b n d]; nothing is learned from them, and the
+    state is left as it was."""
+    mask = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+    return memory(tokens, state=state, store_mask=mask)[0][:, silent:]
+
+
+def relative_error(answers: Tensor, values: Tensor) -> Tensor:
+    """Mean squared error over the mean square of the values: 1 for answering zero."""
+    return (answers - values).square().mean() / values.square().mean()
+
+
+def chosen_right(answers: Tensor, values: Tensor) -> Tensor:
+    """Share of the answers that lie nearest to their own value, of the values of their row: [b u v] -> []."""
+    nearest = torch.cdist(answers, values).argmin(dim=-1)
+    return (nearest == torch.arange(values.shape[1], device=values.device)).float().mean()
