@@ -33,13 +33,16 @@ def assert_same_tensors(got, wanted, tolerance: float = 1e-9, what: str = ""):
         assert_close(got[name], wanted[name], tolerance, f"{what} {name}")
 
 
-def assert_same_gradients(got, wanted, tolerance: float = 1e-8, what: str = ""):
+def gradient_errors(got, wanted) -> dict[str, float]:
     """Each against its own size, or a 1e-5th of the largest: where a gradient is zero by symmetry, rounding is left."""
-    floor = 1e-5 * max(grad.abs().max().item() for grad in wanted.values() if grad.numel())
-    for name in wanted:
-        error = (got[name] - wanted[name]).abs().max().item()
-        size = max(wanted[name].abs().max().item(), floor, 1e-12)
-        assert error <= tolerance * size, f"{what} gradient of {name}: relative error {error / size:.2e}"
+    floor = 1e-5 * max((grad.abs().max().item() for grad in wanted.values() if grad.numel()), default=0.0)
+    sizes = {name: max(grad.abs().max().item(), floor, 1e-12) for name, grad in wanted.items() if grad.numel()}
+    return {name: (got[name] - wanted[name]).abs().max().item() / size for name, size in sizes.items()}
+
+
+def assert_same_gradients(got, wanted, tolerance: float = 1e-8, what: str = ""):
+    for name, error in gradient_errors(got, wanted).items():
+        assert error <= tolerance, f"{what} gradient of {name}: relative error {error:.2e}"
 
 
 def gradients(outputs: list[Tensor], leaves: dict[str, Tensor], seed: int = 1) -> dict[str, Tensor]:

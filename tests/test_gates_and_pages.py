@@ -191,6 +191,7 @@ GATE = {"use_symplectic_gating": True}
         ({"dmd_window": 1}, "dmd_window"),
         ({"page_threshold_quantile": 2.0}, "page_threshold_quantile"),
         ({"page_threshold_window": 0}, "page_threshold_window"),
+        ({"page_threshold_window": 7}, "page_threshold_window"),  # of so few no quantile is taken: never a switch
         ({"page_router": 3}, "page_router"),
         ({"symplectic_gate": "gate", **GATE}, "symplectic_gate"),
         ({"symplectic_gate": Told()}, "symplectic_gate"),

@@ -49,7 +49,36 @@ GATES = {
     "budget": {"phase_mix": 0.3, "quorum_mix": 0.6, "budget_topk_ratio": 0.5, "budget_window": 4},
     "soft": {"gated": True, "gate_mode": "soft", "codebook_mix": 0.4, "codebook_size": 4},
     "sparse": {"gated": True, "diag": True, "gate_threshold": -1.0, "top_k": 4},
+    "adaptive": {"gated": True, "adaptive_topk_ratio": 0.9, "adaptive_topk_min_k": 3, "gate_threshold": -1.0},
+    "codes": {"codebook_mix": 0.7, "codebook_size": 5, "codebook_topk": 2, "quorum_mix": 0.3, "quorum_threshold": 0.1},
+    "all": {
+        **{"gated": True, "diag": True, "gate_mode": "soft", "top_k": 5, "phase_mix": 0.5, "dim_free": True},
+        **{"codebook_mix": 0.3, "quorum_mix": 0.5, "quorum_threshold": 0.2, "budget_topk_ratio": 0.7},
+    },
 }
+
+
+class OwnGate(nn.Module):
+    """A user's gate, which needs two tokens before, and gives a manifold state where it is asked for one."""
+
+    context = 2
+
+    def forward(self, tokens, return_manifold_state=False):
+        before = nn.functional.pad(tokens, (0, 0, 2, 0))[:, : tokens.shape[1]]
+        complexity = (tokens * before).mean(dim=-1, keepdim=True).tanh().square()
+        angle = torch.atan2(tokens[..., :2], tokens[..., 2:4])
+        return (complexity, {"phase_angle": angle}) if return_manifold_state else complexity
+
+
+class OwnRouter:
+    """A user's choice of page, by all that there is."""
+
+    uses_phase = True
+
+    def __call__(self, page, complexity, angle):
+        turn = 0 if angle is None else (angle > 0).long()
+        return (page + 1 + turn + (complexity > 0.5).long()) % 3
+
 
 AXES = [
     ("chunk_size", [3, 1, 2, 4, (2, 4), (3, 2), (5, 3)]),
@@ -98,15 +127,18 @@ AXES = [
     ("page_switch_chunks", [1, 2, None, 3]),  # page_switch_every in store chunks
     ("symplectic_page_threshold", [0.05, 0.2]),
     ("page_threshold_quantile", [None, 0.3]),
+    ("page_threshold_window", [64, 8]),
+    ("symplectic_gate", [None, OwnGate]),
+    ("page_router", [None, OwnRouter]),
 ]
 
 CONSTRAINTS = [
     lambda o: not o["store_with_lookahead_value"] or store_chunk(o) * o["num_kv_per_token"] > 1,
     lambda o: not (o["qk_l2norm"] and o["qk_rmsnorm"]),
     lambda o: o["num_pages"] == 1 or o["use_symplectic_gating"] or o["use_dmd_gating"],
-    # a quantile needs some chunks before it says anything, which here the anchor must not move too often in
-    lambda o: o["page_threshold_quantile"] is None or (o["num_pages"] > 1 and store_chunk(o) == 1),
-    lambda o: o["page_threshold_quantile"] is None or not (o["spectral_norm_surprises"] and o["batch_chunks"]),
+    # a quantile needs some chunks before it says anything
+    lambda o: o["page_threshold_quantile"] is None or (o["num_pages"] > 1 and store_chunk(o) <= 2),
+    lambda o: o["symplectic_gate"] is None or (o["use_symplectic_gating"] and o["symplectic_gate_kwargs"] == "plain"),
 ]
 
 
@@ -141,6 +173,10 @@ class Subject:
         options["page_switch_every"] = None if every is None else every * store_chunk(options)
         options["combine_symplectic_and_dmd"] = options["use_symplectic_gating"] and options["use_dmd_gating"]
         options["symplectic_gate_kwargs"] = GATES[options["symplectic_gate_kwargs"]]
+        own_gate, own_router = options.pop("symplectic_gate"), options.pop("page_router")
+        if own_gate is not None:
+            options |= {"symplectic_gate": own_gate(), "symplectic_gate_kwargs": None}
+        options["page_router"] = None if own_router is None else own_router()
         self.diff_views = options["qkv_receives_diff_views"]
         model = MODELS[options.pop("model")](options["dim_head"])
         build = {**options, "model": model, "engine": engine}

@@ -5,16 +5,19 @@ A longer search: HYPOTHESIS_EXAMPLES=500 python -m pytest tests/laws
 
 import os
 from collections import Counter
+from functools import partial
 
 import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 
+from titans_pytorch.gating.limits import FEWEST
 from titans_pytorch.memory_state import ROWS
 
-from ..helpers import assert_close, assert_same_gradients, assert_same_tensors, gradients
-from .subjects import Subject, option_sets, paged, store_chunk, tolerance
+from ..helpers import gradients
+from .rounding import KIND, Results, Rounding
+from .subjects import Subject, option_sets, paged, store_chunk
 
 lawful = settings(
     max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "40")),
@@ -31,24 +34,19 @@ lawful = settings(
 
 def cases(least: int = 1, most: int = 17):
     """(options, number of tokens); with pages enough tokens for some to be turned."""
-    return option_sets.flatmap(
-        lambda options: st.tuples(st.just(options), st.integers(max(least, turning(options)), steady(options, most)))
-    )
 
+    def of(options):
+        fewest = max(least, turning(options))
+        return st.tuples(st.just(options), st.integers(fewest, max(most, fewest)))
 
-def steady(options, most: int) -> int:
-    """Orthogonalised updates, taken at weights that move, make a rounding error (or a change of the input by one) grow
-    tenfold with every few moves of the anchor: up to how many tokens a comparison says something."""
-    if not (options["spectral_norm_surprises"] and options["batch_chunks"]):
-        return most
-    return min(most, 4 * options["batch_chunks"] * store_chunk(options))
+    return option_sets.flatmap(of)
 
 
 def turning(options) -> int:
     """From how many tokens on pages are likely to be turned."""
     if not paged(options):
         return 1
-    return min(11, 10 if options["page_threshold_quantile"] is not None else 3 * store_chunk(options))
+    return store_chunk(options) * (FEWEST + 2 if options["page_threshold_quantile"] is not None else 3)
 
 
 @pytest.fixture
@@ -77,34 +75,43 @@ def splittable(options) -> bool:
     return not paged(options) or options["page_switch_chunks"] is not None
 
 
-def assert_same_state(got, wanted, limit, what="state"):
-    """All but updates."""
-
-    def same_tensors(a, b, name):
-        assert_same_tensors(a, b, limit, f"{what}: {name}")
-
-    for mine, theirs in zip(got, wanted, strict=True):
-        if theirs is None:
-            assert mine is None
+def carried(states) -> dict:
+    """What two memories carry on, by name: all but updates."""
+    out = {}
+    for which, state in zip(("earlier", "own"), states, strict=True):
+        if state is None:
             continue
-        assert mine.seq_index == theirs.seq_index
-        same_tensors(mine.weights, theirs.weights, "anchor")
-        same_tensors(mine.states[0], theirs.states[0], "memory")
-        same_tensors(mine.states[1], theirs.states[1], "momentum")
-        assert_close(mine.cache_store_segment, theirs.cache_store_segment, limit, f"{what}: waiting tokens")
-        assert (mine.read_weights is None) == (theirs.read_weights is None)
-        if theirs.read_weights is not None:
-            same_tensors(mine.read_weights, theirs.read_weights, "read weights")
-        for field in ROWS:
-            a, b = getattr(mine, field), getattr(theirs, field)
-            assert (a is None) == (b is None), field
-            if b is not None:
-                assert_close(a, b, limit, f"{what}: {field}")
+        mappings = {"anchor": state.weights, "memory": state.states[0], "momentum": state.states[1]}
+        mappings["read weights"] = state.read_weights or {}
+        out |= {f"{which} {what} {k}": v for what, tensors in mappings.items() for k, v in tensors.items()}
+        fields = {name: getattr(state, name) for name in ("cache_store_segment", *ROWS)}
+        out |= {f"{which} {name}": value for name, value in fields.items() if value is not None}
+        out[f"{which} position"] = torch.tensor(state.seq_index)
+    return out
+
+
+def streamed(subject, seq, cuts=(), mask=None) -> Results:
+    out, states, (loss, step) = subject.pieces(seq, cuts, mask)
+    return Results({"retrieved": out, "loss": loss, "step": step} | carried(states))
+
+
+@pytest.fixture
+def compare():
+    """compare(rounding, got, wanted): equal but for rounding. Examples so badly conditioned that this says little have
+    to be few."""
+    seen = []
+
+    def compare(rounding, got, wanted, what=""):
+        rounding.check(got, wanted, what)
+        seen.append(rounding.kind)
+
+    yield compare
+    assert sum(seen) <= 0.02 * len(seen) + 1, f"bounds above {KIND:.0e} in {sum(seen)} of {len(seen)} comparisons"
 
 
 @lawful
 @given(cases(), st.data())
-def test_causal(pages, case, data):
+def test_causal(pages, compare, case, data):
     """Law 1: what comes after position t changes nothing at or before t."""
     options, n = case
     subject = Subject(options)
@@ -113,94 +120,100 @@ def test_causal(pages, case, data):
     mask = _masks(data, 2, n)
     other = seq.clone()
     other[..., t + 1 :, :] = subject.sequence(2, n, seed=9)[..., t + 1 :, :]
-    with torch.no_grad():
-        a, b = subject(seq, mask=mask)[0], subject(other, mask=mask)[0]
+
+    @torch.no_grad()
+    def until_t(subject, seq):
+        return Results({"retrieved": subject(seq, mask=mask)[0][:, : t + 1]})
+
+    wanted = until_t(subject, seq)
     pages(options, subject)
-    assert_close(b[:, : t + 1], a[:, : t + 1], tolerance(options) * 1e-3)
+    compare(Rounding(subject, seq, until_t), until_t(subject, other), wanted)
 
 
 @lawful
 @given(cases(), st.data())
-def test_split_invariant(pages, case, data):
+def test_split_invariant(pages, compare, case, data):
     """Law 2: any way of cutting a sequence into calls gives the same outputs, surprises and carried state."""
     options, n = case
     assume(splittable(options))
-    subject, limit = Subject(options), tolerance(options)
+    subject = Subject(options)
     cuts = sorted(data.draw(st.sets(st.integers(1, n - 1)) if n > 1 else st.just(set()), label="cuts"))
     seq, mask = subject.sequence(2, n), _masks(data, 2, n)
-    with torch.no_grad():
-        whole, state, surprises = subject(seq, mask=mask)
-        switches = subject.switches
-        parts, parts_state, parts_surprises = subject.pieces(seq, cuts, mask)
+    whole = torch.no_grad()(partial(streamed, mask=mask))
+    wanted = whole(subject, seq)
     pages(options, subject)
+    switches = subject.switches
+    parts = whole(subject, seq, cuts)
     assert subject.switches == 2 * switches
-    assert_close(parts, whole, limit, "retrieved")
-    for got, wanted in zip(parts_surprises, surprises, strict=True):
-        assert_close(got, wanted, limit, "surprise")
-    assert_same_state(parts_state, state, limit)
+    compare(Rounding(subject, seq, whole), parts, wanted)
 
 
 @lawful
 @given(cases(2, 13))
-def test_token_by_token(pages, case):
+def test_token_by_token(pages, compare, case):
     """Law 2 at its finest cut, gradients through the carried state included."""
     options, n = case
     assume(splittable(options))
-    subject, limit = Subject(options), tolerance(options)
-    seq = subject.sequence(2, n)
-    leaves = subject.parameters | {"seq": seq.requires_grad_()}
-    whole, state, _ = subject(seq)
+    subject = Subject(options)
+    seq = subject.sequence(2, n).requires_grad_()
+
+    def learned(subject, seq, cuts=()):
+        values = streamed(subject, seq, cuts).values
+        return Results(values, gradients([values["retrieved"]], subject.parameters | {"seq": seq}))
+
+    wanted = learned(subject, seq)
     pages(options, subject)
-    tokens, tokens_state, _ = subject.pieces(seq, range(1, n))
-    assert_close(tokens, whole, limit, "retrieved")
-    assert_same_state(tokens_state, state, limit)
-    assert_same_gradients(gradients([tokens], leaves), gradients([whole], leaves), limit * 10)
+    compare(Rounding(subject, seq, learned), learned(subject, seq, range(1, n)), wanted)
 
 
 @lawful
 @given(cases(), st.data())
-def test_engines_agree(pages, case, data):
+def test_engines_agree(pages, compare, case, data):
     """Law 5: values and gradients of every engine against the reference."""
     options, n = case
-    reference, limit = Subject(options, "reference"), tolerance(options)
-    seq, mask = reference.sequence(2, n), _masks(data, 2, n)
+    reference = Subject(options, "reference")
+    seq, mask = reference.sequence(2, n).requires_grad_(), _masks(data, 2, n)
     engines = ["auto"]
     if options["model"] != "foreign":
         engines += ["matrix"] if options["spectral_norm_surprises"] else ["matrix", "dual"]
-    leaves = reference.parameters | {"seq": seq.requires_grad_()}
-    out, state, surprises = reference(seq, mask=mask)
+
+    def everything(subject, seq):
+        out, states, (loss, step) = subject(seq, mask=mask)
+        values = {"retrieved": out, "loss": loss, "step": step} | carried(states)
+        values |= {f"updates {name}": value for name, value in states[1].updates.items()}
+        final = [*states[1].states[0].values(), *states[1].states[1].values()]
+        return Results(values, gradients([out, loss, step, *final], subject.parameters | {"seq": seq}))
+
+    wanted = everything(reference, seq)
     pages(options, reference)
-    final = list(state[1].states[0].values()) + list(state[1].states[1].values())
-    wanted = gradients([out, *surprises, *final], leaves)
+    rounding, switches = Rounding(reference, seq, everything), reference.switches
     for engine in engines:
         subject = Subject(options, engine)
-        leaves = subject.parameters | {"seq": seq}
-        got, got_state, got_surprises = subject(seq, mask=mask)
-        assert_close(got, out, limit, f"{engine} retrieved")
-        assert_close(got_surprises[0], surprises[0], limit, f"{engine} loss")
-        assert_same_state(got_state, state, limit, engine)
-        assert subject.switches == reference.switches
-        assert_same_tensors(got_state[1].updates, state[1].updates, limit, f"{engine} updates")
-        final = list(got_state[1].states[0].values()) + list(got_state[1].states[1].values())
-        assert_same_gradients(gradients([got, *got_surprises, *final], leaves), wanted, limit * 10, engine)
+        compare(rounding, everything(subject, seq), wanted, engine)
+        assert subject.switches == switches
 
 
 @lawful
 @given(cases(1, 11))
-def test_rows_do_not_touch(pages, case):
+def test_rows_do_not_touch(pages, compare, case):
     """Law 6: a row's results are its own, whatever stands in the others."""
     options, n = case
     subject = Subject(options)
     seq = subject.sequence(3, n)
     poisoned = seq.clone()
     poisoned[..., 1, :, :] = float("nan")
-    with torch.no_grad():
-        clean = subject(seq)[0]
-        pages(options, subject)
-        dirty = subject(poisoned)[0]
-        alone = subject(seq[..., 2:, :, :])[0]
-    assert_close(dirty[[0, 2]], clean[[0, 2]], tolerance(options) * 1e-3)
-    assert_close(alone, clean[2:], tolerance(options) * 1e-3)
+
+    @torch.no_grad()
+    def outer(subject, seq):
+        out = subject(seq)[0]
+        return Results({"first": out[0], "last": out[-1]})
+
+    wanted = outer(subject, seq)
+    pages(options, subject)
+    rounding = Rounding(subject, seq, outer)
+    compare(rounding, outer(subject, poisoned), wanted, "beside NaN")
+    alone = outer(subject, seq[..., 2:, :, :]).values["last"]
+    compare(rounding, Results(wanted.values | {"last": alone}), wanted, "alone")
 
 
 @lawful

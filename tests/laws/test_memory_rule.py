@@ -11,7 +11,7 @@ from ..naive_memory import NaiveMemory
 from .subjects import AXES, MODELS, Subject, option_sets, store_chunk, tolerance
 
 WITHOUT_GATES = {"use_symplectic_gating": False, "use_dmd_gating": False, "kinetics_coupling": False, "num_pages": 1}
-WITHOUT_GATES |= {"page_threshold_quantile": None}
+WITHOUT_GATES |= {"page_threshold_quantile": None, "symplectic_gate": None}
 PLAIN = {name: values[0] for name, values in AXES} | WITHOUT_GATES
 
 

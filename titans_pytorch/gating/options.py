@@ -12,7 +12,7 @@ from ..symplectic_gate import SymplecticGating
 from . import checks
 from .decay import DecayGate, DmdScore, GateScore, MeanScore, context_of
 from .kinetics import Kinetics
-from .limits import FixedLimit, QuantileLimit
+from .limits import FEWEST, FixedLimit, QuantileLimit
 from .pages import CallWindows, FixedWindows, Pages
 from .paging import HierarchicalRouter, KeyedRouter, SequentialRouter
 from .stages import Stages
@@ -136,7 +136,9 @@ class GateOptions:
         callable_or_none(self.page_router, "page_router")
         if self.page_threshold_quantile is not None:
             checks.fraction("page_threshold_quantile", self.page_threshold_quantile)
-        positive_int(self.page_threshold_window, "page_threshold_window")
+        if positive_int(self.page_threshold_window, "page_threshold_window") < FEWEST:
+            takes = f"at least {FEWEST}, the complexities that a quantile is taken of"
+            raise wrong("page_threshold_window", self.page_threshold_window, takes)
         if self.dmd_window is not None and self.dmd_window < 2:
             raise wrong("dmd_window", self.dmd_window, "at least the two tokens of a step, or None")
         if self.page_switch_every is not None and self.page_switch_every % self.store_chunk:
