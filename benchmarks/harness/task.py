@@ -97,10 +97,12 @@ class Task:
 
     # data: the same for every arm
 
+    def source(self, part: str, seed: int) -> torch.Generator:
+        return generator(self.name, part, seed)
+
     def batches(self, seed: int, part: str, count: int, device: str = "cpu"):
         """`count` batches of a part, "train" or "test"; the same for the same seed, and a prefix of a longer run."""
-        world = self.world(seed)
-        source = generator(self.name, part, seed)
+        world, source = self.world(seed), self.source(part, seed)
         for _ in range(count):
             yield moved(self.batch(world, source), device)
 

@@ -1,0 +1,107 @@
+"""Motifs that come back: segments of two curves in turns, both new in every row, and scored in a part held out.
+
+A row draws two circles, each in a plane of its own with a speed of its own, and shows segments A, B, A, B, ... with
+noise, each going on where it left off. The next vector is asked for at every token; training lowers the error over all
+of them, scores are taken in the last third, when both motifs have been seen, on rows that were not trained on.
+
+Letters: b batch, n tokens, d features.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from harness.task import Metric, Task
+from torch import Tensor, nn
+
+from tasks.curves import curve, planes
+
+
+class Motifs(NamedTuple):
+    """noisy, clean [b n+1 d]; boundary bool [n]: the answer at this token is one of the first of a segment."""
+
+    noisy: Tensor
+    clean: Tensor
+    boundary: Tensor
+
+
+@dataclass(frozen=True)
+class MultiMotif(Task):
+    """segments of length // segments tokens; turns: (fewest, most) radians per token, drawn for each motif; boundary:
+    how many answers after a change count as near it (the first, which nothing announces, does not)."""
+
+    dim: int = 16
+    length: int = 96
+    segments: int = 6
+    radians: tuple[float, float] = (0.4, 1.2)
+    boundary: int = 4
+    noise: float = 0.05
+    batch_size: int = 16
+    chunk_size: int = 8
+    max_step: float = 1.0
+
+    name = "multi_motif"
+    metrics = (
+        Metric("mse_total", "lower", "error of the next vector in the last third, over its mean square"),
+        Metric("mse_boundary", "lower", "the same, right after a motif has come back"),
+    )
+
+    def __post_init__(self):
+        if self.length % (3 * self.chunk_size) or self.length % self.segments:
+            takes = f"a multiple of three chunks, {3 * self.chunk_size}, and of {self.segments} segments"
+            raise ValueError(f"length: got {self.length}, takes {takes}")
+
+    def memory(self) -> dict[str, Any]:
+        return {
+            "dim": self.dim,
+            "dim_head": self.dim,
+            "chunk_size": self.chunk_size,
+            "batch_size": self.chunk_size,
+            "qk_rmsnorm": True,
+            "store_with_lookahead_value": True,
+            "default_step_transform_max_lr": self.max_step,
+            "default_model_kwargs": {"depth": 2, "expansion_factor": 2.0},
+        }
+
+    def batch(self, world: Any, generator: torch.Generator) -> Motifs:
+        b, n, d = self.batch_size, self.length + 1, self.dim
+        low, high = self.radians
+        motifs = []
+        for _ in range(2):
+            plane = planes(b, d, generator)
+            radians = low + (high - low) * torch.rand(b, 1, generator=generator)
+            phase = 2 * math.pi * torch.rand(b, 1, generator=generator)
+            motifs.append(curve(plane, phase, radians / (2 * math.pi), n, rise=0.0))
+        step = self.length // self.segments
+        second = (torch.arange(n) // step % 2).bool()
+        clean = torch.where(second[:, None], motifs[1], motifs[0])
+        since = torch.arange(1, n) % step  # of the vector that is asked for
+        boundary = (since > 0) & (since <= self.boundary) & (torch.arange(1, n) >= step)
+        return Motifs(clean + self.noise * torch.randn(b, n, d, generator=generator), clean, boundary)
+
+    def errors(self, memory: nn.Module, batch: Motifs) -> Tensor:
+        return relative(memory(batch.noisy[:, :-1])[0], batch)
+
+    def loss(self, model: nn.Module, batch: Motifs) -> Tensor:
+        return self.errors(model, batch).mean()
+
+    def scores(self, model: nn.Module, batch: Motifs) -> Mapping[str, float]:
+        return self.scored(self.errors(model, batch), batch)
+
+    def scored(self, errors: Tensor, batch: Motifs) -> dict[str, float]:
+        held_out = torch.arange(self.length, device=errors.device) >= self.length - self.length // 3
+        near = held_out & batch.boundary
+        return {"mse_total": errors[held_out].mean().item(), "mse_boundary": errors[near].mean().item()}
+
+    def constant(self, train, test) -> Mapping[str, float]:
+        mean = torch.cat([m.clean for m in train]).mean(dim=(0, 1))
+        scores = [self.scored(relative(mean.expand_as(m.clean[:, 1:]), m), m) for m in test]
+        return {name: sum(s[name] for s in scores) / len(scores) for name in scores[0]}
+
+
+def relative(answers: Tensor, batch: Motifs) -> Tensor:
+    """Error of each answer over the mean square of what is asked for: [n]."""
+    wanted = batch.clean[:, 1:]
+    return (answers - wanted).square().mean(dim=(0, 2)) / wanted.square().mean()
