@@ -99,6 +99,7 @@ class NaiveMemory:
         row = Row([memory])
         all_keys = self.head_norm("k_norm", self.project("to_keys", keys, h, self.u), h).unflatten(0, (-1, self.u))
         all_values = self.project("to_values", values, h, self.u).unflatten(0, (-1, self.u))
+        errors = self.prediction_errors(keys)
         for i in range(len(keys) // c):
             tokens = slice(i * c, (i + 1) * c)
             step, loss, grads = self.surprise(
@@ -110,7 +111,10 @@ class NaiveMemory:
                 h,
                 anchor,
                 earlier and earlier[i],
+                errors,
             )
+            row.losses.append(loss), row.steps.append(step)
+            still = o["surprise_threshold"] is not None and not self.surprises(loss, errors, tokens).any()
             pooled = self.pool(keys[tokens])
             update = {}
             for index, (name, grad) in enumerate(grads.items()):
@@ -122,24 +126,36 @@ class NaiveMemory:
                     grad = grad * sigmoid(logit) * o["max_mem_layer_modulation"]
                 update[name] = self.momentum(-grad, [m[name] for m in momenta], pooled, h)
                 for m, value in zip(momenta, update[name][1], strict=True):
-                    m[name] = value
+                    m[name] = m[name] if still else value
             keep = 1 - sigmoid(self.rate("to_decay_factor", pooled, h)[0])
             after = {}
             for name, (change, _) in update.items():
                 if o["spectral_norm_surprises"] and change.ndim == 2:
                     change = newton_schulz(change)
                 after[name] = keep * memory[name] + change
-            memory = after
+            memory = memory if still else after
             if batch is not None and (i + 1) * c % batch == 0:
                 if o["gated_transition"]:
                     share = sigmoid(self.p["transition_gate"])
                     memory = {k: anchor[k] + share * (memory[k] - anchor[k]) for k in memory}
                 anchor = memory
-            row.memories.append(memory), row.losses.append(loss), row.steps.append(step)
+            row.memories.append(memory)
         row.momentum = momenta
         return row
 
-    def surprise(self, x, keys, values, mask, tokens, h, anchor, earlier):
+    def prediction_errors(self, x):
+        """What the linear prediction from the token before misses of each: x [n d] -> [n], or None without."""
+        if "predictor.predict.weight" not in self.p:
+            return None
+        before = torch.cat((torch.zeros_like(x[:1]), x[:-1]))
+        return (self.linear("predictor.predict", before.detach()) - x.detach()).square().mean(-1)
+
+    def surprises(self, loss, errors, tokens):
+        """Which pairs of a chunk surprise."""
+        surprise = loss if errors is None else errors[tokens].repeat_interleave(self.u)[: len(loss)]
+        return surprise >= self.o["surprise_threshold"]
+
+    def surprise(self, x, keys, values, mask, tokens, h, anchor, earlier, errors):
         """x [c d], keys and values [c*u d] of one chunk."""
         o = self.o
         logits = self.rate("to_adaptive_step", x, h, self.u)  # [c u]
@@ -158,6 +174,8 @@ class NaiveMemory:
         error = self.predict(weights, keys)
         loss_fn = o["store_memory_loss_fn"] or (lambda a, b: (a - b).square().mean(-1))
         loss = loss_fn(error, values)
+        if o["surprise_threshold"] is not None:
+            step = step * self.surprises(loss, errors, tokens)
         grads = torch.autograd.grad(
             (step * loss).sum(), list(weights.values()), create_graph=True, materialize_grads=True
         )

@@ -28,6 +28,8 @@ CONFIGURATIONS = {
     "pair": {"chunk_size": (6, 4)},
     "reads that look back": {"model": lambda: ForeignModel(DIM), "heads": 2, "dim_head": DIM},
     "convolution": {"qkv_conv_kernel": 3, "output_gate": "silu", "qk_l2norm": True},
+    "prediction": {"surprise_threshold": 1.0, "surprise_source": "prediction", "chunk_size": 2},
+    "threshold": {"surprise_threshold": 1.0, "chunk_size": 1, "batch_size": 4},
     "reference": {"engine": "reference", "batch_size": 8},
     "spectral": {"spectral_norm_surprises": True, "engine": "matrix"},
 }

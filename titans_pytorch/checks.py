@@ -30,6 +30,12 @@ def number_or_none(value, name: str) -> float | None:
     return value
 
 
+def one_of(value, allowed, name: str):
+    if not isinstance(value, str) or value not in allowed:
+        raise wrong(name, value, f"one of {', '.join(allowed)}")
+    return value
+
+
 def callable_or_none(value, name: str):
     if value is not None and not callable(value):
         raise wrong(name, value, "a callable or None")

@@ -123,7 +123,7 @@ class StateShape:
         b, d = self.width[-2:]
         wanted = {"gate_tokens": (b, "k", d), "recent_complexity": (b, "k")}
         wanted |= {"active_page_indices": (b,), "last_switch": (b,)}
-        wanted |= {name: (b, *tail) for name, tail in self.tails.items()}
+        wanted |= {"last_token": (b, 1, d)} | {name: (b, *tail) for name, tail in self.tails.items()}
         for name, shape in wanted.items():
             value = getattr(state, name)
             if value is None:

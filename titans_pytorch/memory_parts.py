@@ -6,7 +6,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from .checks import callable_or_none, number_or_none, positive_int, positive_number, wrong
+from .checks import callable_or_none, number_or_none, one_of, positive_int, positive_number, wrong
 from .engines.update_rule import UpdateRule
 from .gating.options import GateOptions
 from .memory_options import (
@@ -22,6 +22,7 @@ from .norms import MultiheadRMSNorm
 from .ops.modes import at_least_float32
 from .projections import GATES, CausalConv, ProjectionOptions, UnitNorm
 from .rates import RateOptions, Rates, SigmoidStep
+from .surprise import SOURCES, NextToken
 
 
 class MemoryParts(nn.Module):
@@ -87,6 +88,8 @@ class MemoryParts(nn.Module):
         qkv_conv_kernel: int | None = None,
         qk_l2norm: bool = False,
         output_gate: str | None = None,
+        surprise_threshold: float | None = None,
+        surprise_source: str = "memory",
         engine: str = "auto",
     ):
         super().__init__()
@@ -183,6 +186,8 @@ class MemoryParts(nn.Module):
         # what is optional comes last, so that all else starts as it does without
         self._add_gates(gates)
         self._add_convolutions(qkv_conv_kernel)
+        self.surprise_threshold = number_or_none(surprise_threshold, "surprise_threshold")
+        self.predictor = NextToken(dim) if one_of(surprise_source, SOURCES, "surprise_source") == "prediction" else None
 
     def _add_network(self, model: nn.Module, norm_residual: bool, per_head: bool) -> nn.Module:
         """The memory network's learned initial weights; returns its template."""

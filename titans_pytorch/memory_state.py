@@ -87,6 +87,7 @@ ROWS = (
     "recent_complexity",
     "query_conv",
     "store_conv",
+    "last_token",
 )
 
 
@@ -111,6 +112,7 @@ class NeuralMemState(NamedTuple):
     recent_complexity: [b k], of the last chunks (page_threshold_quantile only).
     query_conv: [b kernel-1 w], the queries' convolution's last inputs; store_conv: [b kernel-1 2 w u], those of the
         keys and the values behind them, of the tokens stored (qkv_conv_kernel only); None before the first.
+    last_token: [b 1 d], the last stored token, normalised (surprise_source = "prediction" only).
     """
 
     seq_index: int
@@ -127,6 +129,7 @@ class NeuralMemState(NamedTuple):
     recent_complexity: Tensor | None = None
     query_conv: Tensor | None = None
     store_conv: Tensor | None = None
+    last_token: Tensor | None = None
 
     @property
     def position(self) -> int:

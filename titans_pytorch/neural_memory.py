@@ -5,29 +5,27 @@ per token, o momentum order, k waiting tokens.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
-from einops import rearrange, repeat
 from torch import Tensor
 
 from . import memory_inputs as inputs
 from .checks import Words, wrong
-from .engines.run import Carry, ResidualSource, Run, StoreChunks, built_run, still_run, store
-from .gating.stages import GateCarry, Gated, Span
+from .engines.run import Carry, Run, built_run, still_run, store
+from .gating.stages import GateCarry
+from .memory_chunks import ChunkCarry, MemoryChunks
 from .memory_inputs import Earlier
 from .memory_options import batch_chunks
-from .memory_parts import MemoryParts
 from .memory_state import LazyTensors, NeuralMemState, mem_state_detach
 from .ops.modes import no_autocast
 from .ops.scan import AssocScan
-from .projections import conv_tails, keys_and_values, output, queries
-from .rates import StoreRates
+from .projections import conv_tails, output, queries
+from .surprise import of_rows
 
 __all__ = ["AssocScan", "NeuralMemState", "NeuralMemory", "mem_state_detach"]
 
 
-class NeuralMemory(MemoryParts):
+class NeuralMemory(MemoryChunks):
     """Reads [b n d], writes what it reads into the weights of a small network, and answers from them: [b n d].
 
     Args:
@@ -67,6 +65,11 @@ class NeuralMemory(MemoryParts):
         output_gate: "sigmoid" or "silu": RMSNorm of what each head reads, times this of a linear map of the query view
             [dim -> heads * dim_head], then the output projection, also with one head (section 4.4). It takes the place
             of the gate per head.
+        surprise_threshold: a pair whose surprise is below it is not learned from (its step is 0), and a chunk of such
+            pairs alone neither fades the memory nor moves its momentum; may be set at any time. Masks do not matter to
+            it. surprise_source: "memory", the pair's loss at the anchor (eq. 12); or "prediction", the mean square
+            error of a learned linear prediction of the normalised token, made one token before, which all pairs of the
+            token share. The predictor learns from `auxiliary_loss` alone.
         use_symplectic_gating: a chunk's decay is multiplied by 1 - scale * complexity, the largest of its tokens' by
             SymplecticGating(dim, **symplectic_gate_kwargs), or by `symplectic_gate`, a module of one's own. scale is
             learned, from 0.5. The module is given tokens [b n d], the normalised key view of the complete chunks being
@@ -122,7 +125,8 @@ class NeuralMemory(MemoryParts):
             detach_mem_state: cut the returned state from the graph.
             prev_weights: `updates` of an earlier memory layer (accept_weight_residual).
             store_mask: [b n] bool; False: the token is not learned from (its step is 0).
-            return_surprises: also return (loss, step), each [b h n*u] over the complete chunks stored.
+            return_surprises: also return (loss, step), each [b h n*u] over the complete chunks stored, and with
+                surprise_source = "prediction" the predictor's error [b n]: `auxiliary_loss` makes a scalar of them.
             ttt_batch_size: batch_size for this call.
 
         Returns:
@@ -205,7 +209,7 @@ class NeuralMemory(MemoryParts):
     # storing
 
     def _store(self, tokens: Tensor, state: NeuralMemState, prev_weights, mask, ttt_batch_size):
-        """tokens [(2) b n d] behind those that wait in the state: (run, next_state, (loss, step))."""
+        """tokens [(2) b n d] behind those that wait in the state: (run, next_state, surprises)."""
         chunk, b, n = self.store_chunk_size, tokens.shape[-3], tokens.shape[-2]
         anchor_chunks = batch_chunks(self.batch_size, chunk)
         if ttt_batch_size is not None:
@@ -221,21 +225,22 @@ class NeuralMemory(MemoryParts):
             raise wrong("prev_weights", Words(type(prev_weights).__name__), takes)
         residual = inputs.residual_source(prev_weights, self._expected(tokens), first, count)
         carry, gate_carry = self._carry(state, b), self.gating.start(GateCarry.of(state), b, tokens.device)
-        tail = state.store_conv
+        chunk_carry = ChunkCarry.of(state)
         if count:
             span = self.span(complete, first, anchor_chunks)
             gated = self.gated_rates(span, gate_carry, residual is not None)
             gate_carry = gated.carry
             self.gating.count(self, gated)
             allowed = None if mask is None else mask[:, : count * chunk]
-            chunks, tail = self._chunks(span, gated.rates, allowed, residual, tail)
+            chunks, chunk_carry, error = self.chunks(span, gated, allowed, residual, chunk_carry)
             share = None if self.transition_gate is None else self.transition_gate.sigmoid()
             with no_autocast(tokens.device):
                 run = store(self.engine, chunks, carry, anchor_chunks, share)
-            surprises = tuple(rearrange(x, "(b h) m p -> b h (m p)", b=b) for x in (run.loss(), chunks.rates.step))
+            surprises = tuple(of_rows(x, b) for x in run.surprises())
         else:
             run = still_run(self.engine, first, carry)
             surprises = (tokens.new_zeros(b, self.internal_heads, 0),) * 2
+            error = None if self.predictor is None else tokens.new_zeros(b, 0)
         stood_still = count == 0 and state.states is not None
         momentum = state.states[1] if stood_still else self._momentum_of(run, b)
         next_state = NeuralMemState(
@@ -245,10 +250,10 @@ class NeuralMemory(MemoryParts):
             states=(run.final.memory, momentum),
             updates=run.updates(),
             cache_store_mask=None if mask is None else mask[:, count * chunk :].clone(),
-            store_conv=tail,
             **gate_carry._asdict(),
+            **chunk_carry._asdict(),
         )
-        return run, next_state, surprises
+        return run, next_state, surprises if error is None else (*surprises, error)
 
     def _momentum_of(self, run: Run, batch: int) -> Mapping[str, Tensor]:
         if not self.momentum_order:
@@ -265,34 +270,6 @@ class NeuralMemory(MemoryParts):
         memory, momentum = state.states
         orders = LazyTensors(memory, lambda name: momentum[name].unbind(0)) if self.momentum_order else None
         return Carry(anchor, memory, orders)
-
-    def span(self, tokens: Tensor, first: int, anchor_chunks: int | None = None) -> Span:
-        """Complete chunks, tokens [(2) b m*c d], normalised. anchor_chunks: None for those of `batch_size`."""
-        tokens = self.store_norm(tokens)
-        key_view, value_view = tokens if self.diff_views else (tokens, tokens)
-        anchor_chunks = anchor_chunks or batch_chunks(self.batch_size, self.store_chunk_size)
-        return Span(key_view, value_view, self.store_chunk_size, first, anchor_chunks)
-
-    def gated_rates(self, span: Span, carry: GateCarry, with_residual: bool = False) -> Gated:
-        """The rates of a span, after what gates, kinetics and pages do to them."""
-        rates = self.rates(span.tokens, span.chunk, with_residual)
-        if self.lookahead:
-            rates = replace(rates, step=rates.step[:, :, :-1])
-        return self.gating(self, span, rates, carry)
-
-    def _chunks(
-        self, span: Span, rates: StoreRates, mask: Tensor | None, residual: ResidualSource | None, tail: Tensor | None
-    ) -> tuple[StoreChunks, Tensor | None]:
-        """Keys, values and rates of the span's chunks; and what their convolutions carry on."""
-        c, h, u = span.chunk, self.internal_heads, self.kv_per_token
-        keys, values, tail = keys_and_values(self, span.tokens, span.values, c, tail)
-        keys, values = keys.flatten(0, 1), values.flatten(0, 1)
-        if self.lookahead:
-            keys, values = keys[:, :, :-1], values[:, :, 1:]
-        if mask is not None:
-            allowed = repeat(mask, "b (m c) -> (b h) m (c u)", c=c, h=h, u=u)
-            rates = replace(rates, step=rates.step.masked_fill(~allowed[:, :, : keys.shape[2]], 0.0))
-        return StoreChunks(keys, values, rates, span.first, residual), tail
 
     def _expected(self, tokens: Tensor) -> inputs.StateShape:
         """What a state or weights must look like to go with tokens [(2) b n d]."""

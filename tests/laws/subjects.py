@@ -114,6 +114,8 @@ AXES = [
     ("store_with_lookahead_value", [False, True]),
     ("init_decay_bias", [None, -4.0, 4.0]),
     ("use_accelerated_scan", [False, True]),
+    ("surprise_threshold", [None, 0.5, 1.5]),
+    ("surprise_source", ["memory", "prediction"]),
     ("use_symplectic_gating", [False, True]),
     ("symplectic_gate_kwargs", list(GATES)),
     ("use_dmd_gating", [False, True]),
@@ -203,7 +205,7 @@ class Subject:
         return torch.randn(*views, batch, n, DIM, generator=generator, dtype=torch.float64)
 
     def __call__(self, seq, state=None, mask=None):
-        """(retrieved, state, (loss, step)); the state is that of both memories."""
+        """(retrieved, state, surprises); the state is that of both memories."""
         before, own = state if state is not None else (None, None)
         updates = None
         if self.earlier is not None:
@@ -213,11 +215,16 @@ class Subject:
         return out, (before, own), surprises
 
     def pieces(self, seq, cuts, mask=None):
-        """The sequence in the pieces that `cuts` make of it: (retrieved of each, last state, (losses, steps))."""
-        state, outs, losses, steps = None, [], [], []
+        """The sequence in the pieces that `cuts` make of it: (retrieved of each, last state, surprises)."""
+        state, outs, surprises = None, [], []
         edges = [0, *cuts, seq.shape[-2]]
         for start, stop in zip(edges[:-1], edges[1:], strict=True):
             part = None if mask is None else mask[:, start:stop]
-            out, state, (loss, step) = self(seq[..., start:stop, :], state, part)
-            outs.append(out), losses.append(loss), steps.append(step)
-        return torch.cat(outs, dim=1), state, (torch.cat(losses, dim=-1), torch.cat(steps, dim=-1))
+            out, state, found = self(seq[..., start:stop, :], state, part)
+            outs.append(out), surprises.append(found)
+        return torch.cat(outs, dim=1), state, joined(surprises)
+
+
+def joined(surprises) -> tuple[torch.Tensor, ...]:
+    """Those of several calls as of one."""
+    return tuple(torch.cat(parts, dim=-1) for parts in zip(*surprises, strict=True))

@@ -103,6 +103,10 @@ CONSTRUCTORS = [
     ({"qk_l2norm": True, "qk_rmsnorm": True}, "qk_l2norm: got True,"),
     ({"output_gate": "tanh"}, "output_gate: got 'tanh',"),
     ({"output_gate": True}, "output_gate: got True,"),
+    ({"surprise_threshold": "0.5"}, "surprise_threshold: got '0.5',"),
+    ({"surprise_threshold": True}, "surprise_threshold: got True,"),
+    ({"surprise_source": "loss"}, "surprise_source: got 'loss',"),
+    ({"surprise_source": None}, "surprise_source: got None,"),
     ({"engine": "fast"}, "engine: got 'fast',"),
     ({"engine": None}, "engine: got None,"),
     ({"engine": "dual", "spectral_norm_surprises": True}, "engine: got 'dual',"),
@@ -273,6 +277,7 @@ def test_state_of_another_batch_size_dtype_or_kind():
         ({"states": ({}, {})}, "state.states[0]: got the parameters none"),
         ({"cache_store_segment": torch.zeros(2, 2, 5)}, "state.cache_store_segment: got (2, 2, 5)"),
         ({"cache_store_mask": torch.ones(2, 3, dtype=torch.bool)}, "state.cache_store_mask: got (2, 3)"),
+        ({"last_token": torch.zeros(2, 2, 6)}, "state.last_token: got (2, 2, 6)"),
         ({"read_weights": {"a": torch.zeros(1)}}, "state.read_weights: got the parameters a"),
     ],
 )

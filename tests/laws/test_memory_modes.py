@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..helpers import assert_close, assert_same_gradients, gradients, relative_error
-from .subjects import AXES, MODELS, Subject, huber, option_sets, tolerance
+from .subjects import AXES, MODELS, Subject, huber, joined, option_sets, tolerance
 
 PLAIN = {name: values[0] for name, values in AXES}
 
@@ -63,6 +63,10 @@ VARIANTS = {f"{name} model": {"model": name} for name in MODELS} | {
         "qk_l2norm": True,
         "output_gate": "silu",
     },
+    "threshold": {"surprise_threshold": 1.0, "batch_chunks": 2, "heads": 2, "dim_head": 4},
+    "threshold, own loss": {"surprise_threshold": 0.4, "store_memory_loss_fn": huber, "chunk_size": 1},
+    "threshold, ghost": {"surprise_threshold": 1.0, "model": "ghost", "chunk_size": 2},
+    "prediction": {"surprise_threshold": 1.0, "surprise_source": "prediction", "chunk_size": 1, "batch_chunks": 4},
     "own step": {"momentum": False, "per_head_learned_parameters": False, "heads": 2, "pre_rmsnorm": False},
 }
 each_variant = pytest.mark.parametrize("variant", VARIANTS)
@@ -159,11 +163,11 @@ def checkpointed(subject, seq):
 
 def checkpointed_call_by_call(subject, seq):
     """The state goes from one checkpointed call into the next."""
-    outs, state, losses, steps = [], None, [], []
+    outs, state, surprises = [], None, []
     for piece in seq.split((4, 1, N - 5), dim=-2):
-        out, state, (loss, step) = checkpoint(subject, piece, state, use_reentrant=False)
-        outs.append(out), losses.append(loss), steps.append(step)
-    return torch.cat(outs, dim=1), tensors(state), (torch.cat(losses, -1), torch.cat(steps, -1))
+        out, state, found = checkpoint(subject, piece, state, use_reentrant=False)
+        outs.append(out), surprises.append(found)
+    return torch.cat(outs, dim=1), tensors(state), joined(surprises)
 
 
 def saved_on_cpu(subject, seq):

@@ -34,7 +34,7 @@ def agrees(options, n, masked):
     before = naive_earlier and naive_earlier(seq, mask)[1]
     wanted, rows = naive(seq, mask, before)
     flat = [row for heads in rows for row in heads]
-    got, (_, state), (loss, step) = subject(seq, mask=mask)
+    got, (_, state), (loss, step, *_) = subject(seq, mask=mask)
 
     assert_close(got, wanted, limit, "retrieved")
     chunks = n // store_chunk(options)
@@ -92,6 +92,14 @@ PAPER_PARTS = {
     "convolution, lookahead": {"qkv_conv_kernel": 3, "chunk_size": 3, "store_with_lookahead_value": True},
     "unit norm": {"dim_head": 4},
     "sigmoid gate": {"output_gate": "sigmoid"},
+    "threshold": {"surprise_threshold": 1.5},
+    "threshold, order 2": {"surprise_threshold": 1.5, "momentum_order": 2, "learned_momentum_combine": True},
+    "threshold, pairs": {"surprise_threshold": 1.5, "num_kv_per_token": 2, "chunk_size": 2},
+    "threshold, lookahead": {"surprise_threshold": 1.5, "chunk_size": 3, "store_with_lookahead_value": True},
+    "threshold, not tokenwise": {"surprise_threshold": 1.5, "chunk_size": 3, "model": "attention"},
+    "threshold, orthogonal": {"surprise_threshold": 1.5, "spectral_norm_surprises": True},
+    "prediction": {"surprise_threshold": 1.5, "surprise_source": "prediction"},
+    "prediction, pairs": {"surprise_threshold": 1.5, "surprise_source": "prediction", "num_kv_per_token": 2},
     "SiLU gate": {"output_gate": "silu", "heads": 2, "dim_head": 4},
 }
 

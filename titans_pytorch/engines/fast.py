@@ -16,6 +16,7 @@ from ..ops.modes import eager, enable_inner_grad, ordinary
 from ..ops.newton_schulz import newton_schulz
 from ..ops.scan import scan
 from ..rates import StoreRates
+from ..surprise import admit, surprising_step
 from .costs import Plan, plan
 from .paths import BuiltPath, DualPath, Path, Rows, weighted_gradient
 from .recurrence import combined_update, on_active, where_active
@@ -41,7 +42,7 @@ class FastEngine:
 
     def window(self, chunks: StoreChunks, carry: Carry, plan: Plan) -> Window:
         loss, records = self._surprise(chunks, carry.anchor)
-        rates = chunks.rates
+        rates = admit(chunks.rates, loss, chunks.threshold)
         c = coefficients(*(upcast(x) for x in (rates.keep, rates.momentum, rates.combine)), rates.active)
         paths, finals = {}, {}
         for index, name in enumerate(carry.anchor):
@@ -51,7 +52,9 @@ class FastEngine:
             paths[name], finals[name] = self._path(
                 records[name], carry.memory[name], momentum, modulation, rates, c, dual
             )
-        return Window(chunks.first, len(chunks), paths, self.reader(paths), lambda name: finals[name](), loss)
+        return Window(
+            chunks.first, len(chunks), paths, self.reader(paths), lambda name: finals[name](), loss, rates.step
+        )
 
     def _path(self, record, memory: Tensor, momentum: Sequence[Tensor] | None, modulation, rates, c, dual: bool):
         """The parameter's way through the window, and how to build the momentum at its end."""
@@ -94,7 +97,7 @@ class FastEngine:
         if self.taped:
             weights = TapedAnchor(anchor, chunks)
             prediction, back = self.model.with_vjp(chunks.keys, weights)
-            loss, slope = self.rule.loss_and_slope(prediction, chunks.values, chunks.rates.step)
+            loss, slope = self.rule.loss_and_slope(prediction, chunks.values, chunks.rates.step, chunks.threshold)
             back(slope)
             return loss, weights.records()
         return self._ghost_surprise(chunks, anchor)
@@ -107,7 +110,7 @@ class FastEngine:
             weights = GhostAnchor({k: ordinary(v) for k, v in anchor.items()}, chunks)
             prediction = self.model.with_weights(ordinary(chunks.keys), weights)
             loss = self.rule.loss(prediction, ordinary(chunks.values))
-            total = (loss * ordinary(chunks.rates.step)).sum()
+            total = (loss * surprising_step(ordinary(chunks.rates.step), loss, chunks.threshold)).sum()
             deltas = torch.autograd.grad(
                 total, [z for _, _, z in weights.used], create_graph=differentiable, materialize_grads=True
             )

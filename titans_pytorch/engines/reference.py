@@ -14,6 +14,7 @@ from torch.func import functional_call, vmap
 from ..ops.modes import eager, enable_inner_grad, ordinary
 from ..ops.newton_schulz import naive_newton_schulz
 from ..ops.scan import scan
+from ..surprise import admit, surprising_step
 from .costs import Plan
 from .paths import BuiltPath, Rows
 from .recurrence import combined_update, like, where_active
@@ -35,7 +36,7 @@ class ReferenceEngine:
 
     def window(self, chunks: StoreChunks, carry: Carry, plan: Plan) -> Window:
         loss, grads = self._gradients(chunks, carry.anchor)
-        rates = chunks.rates
+        rates = admit(chunks.rates, loss, chunks.threshold)
         paths, momenta = {}, {}
         for index, (name, grad) in enumerate(grads.items()):
             surprise = -grad
@@ -48,7 +49,7 @@ class ReferenceEngine:
             start = carry.memory[name]
             memory = self.scan(*where_active(rates.active, rates.keep, update), start)
             paths[name] = BuiltPath(torch.cat((start.unsqueeze(1), memory), dim=1))
-        return Window(chunks.first, len(chunks), paths, self.reader(paths), momenta.__getitem__, loss)
+        return Window(chunks.first, len(chunks), paths, self.reader(paths), momenta.__getitem__, loss, rates.step)
 
     @eager
     def _gradients(self, chunks: StoreChunks, anchor: Tensors) -> tuple[Tensor, Mapping[str, Tensor]]:
@@ -65,6 +66,7 @@ class ReferenceEngine:
                     weight = weight + like(ordinary(chunks.rates.residual_mix), earlier) * earlier
                 params[name] = weight if weight.requires_grad else weight.detach().requires_grad_()
             loss = self.rule.loss(self._call(params, keys), values)
+            step = surprising_step(step, loss, chunks.threshold)
             grads = torch.autograd.grad(
                 (loss * step).sum(), tuple(params.values()), create_graph=differentiable, materialize_grads=True
             )

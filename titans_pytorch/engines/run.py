@@ -28,6 +28,7 @@ class StoreChunks:
     rates: StoreRates
     first: int
     residual: "ResidualSource | None" = None
+    threshold: float | None = None  # pairs whose loss is below it change nothing (surprise.py)
 
     def __len__(self):
         return self.keys.shape[1]
@@ -61,6 +62,7 @@ class Window:
     read: Callable[[Tensor, Rows], Tensor]
     final_momentum: Callable[[str], Sequence[Tensor]]
     loss: Tensor | None = None  # [B m p]
+    step: Tensor | None = None  # [B m p], as it was taken
 
 
 @dataclass
@@ -114,9 +116,9 @@ class Run:
             self.shapes, lambda name: self.entries(name, self.first, self.last + 1), self.first, source=self
         )
 
-    def loss(self) -> Tensor | None:
-        losses = [w.loss for w in self.windows if w.loss is not None]
-        return torch.cat(losses, dim=1) if losses else None
+    def surprises(self) -> tuple[Tensor, Tensor]:
+        """(loss, step) of all pairs stored, [B m p]."""
+        return torch.cat([w.loss for w in self.windows], dim=1), torch.cat([w.step for w in self.windows], dim=1)
 
     def read(self, queries: Tensor, position: int, group: int, chunk: int) -> Tensor:
         """queries [B n d], the first at absolute `position`; each read group of `group` tokens sees the memory after

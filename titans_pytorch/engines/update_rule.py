@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..checks import Words, wrong
 from ..ops.modes import eager, enable_inner_grad, ordinary
+from ..surprise import surprising_step
 
 
 @dataclass(frozen=True)
@@ -31,22 +32,27 @@ class UpdateRule:
             )
         return loss
 
-    def loss_and_slope(self, prediction: Tensor, target: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss per token, and the gradient of sum(step * loss) with respect to the prediction."""
+    def loss_and_slope(
+        self, prediction: Tensor, target: Tensor, step: Tensor, threshold: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The loss per token, and the gradient of sum(step * loss) with respect to the prediction, the sum over those
+        whose loss is not below the threshold."""
         if self.loss_fn is None:
             error = prediction - target
-            return error.square().mean(dim=-1), error * (step * (2.0 / error.shape[-1])).unsqueeze(-1)
-        return self._own_loss_and_slope(prediction, target, step)
+            loss = error.square().mean(dim=-1)
+            step = surprising_step(step, loss, threshold)
+            return loss, error * (step * (2.0 / error.shape[-1])).unsqueeze(-1)
+        return self._own_loss_and_slope(prediction, target, step, threshold)
 
     @eager
-    def _own_loss_and_slope(self, prediction: Tensor, target: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    def _own_loss_and_slope(self, prediction: Tensor, target: Tensor, step: Tensor, threshold: float | None):
         differentiable = torch.is_grad_enabled()
         with enable_inner_grad():
             prediction, target, step = ordinary(prediction), ordinary(target), ordinary(step)
             if not prediction.requires_grad:
                 prediction = prediction.detach().requires_grad_()
             loss = self.loss(prediction, target)
-            total = (loss * step).sum()
+            total = (loss * surprising_step(step, loss, threshold)).sum()
             (slope,) = torch.autograd.grad(total, prediction, create_graph=differentiable, materialize_grads=True)
         return loss, slope
 

@@ -1,0 +1,73 @@
+"""From tokens to what an engine stores: complete chunks of keys and values, and their rates after all that changes
+them.
+
+Letters: b batch, m chunks, c tokens per chunk, h internal heads, u keys and values per token, d features, p pairs.
+"""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+from einops import repeat
+from torch import Tensor
+
+from .engines.run import ResidualSource, StoreChunks
+from .gating.stages import GateCarry, Gated, Span
+from .memory_options import batch_chunks
+from .memory_parts import MemoryParts
+from .memory_state import NeuralMemState
+from .projections import keys_and_values
+from .surprise import admit, of_pairs
+
+
+class ChunkCarry(NamedTuple):
+    """What chunks look back on, fields of NeuralMemState: see there."""
+
+    store_conv: Tensor | None = None
+    last_token: Tensor | None = None
+
+    @classmethod
+    def of(cls, state: NeuralMemState) -> "ChunkCarry":
+        return cls(*(getattr(state, name) for name in cls._fields))
+
+
+class MemoryChunks(MemoryParts):
+    """The part of NeuralMemory that prepares what is stored."""
+
+    def span(self, tokens: Tensor, first: int, anchor_chunks: int | None = None) -> Span:
+        """Complete chunks, tokens [(2) b m*c d], normalised. anchor_chunks: None for those of `batch_size`."""
+        tokens = self.store_norm(tokens)
+        key_view, value_view = tokens if self.diff_views else (tokens, tokens)
+        anchor_chunks = anchor_chunks or batch_chunks(self.batch_size, self.store_chunk_size)
+        return Span(key_view, value_view, self.store_chunk_size, first, anchor_chunks)
+
+    def gated_rates(self, span: Span, carry: GateCarry, with_residual: bool = False) -> Gated:
+        """The rates of a span, after what gates, kinetics and pages do to them."""
+        rates = self.rates(span.tokens, span.chunk, with_residual)
+        if self.lookahead:
+            rates = replace(rates, step=rates.step[:, :, :-1])
+        return self.gating(self, span, rates, carry)
+
+    def chunks(
+        self,
+        span: Span,
+        gated: Gated,
+        mask: Tensor | None,
+        residual: ResidualSource | None,
+        carry: ChunkCarry,
+    ) -> tuple[StoreChunks, ChunkCarry, Tensor | None]:
+        """What an engine stores of a span, with a mask [b m*c]; what the next span looks back on; and the predictor's
+        error [b m*c], where there is one."""
+        c, h, u = span.chunk, self.internal_heads, self.kv_per_token
+        keys, values, tail = keys_and_values(self, span.tokens, span.values, c, carry.store_conv)
+        keys, values, rates = keys.flatten(0, 1), values.flatten(0, 1), gated.rates
+        if self.lookahead:
+            keys, values = keys[:, :, :-1], values[:, :, 1:]
+        if mask is not None:
+            allowed = repeat(mask, "b (m c) -> (b h) m (c u)", c=c, h=h, u=u)
+            rates = replace(rates, step=rates.step.masked_fill(~allowed[:, :, : keys.shape[2]], 0.0))
+        if self.predictor is None:  # the engine compares the loss, which it alone knows, with the threshold
+            chunks = StoreChunks(keys, values, rates, span.first, residual, self.surprise_threshold)
+            return chunks, ChunkCarry(tail), None
+        error, last = self.predictor(span.tokens, carry.last_token)
+        rates = admit(rates, of_pairs(error, c, h, u, keys.shape[2]), self.surprise_threshold)
+        return StoreChunks(keys, values, rates, span.first, residual), ChunkCarry(tail, last), error
