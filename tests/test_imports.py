@@ -39,6 +39,7 @@ PUBLIC = {
         "NeuralMemory",
         "NeuralMemState",
         "mem_state_detach",
+        "auxiliary_loss",
         "load_peer_state_dict",
         "MemoryMLP",
         "MemoryAttention",

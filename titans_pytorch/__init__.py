@@ -15,6 +15,7 @@ _HOMES = {
         "MemorySwiGluMLP",
         "ResidualNorm",
     ),
+    "surprise": ("auxiliary_loss",),
     "peer_checkpoint": ("load_peer_state_dict",),
     "mac_transformer": ("MemoryAsContextTransformer", "SegmentedAttention"),
     "symplectic_gate": ("SymplecticGating",),

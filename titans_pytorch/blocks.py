@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from .attention import KeyValueCache, SegmentedAttention
 from .checks import wrong
+from .surprise import auxiliary_loss
 
 VIEWS = 3
 VIEWS_PER_LAYER = 4  # what a layer leaves for later ones to choose from
@@ -71,11 +72,13 @@ class Earlier(NamedTuple):
     values: the first layer's attention values [b h n d].
     updates: the nearest earlier memory layer's weights, chunk by chunk.
     activations: branch inputs and outputs to choose views from, each [b n d].
+    memory_loss: `auxiliary_loss` of the memories so far, summed; None where nobody asks.
     """
 
     values: Tensor | None = None
     updates: Any = None
     activations: tuple[Tensor, ...] = ()
+    memory_loss: Tensor | None = None
 
 
 class MemoryAsContextLayer(nn.Module):
@@ -118,7 +121,7 @@ class MemoryAsContextLayer(nn.Module):
         self, streams: Tensor, earlier: Earlier, cache: LayerCache, disable_flex_attn: bool = False
     ) -> tuple[Tensor, Earlier, LayerCache]:
         """streams [(b s) n d]; `earlier` in, `earlier` for the next layer out."""
-        streams, gate, state = self._remember(streams, earlier, cache)
+        streams, gate, state, earlier = self._remember(streams, earlier, cache)
 
         attn_in, add = self.attention_connection(streams)
         attn_out, (values, attn_cache) = self.attention(
@@ -142,13 +145,20 @@ class MemoryAsContextLayer(nn.Module):
             earlier = earlier._replace(activations=(*earlier.activations, attn_in, attn_out, ff_in, ff_out))
         return streams, earlier, LayerCache(attn_cache, state)
 
-    def _remember(self, streams: Tensor, earlier: Earlier, cache: LayerCache) -> tuple[Tensor, Tensor | None, Any]:
-        """Streams with the memory's output, or a gate for attention's output; the memory's next state."""
+    def _remember(
+        self, streams: Tensor, earlier: Earlier, cache: LayerCache
+    ) -> tuple[Tensor, Tensor | None, Any, Earlier]:
+        """Streams with the memory's output, or a gate for attention's output; the memory's next state; `earlier` with
+        the memory's loss."""
         if self.memory is None:
-            return streams, None, None
+            return streams, None, None, earlier
         branch, add = self.memory_connection(streams)
         views = branch if self.view_selector is None else self.view_selector(branch, earlier.activations)
-        retrieved, state = self.memory(views, state=cache.memory, prev_weights=earlier.updates)
+        retrieved, state, surprises = self.memory(
+            views, state=cache.memory, prev_weights=earlier.updates, return_surprises=True
+        )
+        if earlier.memory_loss is not None:
+            earlier = earlier._replace(memory_loss=earlier.memory_loss + auxiliary_loss(surprises))
         if self.gate_attn_output:
-            return streams, retrieved.sigmoid(), state
-        return add(retrieved), None, state
+            return streams, retrieved.sigmoid(), state, earlier
+        return add(retrieved), None, state, earlier

@@ -165,6 +165,7 @@ class MemoryAsContextTransformer(nn.Module):
         disable_flex_attn: bool = False,
         cache: MacCache | None = None,
         return_cache: bool = False,
+        memory_loss_weight: float = 0.0,
     ) -> Tensor | tuple[Tensor, MacCache]:
         """Logits [b n num_tokens] of integer token ids [b n], n >= 1.
 
@@ -175,6 +176,8 @@ class MemoryAsContextTransformer(nn.Module):
             disable_flex_attn: use scaled dot-product attention for this call.
             cache: what an earlier call returned.
             return_cache: return (logits, cache for the tokens that follow). Its size does not depend on n.
+            memory_loss_weight: with return_loss: how much of the memories' `auxiliary_loss`, the mean over the layers,
+                joins the cross entropy. It is also what a memory's predictor (surprise_source) learns from.
 
         Raises:
             ValueError: for ids of another shape or dtype, out of range (seen on CPU), or another batch's cache.
@@ -185,25 +188,41 @@ class MemoryAsContextTransformer(nn.Module):
         if return_loss:
             if cache is not None or return_cache or ids.shape[1] < 2:
                 raise wrong("return_loss", True, "two tokens or more, and no cache")
-            logits = self(ids[:, :-1], disable_flex_attn=disable_flex_attn)
-            return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+            logits, memory_loss, _ = self._read(ids[:, :-1], disable_flex_attn, memory_loss=memory_loss_weight != 0)
+            loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+            return loss if memory_loss is None else loss + memory_loss_weight * memory_loss
+        if memory_loss_weight != 0:
+            raise wrong("memory_loss_weight", memory_loss_weight, "0 without return_loss")
+        logits, _, layers = self._read(ids, disable_flex_attn, cache, return_cache)
+        start = 0 if cache is None else cache.tokens
+        return (logits, MacCache(start + ids.shape[1], tuple(layers))) if return_cache else logits
 
+    def _read(
+        self,
+        ids: Tensor,
+        disable_flex_attn: bool,
+        cache: MacCache | None = None,
+        keep_caches: bool = False,
+        memory_loss: bool = False,
+    ) -> tuple[Tensor, Tensor | None, list[LayerCache]]:
+        """ids [b n]: (logits, the memories' mean loss if asked for, the layers' caches if asked for)."""
         start, n = (0 if cache is None else cache.tokens), ids.shape[1]
         x = insert_longterm(self.token_emb(ids), self.longterm_mems, self.segment_len, start)
         place = places(start, self.segment_len, len(self.longterm_mems))
         x = x + axial_positions(self.axial_pos_emb, place, x.shape[1], self.memory_segment_len).to(x.dtype)
 
-        streams, earlier = self.expand_streams(x), Earlier()
+        streams, earlier = self.expand_streams(x), Earlier(memory_loss=x.new_zeros(()) if memory_loss else None)
         caches = [LayerCache()] * len(self.layers) if cache is None else cache.layers
         next_caches = []
         for layer, layer_cache in zip(self.layers, caches, strict=True):
             streams, earlier, next_cache = layer(streams, earlier, layer_cache, disable_flex_attn)
-            if return_cache:
+            if keep_caches:
                 next_caches.append(next_cache.compact())
 
         x = remove_longterm(self.reduce_streams(streams), len(self.longterm_mems), self.segment_len, start, n)
         logits = self.to_logits(self.norm(x))
-        return (logits, MacCache(start + n, tuple(next_caches))) if return_cache else logits
+        memories = sum(layer.memory is not None for layer in self.layers)
+        return logits, earlier.memory_loss / max(memories, 1) if memory_loss else None, next_caches
 
     def sample(
         self,

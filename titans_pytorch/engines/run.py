@@ -118,6 +118,8 @@ class Run:
 
     def surprises(self) -> tuple[Tensor, Tensor]:
         """(loss, step) of all pairs stored, [B m p]."""
+        if len(self.windows) == 1:
+            return self.windows[0].loss, self.windows[0].step
         return torch.cat([w.loss for w in self.windows], dim=1), torch.cat([w.step for w in self.windows], dim=1)
 
     def read(self, queries: Tensor, position: int, group: int, chunk: int) -> Tensor:
