@@ -1,0 +1,68 @@
+"""Every runner: its plan can be built, its fields and report hold together, whatever the numbers; one is run twice."""
+
+import json
+from importlib import import_module
+
+import pytest
+import torch
+from harness.arms import build
+from harness.environment import REPOSITORY
+from harness.program import Benchmark
+from harness.session import Session, with_controls
+from harness.task import generator
+
+FILES = sorted((REPOSITORY / "benchmarks").glob("benchmark_*.py"))
+RUNNERS = [f.stem for f in FILES if "harness.program" in f.read_text()]
+
+
+def numbers_without_training(self, task, arm, seed, setting):
+    """A build of the model, and numbers that look like a result."""
+    model = build(task, arm, seed)
+    noise = torch.rand(len(task.metrics), generator=generator(arm.name, seed)).tolist()
+    share = [1 / arm.pages] * arm.pages
+    pages = {"events": 2, "opportunities": 4, "switch_rate": 0.5, "occupancy": share} if arm.pages > 1 else None
+    return {
+        "metrics": {m.name: 0.5 + 0.1 * x for m, x in zip(task.metrics, noise, strict=True)},
+        "pages": pages,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "training": {"loss_first": [1.0], "loss_tail": 0.7},
+    }
+
+
+@pytest.mark.parametrize("name", RUNNERS)
+def test_a_runner_plans_and_reports(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Session, "cell", numbers_without_training)
+    benchmark = import_module(name).BENCHMARK
+    assert isinstance(benchmark, Benchmark)
+    assert f"benchmark_{benchmark.name}" == name
+    files = ["--output-json", "r.json", "--output-csv", "r.csv", "--output-png", "r.png"]
+    assert benchmark.main(["--quick", "--repeats", "0", *files]) == 0
+    result = json.loads((tmp_path / "r.json").read_text())
+    for task in result["tasks"].values():
+        assert all(arm["parameters"] > 0 for arm in task["arms"].values())
+        judged = [arm for arm in task["arms"].values() if arm["controls"]]
+        assert all(arm["gains"][task["metrics"][0]["name"]]["verdict"] for arm in judged)
+    assert (tmp_path / "r.png").stat().st_size > 5000
+    assert capsys.readouterr().out.count("\n") > 5
+
+
+def test_the_same_command_gives_the_same_numbers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    benchmark = import_module("benchmark_paging").BENCHMARK
+    tiny = ["--dim", "8", "--seq-len", "8", "--chunk-size", "4", "--batch", "2", "--steps", "2", "--seeds", "1"]
+    results = []
+    for _ in range(2):
+        assert benchmark.main([*tiny, "--test-batches", "1", "--repeats", "0", "--output-json", "r.json"]) == 0
+        results.append(json.loads((tmp_path / "r.json").read_text()))
+    first, second = results
+    assert first["tasks"] == second["tasks"]
+    assert first["variants"] == second["variants"]
+
+
+def test_controls_follow_their_arm():
+    plan = import_module("benchmark_symplectic").arms(16, 0.5)
+    names = [arm.name for arm in with_controls(plan)]
+    assert names[:4] == ["baseline", "symplectic", "symplectic/plain", "symplectic_paging"]
+    assert "dmd_paging/never" in names
+    assert len(set(names)) == len(names)
