@@ -26,9 +26,9 @@ each_gate = pytest.mark.parametrize("gate", GATES.values(), ids=GATES)
 
 
 def recurrence(keep, momentum, combine, surprise, memory, carried):
-    """Word for word: (updates [B m d], memories [B m+1 d], last momenta [o B d])."""
+    """Word for word: (memories [B m+1 d], last momenta [o B d])."""
     order = 0 if momentum is None else momentum.shape[-1]
-    states, updates, memories = list(carried), [], [memory]
+    states, memories = list(carried), [memory]
     for i in range(keep.shape[1]):
         outs = [surprise[:, i]]
         for k in range(order):
@@ -39,9 +39,8 @@ def recurrence(keep, momentum, combine, surprise, memory, carried):
         else:
             members = outs if combine.shape[-1] == order + 1 else outs[1:]
             update = sum(combine[:, i, k, None] * member for k, member in enumerate(members))
-        updates.append(update)
         memories.append(keep[:, i, None] * memories[-1] + update)
-    return torch.stack(updates, 1), torch.stack(memories, 1), states
+    return torch.stack(memories, 1), states
 
 
 def example(m, order, combined, gate, dtype=torch.float64):
@@ -60,20 +59,17 @@ def example(m, order, combined, gate, dtype=torch.float64):
 
 
 def by_coefficients(leaves, order):
-    """What the recurrence gives, from the coefficients alone: the memories in two ways."""
+    """What the recurrence gives, from the coefficients alone."""
     c = coefficients(leaves["keep"], leaves.get("momentum"), leaves.get("combine"))
     surprise, memory, carried = leaves["surprise"], leaves["memory"], [leaves[f"carried{k}"] for k in range(order)]
-    update = c.update_surprise @ surprise
     built = c.memory_start.unsqueeze(-1) * memory.unsqueeze(1) + c.memory_surprise @ surprise
-    for to_update, to_memory, state in zip(c.update_carry, c.memory_carry, carried, strict=True):
-        update = update + to_update.unsqueeze(-1) * state.unsqueeze(1)
+    for to_memory, state in zip(c.memory_carry, carried, strict=True):
         built = built + to_memory.unsqueeze(-1) * state.unsqueeze(1)
-    from_update = c.memory_start.unsqueeze(-1) * memory.unsqueeze(1) + c.decay @ update
     last = []
     for to_last, of_surprise in zip(c.momentum_carry, c.momentum_surprise, strict=True):
         own = torch.einsum("bm, bmd -> bd", of_surprise, surprise)
         last.append(own + sum(w.unsqueeze(-1) * state for w, state in zip(to_last, carried, strict=False)))
-    return update, built, from_update, last
+    return built, last
 
 
 @each_gate
@@ -85,15 +81,13 @@ def test_agree_with_the_recurrence(m, order, combined, gate):
     leaves = example(m, order, combined, gate)
     carried = [leaves[f"carried{k}"] for k in range(order)]
     args = (leaves.get(k) for k in ("keep", "momentum", "combine", "surprise", "memory"))
-    wanted_update, wanted_memory, wanted_last = recurrence(*args, carried)
-    update, built, from_update, last = by_coefficients(leaves, order)
-    assert_close(update, wanted_update, 1e-12, "update")
+    wanted_memory, wanted_last = recurrence(*args, carried)
+    built, last = by_coefficients(leaves, order)
     assert_close(built, wanted_memory, 1e-12, "memory")
-    assert_close(from_update, wanted_memory, 1e-12, "memory from updates")
     for k in range(order):
         assert_close(last[k], wanted_last[k], 1e-12, f"momentum {k}")
-    wanted = gradients([wanted_memory, wanted_memory, wanted_update, *wanted_last], leaves)
-    assert_same_gradients(gradients([built, from_update, update, *last], leaves), wanted, 1e-10)
+    wanted = gradients([wanted_memory, *wanted_last], leaves)
+    assert_same_gradients(gradients([built, *last], leaves), wanted, 1e-10)
 
 
 @each_gate
@@ -115,10 +109,10 @@ def test_products_by_hand():
 def test_finite_in_float32(gate):
     """Long windows of shut gates underflow to nothing, never to inf or nan; slopes included."""
     leaves = example(64, 2, 1, gate, torch.float32)
-    update, built, _, last = by_coefficients(leaves, 2)
-    for out in (update, built, *last):
+    built, last = by_coefficients(leaves, 2)
+    for out in (built, *last):
         assert out.isfinite().all()
-    for name, grad in gradients([update, built, *last], leaves).items():
+    for name, grad in gradients([built, *last], leaves).items():
         assert grad.isfinite().all(), name
     exact = {name: leaf.detach().double() for name, leaf in leaves.items()}
-    assert_close(built, by_coefficients(exact, 2)[1], 1e-5)
+    assert_close(built, by_coefficients(exact, 2)[0], 1e-5)

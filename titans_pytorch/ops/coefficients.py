@@ -28,16 +28,12 @@ class Coefficients:
     """Entry 0 stands before the window, entry i after chunk i.
 
     memory_start [B m+1]: of M_0 in M_i. memory_carry [o B m+1]: of S^l_0. memory_surprise [B m+1 m]: of u_j.
-    update_carry [o B m], update_surprise [B m m]: the same for the combined update of each chunk; decay [B m+1 m]: of
-    the updates in M_i. momentum_carry [o][o] of [B]: of S^l_0 in S^k_m. momentum_surprise [o][B m]: of u_j in S^k_m.
+    momentum_carry [o][o] of [B]: of S^l_0 in S^k_m. momentum_surprise [o][B m]: of u_j in S^k_m.
     """
 
     memory_start: Tensor
     memory_carry: list[Tensor]
     memory_surprise: Tensor
-    update_carry: list[Tensor]
-    update_surprise: Tensor
-    decay: Tensor
     momentum_carry: list[list[Tensor]]
     momentum_surprise: list[Tensor]
 
@@ -57,15 +53,11 @@ def coefficients(
     decay_full, echoes = products[:, 0], [products[:, k + 1, 1:, :] for k in range(order)]
     start, decay = decay_full[:, :, 0], decay_full[:, :, 1:]
 
-    update, carries = _combined_update(echoes, combine, keep)
+    update, carries = _combined_update(echoes, combine)
     momentum_carry, momentum_surprise = _final_momentum(echoes)
-    if update is None:  # no momentum: the update is the surprise itself
-        eye = torch.eye(keep.shape[1], dtype=keep.dtype, device=keep.device)
-        update, memory_surprise = eye.expand(keep.shape[0], -1, -1), decay
-    else:
-        memory_surprise = decay @ update
+    memory_surprise = decay if update is None else decay @ update  # without momentum it is the surprise itself
     memory_carry = [(decay @ carry.unsqueeze(-1)).squeeze(-1) for carry in carries]
-    return Coefficients(start, memory_carry, memory_surprise, carries, update, decay, momentum_carry, momentum_surprise)
+    return Coefficients(start, memory_carry, memory_surprise, momentum_carry, momentum_surprise)
 
 
 def cumulative_products(gates: Tensor) -> Tensor:
@@ -100,7 +92,7 @@ def _chains(echoes):
         yield carried, surprise
 
 
-def _combined_update(echoes, combine, keep):
+def _combined_update(echoes, combine):
     if not echoes:
         return None, []
     chains = list(_chains(echoes))
