@@ -21,10 +21,10 @@ PAGED = ("symplectic_paging", "dmd_paging", "symplectic_dmd_paging", "symplectic
 
 def flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--dim", type=whole(4), default=16)
-    p.add_argument("--seq-len", type=whole(8), default=64, help="tokens of a curve")
-    p.add_argument("--batch-size", type=whole(1), default=16)
+    p.add_argument("--seq-len", type=whole(8), default=48, help="tokens of a curve")
+    p.add_argument("--batch-size", type=whole(1), default=8)
     p.add_argument("--chunk-size", type=whole(1), default=8)
-    p.add_argument("--long-seq-len", type=whole(24), default=96, help="tokens of the three parts of a recovery")
+    p.add_argument("--long-seq-len", type=whole(24), default=48, help="tokens of the three parts of a recovery")
     p.add_argument("--switch-rate", type=float, default=0.5, help="switches per opportunity the thresholds are set for")
 
 
@@ -89,7 +89,7 @@ def fields(result: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
 
 
 QUICK = {"steps": 2, "batch_size": 4, "seq_len": 32, "long_seq_len": 48}
-BENCHMARK = Benchmark("symplectic", __doc__, plan, flags=flags, fields=fields, quick=QUICK)
+BENCHMARK = Benchmark("symplectic", __doc__, plan, flags=flags, fields=fields, quick=QUICK, steps=80)
 
 if __name__ == "__main__":
     sys.exit(BENCHMARK.main())

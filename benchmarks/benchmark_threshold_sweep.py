@@ -20,8 +20,8 @@ from tasks.interference import Interference
 
 def flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--dim", type=whole(4), default=32)
-    p.add_argument("--seq-len", type=whole(8), default=64, help="tokens of a curve")
-    p.add_argument("--batch-size", type=whole(1), default=16)
+    p.add_argument("--seq-len", type=whole(8), default=48, help="tokens of a curve")
+    p.add_argument("--batch-size", type=whole(1), default=8)
     p.add_argument("--chunk-size", type=whole(1), default=8)
     p.add_argument("--pages", type=whole(2), default=2)
     p.add_argument("--thresholds", type=numbers, default=numbers("0.05,0.1,0.2,0.35,0.5,0.7"), help="with commas")
@@ -66,7 +66,7 @@ def fields(result: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
 
 
 QUICK = {"steps": 3, "batch_size": 4, "thresholds": numbers("0.1,0.5")}
-BENCHMARK = Benchmark("threshold_sweep", __doc__, plan, flags=flags, fields=fields, quick=QUICK)
+BENCHMARK = Benchmark("threshold_sweep", __doc__, plan, flags=flags, fields=fields, quick=QUICK, steps=100)
 
 if __name__ == "__main__":
     sys.exit(BENCHMARK.main())

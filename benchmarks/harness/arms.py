@@ -152,6 +152,12 @@ def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+def state_size(model: nn.Module) -> int:
+    """Numbers that the memories of the model carry for one row: their weights and momenta."""
+    memories = [m for m in model.modules() if isinstance(m, NeuralMemory)]
+    return sum(w.numel() * (1 + m.momentum_order) for m in memories for w in m.init_weights(1).values())
+
+
 def build(task, arm: Arm, seed: int, device: str = "cpu") -> nn.Module:
     """The model of an arm on a task, its initial values drawn from the seed."""
     with torch.random.fork_rng(devices=[]):

@@ -49,6 +49,7 @@ def arm_record(task: Task, arm: Arm, outcomes: Outcomes, refused: str | None) ->
         "about": arm.about,
         "memory": described(arm.memory),
         "parameters": mine[0]["parameters"],
+        "state": mine[0].get("state"),
         "pages": pooled([o["pages"] for o in mine]),
         "metrics": {m.name: stated(of(mine, m.name)) for m in task.metrics},
         "training": {"loss_tail": stated([o["training"]["loss_tail"] or math.nan for o in mine])},

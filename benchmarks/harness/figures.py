@@ -37,7 +37,7 @@ def draw_values(axis, name: str, task: Mapping[str, Any]) -> None:
             task["naive"][metric]["mean"], color=COLOURS[1], linewidth=0.9, linestyle="--", label="naive memory"
         )
     axis.set_yticks(range(len(arms)), [arm for arm, _ in arms])
-    axis.invert_yaxis()
+    axis.set_ylim(len(arms) - 0.5, -0.5)
     axis.set_title(f"{name}: {metric} ({task['metrics'][0]['better']} is better)")
     axis.legend(fontsize=7, loc="best")
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .arms import Arm, build, parameters
+from .arms import Arm, build, parameters, state_size
 from .switches import Call, heard, set_thresholds, watched
 from .timing import timed
 
@@ -109,7 +109,7 @@ class Task:
     # one arm, one seed
 
     def run(self, arm: Arm, seed: int, setting: Setting) -> dict[str, Any]:
-        """Trains the outer weights, freezes them, measures: {"metrics", "pages", "parameters", "training"}."""
+        """Trains the outer weights, freezes them, measures: {"metrics", "pages", "parameters", "state", "training"}."""
         torch.manual_seed(seed_of("run", seed))  # whatever a model draws
         random.seed(seed)
         model = build(self, arm, seed, setting.device)
@@ -123,6 +123,7 @@ class Task:
             "metrics": mean_of(scores),
             "pages": seen.record() if seen.written else None,
             "parameters": parameters(model),
+            "state": state_size(model),
             "training": {"loss_first": losses[:1], "loss_tail": tail(losses)},
         }
 

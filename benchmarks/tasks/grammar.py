@@ -36,11 +36,11 @@ class Grammar(Task):
     """kinds of brackets; depth: how many may be open at once; length: tokens."""
 
     dim: int = 32
-    kinds: int = 3
-    depth: int = 4
-    length: int = 48
+    kinds: int = 4
+    depth: int = 3
+    length: int = 32
     batch_size: int = 16
-    chunk_size: int = 2
+    chunk_size: int = 1
     memory_batch: int = 8
     max_step: float = 1.0
 

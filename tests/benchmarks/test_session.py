@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from fake_task import Planted
-from harness.arms import Arm, build, controls_of, match_parameters, never, parameters, plain
+from harness.arms import Arm, build, controls_of, match_parameters, never, parameters, plain, state_size
 from harness.compare import arm_record
 from harness.csvfile import COLUMNS, OtherSchema, append_rows, check_columns
 from harness.program import Benchmark, Plan
@@ -71,6 +71,7 @@ def test_controls_match():
     assert ours.internal_heads == flat.internal_heads == 3
     assert parameters(ours) <= parameters(flat) <= parameters(ours) + 2 * task.dim
     assert parameters(still) == parameters(ours)
+    assert state_size(ours) == state_size(flat) == state_size(still) == 3 * 2 * (2 * 16 * 32 + 16)
     for name, value in flat.state_dict().items():
         if not name.startswith("matched"):
             assert torch.equal(value, ours.state_dict()[name]), f"{name} starts alike"
