@@ -118,7 +118,7 @@ def test_the_package_lists_its_names():
 
 
 # lowest first; what is not named belongs to the memory
-LAYERS = ["checks", "ops", "memory", "transformer", "training", "tasks", "models"]
+LAYERS = ["checks", "ops", "memory", "transformer", "training", "tasks", "models", "analysis", "cli"]
 TRANSFORMER = {"attention", "axial_positions", "blocks", "longterm_tokens", "mac_transformer", "residual_streams"}
 TRANSFORMER |= {"sampling", "peer_checkpoint", "peer_checkpoint_mac"}
 

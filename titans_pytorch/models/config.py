@@ -17,6 +17,7 @@ from titans_pytorch.training.config import (
     DataConfig,
     ReportConfig,
     RunConfig,
+    TaskConfig,
     TrainConfig,
     checked,
     nearest,
@@ -82,15 +83,15 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TitansConfig:
-    """Sections: model, data, training, report. Read a setting as `config.model.window`; give settings by their own
-    names alone, which no two sections share:
+    """Sections: model, data (text, or a task where it has the setting `task`), training, report. Read a setting as
+    `config.model.window`; give settings by their own names alone, which no two sections share:
 
         config = TitansConfig.small(variant="mag", window=256, lr=3e-4)
         config = config.replace(steps=10)
     """
 
     model: ModelConfig = ModelConfig()
-    data: DataConfig = DataConfig()
+    data: DataConfig | TaskConfig = DataConfig()
     training: TrainConfig = TrainConfig()
     report: ReportConfig = ReportConfig()
 
@@ -147,7 +148,8 @@ class TitansConfig:
         for name, section in sections.items():
             if name not in known:
                 raise ValueError(f"unknown section {name}{nearest(str(name), known)}")
-            found[name] = _section(known[name], name, section)
+            of_task = name == "data" and isinstance(section, dict) and "task" in section
+            found[name] = _section(TaskConfig() if of_task else known[name], name, section)
         return cls(**found)
 
     def to_json(self) -> str:

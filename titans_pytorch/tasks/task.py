@@ -23,7 +23,8 @@ Model = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Score:
-    """accuracy: share of answers that are right; exact: share of rows with every answer right; loss in nats."""
+    """accuracy: share of answers that are right; exact: share of rows with every answer right; loss in nats;
+    by_row: the accuracy of each row."""
 
     accuracy: float
     exact: float
@@ -31,6 +32,7 @@ class Score:
     answers: int
     rows: int
     length: int
+    by_row: tuple[float, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ class Task:
         if training:
             model.eval()
         right = asked = exact = 0
-        loss = 0.0
+        loss, by_row = 0.0, []
         for start in range(0, sequences, batch_size):
             rows = self.batch(start, min(batch_size, sequences - start), length, held_out=True)
             with autocast():
@@ -142,10 +144,11 @@ class Task:
             hits[mask] = chosen.argmax(dim=-1) == targets
             right, asked = right + int(hits.sum()), asked + int(mask.sum())
             exact += int((hits | ~mask).all(dim=1).sum())
+            by_row += (hits.sum(dim=1) / mask.sum(dim=1)).tolist()
             loss += float(F.cross_entropy(chosen, targets, reduction="sum"))
         if training:
             model.train()
-        return Score(right / asked, exact / sequences, loss / asked, asked, sequences, length)
+        return Score(right / asked, exact / sequences, loss / asked, asked, sequences, length, tuple(by_row))
 
 
 def pick(rng: torch.Generator, count: int, start: int, stop: int) -> Tensor:

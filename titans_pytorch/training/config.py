@@ -12,7 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-__all__ = ["DataConfig", "ReportConfig", "RunConfig", "TrainConfig", "from_dict", "setting", "settings_of", "updated"]
+__all__ = [
+    "DataConfig",
+    "ReportConfig",
+    "RunConfig",
+    "TaskConfig",
+    "TrainConfig",
+    "from_dict",
+    "setting",
+    "settings_of",
+    "updated",
+]
 
 
 def setting(default: Any, help: str) -> Any:
@@ -43,6 +53,21 @@ class DataConfig:
         positive(self, "data_limit", zero=True)
         if not 0.0 < self.held_out < 1.0:
             raise ValueError(f"held_out: got {self.held_out!r}, takes a fraction between 0 and 1")
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """A task in place of text: its rows are as long as seq_len says, and made from the seed."""
+
+    task: str = setting("copy", "copy, patterns, needle, recall, variables or text_passkey")
+    settings: dict[str, Any] = field(default_factory=dict, metadata={"help": "of the task"})
+    test_times: tuple[int, ...] = setting((1,), "lengths of the final scores, as multiples of seq_len")
+    test_rows: int = setting(200, "rows of the final scores")
+
+    def __post_init__(self):
+        positive(self, "test_rows")
+        if not self.test_times or min(self.test_times) < 1:
+            raise ValueError(f"test_times: got {self.test_times!r}, takes whole numbers of at least 1")
 
 
 @dataclass(frozen=True)
@@ -106,7 +131,7 @@ class RunConfig:
     """Everything a run depends on. `model` is any frozen dataclass of settings of its own."""
 
     model: Any
-    data: DataConfig = DataConfig()
+    data: DataConfig | TaskConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     report: ReportConfig = ReportConfig()
     preset: str = ""
@@ -154,6 +179,8 @@ def checked(name: str, value: Any, hint: Any) -> Any:
         raise ValueError(f"{name}: got {value!r}, takes one of {', '.join(map(str, args))}")
     if origin is tuple and isinstance(value, (list, tuple)):
         return tuple(checked(name, v, args[0]) for v in value)
+    if origin is dict and isinstance(value, dict):
+        return dict(value)
     if hint is float and type(value) is int:
         return float(value)
     if origin is None and type(value) is hint:

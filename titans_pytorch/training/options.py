@@ -33,6 +33,26 @@ def whole_numbers(text: str) -> tuple[int, ...]:
     return tuple(parse(part) for part in text.split(",") if part.strip())
 
 
+def named_values(text: str) -> dict[str, Any]:
+    """`payload=8,distinct=true` as a dict of numbers, truth values and words."""
+    found = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise argparse.ArgumentTypeError(f"got {part!r}, takes NAME=VALUE,...")
+        found[name.strip()] = plain_value(value.strip())
+    return found
+
+
+def plain_value(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+
+
 def option_for(hint: Any) -> dict[str, Any]:
     """What argparse needs to read a value of this type."""
     args = typing.get_args(hint)
@@ -44,6 +64,8 @@ def option_for(hint: Any) -> dict[str, Any]:
         return {"choices": list(args)}
     if typing.get_origin(hint) is tuple:
         return {"type": whole_numbers, "metavar": "N,N,..."}
+    if typing.get_origin(hint) is dict:
+        return {"type": named_values, "metavar": "K=V,..."}
     if hint is bool:
         return {"action": argparse.BooleanOptionalAction}
     if hint in (int, float):

@@ -1,0 +1,132 @@
+"""What is done with a finished run: sample, eval, analyze, memory-check."""
+
+import json
+import shutil
+
+import pytest
+
+from titans_pytorch.cli.main import main
+
+from .conftest import tiny_yaml
+
+
+def test_sample(text_run, tmp_path, capsys):
+    run = str(text_run[0])
+    texts = []
+    for more in ([], [], ["--seed", "1"], ["--no-storing"]):
+        assert main(["sample", run, "--prompt", "memory learns", "--length", "30", *more]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0].startswith("memory learns")
+    assert texts[0] == texts[1] != texts[2]
+    (tmp_path / "start").write_text("time and ")
+    assert main(["sample", run, "--prompt-file", str(tmp_path / "start"), "--length", "3", "--temperature", "0"]) == 0
+    assert capsys.readouterr().out.startswith("time and ")
+
+
+def test_eval_of_text(text_run, text_file, tmp_path, capsys):
+    run, target = str(text_run[0]), tmp_path / "eval.json"
+    assert main(["eval", run, "--json", str(target)]) == 0
+    (found,) = json.loads(target.read_text())["results"]
+    result = json.loads((text_run[0] / "result.json").read_text())
+    assert found["length"] == 24
+    assert found["bits_per_byte"] == pytest.approx(result["held_out_bits_per_byte"], rel=0.02)
+    assert found["storing_off"] != found["bits_per_byte"]
+    words = ["--text", str(text_file), "--limit", "200", "--length", "16", "64"]
+    assert main(["eval", run, *words, "--json", str(target)]) == 0
+    assert [row["length"] for row in json.loads(target.read_text())["results"]] == [16, 64]
+    assert "length 64, bits per byte" in capsys.readouterr().out
+
+
+def test_eval_of_a_task(task_run, tmp_path):
+    target = tmp_path / "eval.json"
+    assert main(["eval", str(task_run[0]), "--length", "24", "48", "--rows", "12", "--json", str(target)]) == 0
+    found = json.loads(target.read_text())["results"]
+    scores = json.loads((task_run[0] / "result.json").read_text())["scores"]
+    assert [row["accuracy"] for row in found] == [row["accuracy"] for row in scores], "as at the end of training"
+    assert [row["storing_off"] for row in found] == [row["storing_off"] for row in scores]
+
+
+@pytest.mark.parametrize("kind", ["text_run", "task_run"])
+def test_analyze(kind, tmp_path, capsys, request):
+    run = request.getfixturevalue(kind)[0]
+    assert main(["analyze", str(run), "--length", "40", "--piece", "8", "--out", str(tmp_path / "a")]) == 0
+    found = json.loads((tmp_path / "a" / "memory.json").read_text())
+    assert (tmp_path / "a" / "memory.png").read_bytes().startswith(b"\x89PNG")
+    (memory,) = found["memories"]
+    assert len(memory["change"]) == len(memory["moved"]) == 5
+    assert len(memory["surprise"]) == len(memory["step"]) == len(memory["decay"]) >= 40
+    assert memory["change"][0] == pytest.approx(memory["moved"][0])
+    assert "weights changed by" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["text_run", "task_run"])
+def test_memory_check(kind, tmp_path, capsys, request):
+    run = request.getfixturevalue(kind)[0]
+    target = tmp_path / "check.json"
+    assert main(["memory-check", str(run), "--rows", "6", "--length", "32", "--json", str(target)]) == 0
+    found = json.loads(target.read_text())
+    (change,) = found["change"].values()
+    assert change > 0
+    assert found["low"] <= found["gain"] <= found["high"]
+    sign = -1 if kind == "text_run" else 1
+    assert found["gain"] == pytest.approx(sign * (found["on"] - found["off"]))
+    assert found["verdict"] in capsys.readouterr().out
+
+
+def test_without_memory(text_file, tmp_path, capsys):
+    config = tiny_yaml(tmp_path, f"data: {{data: {text_file}, data_limit: 3000}}", "baseline")
+    out = str(tmp_path / "run")
+    assert main(["train", "--config", config, "--steps", "1", "--out", out]) == 0
+    for command in ("analyze", "memory-check"):
+        capsys.readouterr()
+        assert main([command, out]) == 1
+        assert "a baseline model has no memory" in capsys.readouterr().err
+    assert main(["eval", out]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sample", "nowhere"], "nowhere holds no run: there is no nowhere/config.json"),
+        (["sample", "TEXT", "--prompt", ""], "prompt"),
+        (["sample", "TEXT", "--prompt-file", "none.txt"], "none.txt cannot be read"),
+        (["sample", "TASK"], "a model of 18 tokens, takes one of bytes (256)"),
+        (["sample", "TEXT", "--length", "0"], "argument --length: got '0', takes a whole number of at least 1"),
+        (["eval", "TEXT", "--text", "none.txt"], "none.txt does not exist"),
+        (["eval", "TASK", "--length", "3"], "length: got 3, takes at least 12"),
+        (["eval", "TASK", "--lenght", "3"], "--lenght"),
+        (["analyze", "TEXT", "--length", "99999"], "length: got 99999, takes less than"),
+        (["memory-check", "TASK", "--text", "x"], "text: got bytes, the run's model knows 18 tokens"),
+    ],
+)
+def test_mistakes(text_run, task_run, capsys, words, message):
+    folders = {"TEXT": str(text_run[0]), "TASK": str(task_run[0])}
+    try:
+        status = main([folders.get(word, word) for word in words])
+    except SystemExit as stopped:
+        status = stopped.code
+    error = capsys.readouterr().err
+    if words[-1] == "":  # an empty prompt is a line's end
+        assert status == 0
+        return
+    assert status in (1, 2)
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_broken_folders(text_run, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(text_run[0], out)
+    weights = out / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    assert main(["sample", str(out)]) == 1
+    assert "cannot be read, it may be cut off" in capsys.readouterr().err
+    weights.unlink()
+    assert main(["sample", str(out), "--length", "2"]) == 0, "the last checkpoint serves"
+    shutil.rmtree(out / "checkpoints")
+    capsys.readouterr()
+    assert main(["sample", str(out)]) == 1
+    assert "holds no weights" in capsys.readouterr().err
+    (out / "config.json").write_text("{")
+    assert main(["sample", str(out)]) == 1
+    assert "is not a configuration of titans train" in capsys.readouterr().err

@@ -1,0 +1,199 @@
+"""titans train and titans search."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from titans_pytorch.cli.main import main
+from titans_pytorch.cli.runs import load_run
+from titans_pytorch.models.config import TitansConfig
+from titans_pytorch.training.metrics import read_metrics
+
+from .conftest import tiny_yaml
+
+
+def result(out):
+    return json.loads((out / "result.json").read_text())
+
+
+def test_a_run_on_text(text_run):
+    out, _ = text_run
+    found = result(out)
+    assert found["steps"] == 3
+    assert found["trained_on_bytes"] == 3 * 4 * 24
+    assert 0 < found["held_out_bits_per_byte"] < 9
+    assert found["command"].startswith("titans train --config")
+    assert found["config"]["model"]["variant"] == "mac"
+    assert (out / "loss.png").exists()
+    run, model = load_run(out, torch.device("cpu"))
+    assert run.to_dict() == found["config"]
+    assert not model.training
+
+
+def test_a_run_on_a_task(task_run):
+    out, _ = task_run
+    found = result(out)
+    assert [row["length"] for row in found["scores"]] == [24, 48]
+    assert all(0 <= row[key] <= 1 for row in found["scores"] for key in ("accuracy", "exact", "storing_off"))
+    assert found["chance"] == 1 / 16
+    measured = [r["copy_accuracy"] for r in read_metrics(out / "metrics.jsonl") if "copy_accuracy" in r]
+    assert len(measured) == 1
+    assert found["config"]["data"]["settings"] == {"payload": 4, "segment_len": 8}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--lr", "0.5", "--d-model", "32", "--payload", "6"],
+        ["--training.lr=0.5", "--model.d_model", "32", "--data.settings.payload", "6"],
+        ["--train.lr", "5e-1", "--d_model=32", "--data.payload=6"],
+    ],
+)
+def test_settings_by_name(task_run, tmp_path, words):
+    _, config = task_run
+    out = tmp_path / "run"
+    assert main(["train", "--config", config, *words, "--steps", "1", "--vocab-size", "18", "--out", str(out)]) == 0
+    found = json.loads((out / "config.json").read_text())
+    assert (found["train"]["lr"], found["model"]["d_model"]) == (0.5, 32)
+    assert found["data"]["settings"] == {"payload": 6, "segment_len": 8}
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["--stesp", "3"], 2, "unknown setting --stesp; the nearest is --steps"),
+        (["--model.windw", "3"], 2, "unknown setting --windw; the nearest is --window"),
+        (["--steps", "many"], 2, "argument --steps: got 'many', takes a whole number"),
+        (["--lr", "-1"], 2, "lr: got -1.0, takes a positive number"),
+        (["--variant", "mca"], 2, "argument --variant: invalid choice: 'mca'"),
+        (["--n-heads", "3"], 2, "n_heads: got 3, takes heads of an even width"),
+        (["--task", "coyp"], 1, "unknown task coyp; the nearest is copy"),
+        (["--task", "copy", "--vocab-size", "5"], 1, "vocab_size: got 5, takes at least the task's 18 tokens"),
+        (["--task", "copy", "--payload", "20"], 1, "data: length: got 24, takes at least 40"),
+        (["--preset", "tiny"], 1, "preset: give --config or --preset, not both"),
+        (["--data", "nothing.txt"], 1, "data: nothing.txt does not exist"),
+        (["--device", "abacus"], 1, "device: got 'abacus'"),
+        (["--resume"], 1, "resume: give the run's folder with --out"),
+    ],
+)
+def test_mistakes(text_run, capsys, words, status, message):
+    _, config = text_run
+    try:
+        found = main(["train", "--config", config, *words])
+    except SystemExit as stopped:
+        found = stopped.code
+    error = capsys.readouterr().err
+    assert found == status
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "config.yaml does not exist"),
+        ("model: {windw: 3}", "config.yaml: unknown setting model.windw; the nearest is window"),
+        ("modle: {}", "config.yaml: unknown section modle; the nearest is model"),
+        ("model: [", "config.yaml: "),
+        ("data: {task: copy, test_tims: [1]}", "unknown setting data.test_tims; the nearest is test_times"),
+        (
+            "data: {task: copy, settings: {paylod: 1}}",
+            "unknown setting paylod of the copy task; the nearest is payload",
+        ),
+        ("data: {task: copy, settings: {length: 9}}", "data.settings: got length, which seq_len of training sets"),
+    ],
+)
+def test_a_broken_configuration(tmp_path, capsys, content, message):
+    path = tmp_path / "config.yaml"
+    if content is not None:
+        path.write_text(content)
+    assert main(["train", "--config", str(path), "--out", str(tmp_path / "run")]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_stopped_and_resumed(task_run, tmp_path, capsys):
+    whole, config = task_run
+    out = tmp_path / "run"
+    arguments = ["train", "--config", config, "--vocab-size", "18", "--out", str(out)]
+    assert main([*arguments, "--steps", "1"]) == 0
+    assert main(["train", "--out", str(out), "--resume", "--steps", "3"]) == 0
+    assert "steps is 3 from here on; until now it was 1" in capsys.readouterr().out
+    assert result(out)["steps"] == 3
+    assert main(["train", "--out", str(out), "--resume", "--d-model", "32"]) == 1
+    assert "d_model: " in capsys.readouterr().err
+    assert main(["train", "--out", str(out), "--resume", "--config", config]) == 1
+    assert "the run has its own configuration" in capsys.readouterr().err
+    assert main(["train", "--out", str(tmp_path / "none"), "--resume"]) == 1
+    assert "has no checkpoint to resume from" in capsys.readouterr().err
+
+
+def test_help_lists_every_setting(text_run, capsys):
+    _, config = text_run
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "--config", config, "--help"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    assert "titans train --config" in shown
+    run = TitansConfig.load(config)
+    for section in (run.model, run.data, run.training, run.report):
+        for name in section.__dataclass_fields__:
+            assert f"--{name.replace('_', '-')}" in shown
+    assert re.search(r"--window N\s+.*\[8\]", shown, re.S)
+
+
+def test_the_command_itself(capsys):
+    assert main(["--help"]) == 0
+    assert "titans memory-check RUN" in capsys.readouterr().out
+    assert main([]) == 2
+    assert main(["trian"]) == 2
+    assert "unknown command trian; the nearest is train" in capsys.readouterr().err
+    project = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    scripts = dict(re.findall(r'^(titans[a-z-]*) = "([\w.:]+)"$', project, re.M))
+    assert scripts.keys() == {"titans", "titans-train", "titans-infer", "titans-analyze"}
+    module, names = "titans_pytorch.cli.main", [value.partition(":")[2] for value in scripts.values()]
+    assert all(value.startswith(f"{module}:") for value in scripts.values())
+    assert all(callable(getattr(__import__(module, fromlist=["x"]), name)) for name in names)
+
+
+def test_search(tmp_path, capsys):
+    task = "data: {task: copy, settings: {payload: 4, segment_len: 8}, test_rows: 8}"
+    config = tiny_yaml(tmp_path, task, "lmm")
+    out = tmp_path / "search"
+    words = ["--config", config, "--vocab-size", "18", "--steps", "2", "--out", str(out), "--report-seeds", "7"]
+    assert main(["search", *words, "--grid", "lr=1e-3,1e-2", "--grid", "symbols=4,16", "--seeds", "0,1"]) == 0
+    found = json.loads((out / "search.json").read_text())
+    settings = [one["settings"] for one in found["tried"]]
+    assert {(s["lr"], s["symbols"]) for s in settings} == {(a, b) for a in (1e-3, 1e-2) for b in (4, 16)}
+    means = [one["mean"] for one in found["tried"]]
+    assert means == sorted(means, reverse=True)
+    best = json.loads((out / "best-seed7" / "result.json").read_text())
+    assert best["config"]["train"]["lr"] == settings[0]["lr"]
+    assert best["config"]["train"]["seed"] == 7
+    assert found["mean"] == best["scores"][-1]["accuracy"]
+    before = (out / "000-seed0" / "result.json").stat().st_mtime_ns
+    capsys.readouterr()
+    assert main(["search", *words, "--grid", "lr=1e-3,1e-2", "--grid", "symbols=4,16", "--seeds", "0,1"]) == 0
+    assert (out / "000-seed0" / "result.json").stat().st_mtime_ns == before, "finished runs are kept"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "grid: give one or more --grid"),
+        (["--grid", "lrr=1"], "grid: unknown setting lrr; the nearest is lr"),
+        (["--grid", "lr=1,high"], "grid: lr: got 'high', takes a number"),
+        (["--grid", "n_heads=2,3"], "grid: n_heads: got 3"),
+        (["--grid", "use_decay=maybe"], "grid: use_decay: got 'maybe', takes true or false"),
+        (["--grid", "lr=1", "--seeds", "1,2", "--report-seeds", "2"], "report_seeds: got 2, which is among the seeds"),
+    ],
+)
+def test_mistakes_of_a_search(text_run, capsys, words, message):
+    assert main(["search", "--config", text_run[1], *words]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1

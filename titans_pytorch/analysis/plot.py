@@ -1,0 +1,55 @@
+"""The picture of traces: one column for each memory."""
+
+import os
+from pathlib import Path
+
+from .trace import MemoryTrace
+
+__all__ = ["plot_traces"]
+
+ROWS = (
+    ("surprise", "surprise (loss)"),
+    ("step", "step"),
+    ("decay", "decay"),
+    ("momentum", "momentum"),
+    ("change", "|M - M0| / |M0|"),
+)
+
+
+def smoothed(values: list[float], width: int) -> list[float]:
+    """Means over `width` neighbours, fewer at the ends."""
+    half = width // 2
+    return [sum(part) / len(part) for i in range(len(values)) if (part := values[max(0, i - half) : i + half + 1])]
+
+
+def plot_traces(traces: list[MemoryTrace], target: Path, title: str = "") -> bool:
+    """A PNG of every trace over position, thin, with a running mean. False where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    figure = Figure(figsize=(3.6 * len(traces) + 0.6, 8.5), layout="constrained")
+    grid = figure.subplots(len(ROWS), len(traces), squeeze=False, sharex=True, sharey="row")
+    for column, trace in enumerate(traces):
+        for row, (name, label) in enumerate(ROWS):
+            axes, values = grid[row][column], getattr(trace, name)
+            every = trace.piece if name == "change" else trace.tokens_per_entry
+            positions = [(i + 1) * every for i in range(len(values))]
+            if name == "change":
+                axes.plot(positions, values, color="tab:orange", marker="o", markersize=2.5)
+            else:
+                axes.plot(positions, values, color="tab:blue", alpha=0.25, linewidth=0.6)
+                axes.plot(positions, smoothed(values, max(1, len(values) // 40)), color="tab:blue", linewidth=1.4)
+            if not values:
+                axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", color="gray")
+            if column == 0:
+                axes.set_ylabel(label)
+            axes.grid(alpha=0.3)
+        grid[0][column].set_title(trace.name, fontsize=9)
+        grid[-1][column].set_xlabel("tokens read")
+    figure.suptitle(title, fontsize=10)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f"{target.name}.part")
+    figure.savefig(beside, dpi=120, format="png")
+    os.replace(beside, target)
+    return True

@@ -1,0 +1,124 @@
+"""What each memory of a model does along a text: surprise, step, decay, momentum, and how far its weights move.
+
+Letters: b rows, n tokens, h heads, p pieces.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..checks import positive_int
+from ..neural_memory import NeuralMemory
+from ..storing import memories_of
+
+__all__ = ["MemoryTrace", "trace_memories"]
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass
+class MemoryTrace:
+    """Means over rows and heads; one entry for each stored token, or chunk of `tokens_per_entry` tokens.
+
+    surprise: the memory's loss before it learns. step, decay, momentum: as learned from the token (momentum empty
+    without). change: after each piece of `piece` tokens |M - M_0| / |M_0|, over all weights; moved: the same against
+    the piece before.
+    """
+
+    name: str
+    tokens_per_entry: int
+    piece: int
+    surprise: list[float] = field(default_factory=list)
+    step: list[float] = field(default_factory=list)
+    decay: list[float] = field(default_factory=list)
+    momentum: list[float] = field(default_factory=list)
+    change: list[float] = field(default_factory=list)
+    moved: list[float] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@torch.no_grad()
+def trace_memories(model: nn.Module, ids: Tensor, piece: int = 32) -> list[MemoryTrace]:
+    """Reads ids [b n] in pieces, the state carried, and says what each memory did. One trace per memory of the model.
+
+    The model takes `model(ids, cache=..., return_cache=True)`, as those of the family do.
+    """
+    positive_int(piece, "piece")
+    watchers = [_Watcher(name, memory, piece, ids.shape[0]) for name, memory in memories_of(model).items()]
+    training = model.training
+    model.eval()
+    with _watched(watchers):
+        cache = None
+        for part in ids.split(piece, dim=1):
+            _, cache = model(part, cache=cache, return_cache=True)
+            for watcher in watchers:
+                watcher.end_of_piece()
+    model.train(training)
+    return [watcher.trace for watcher in watchers]
+
+
+@contextmanager
+def _watched(watchers: list["_Watcher"]) -> Iterator[None]:
+    hooks = [hook for watcher in watchers for hook in watcher.hooks()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class _Watcher:
+    """Collects one memory's trace from what its modules return."""
+
+    def __init__(self, name: str, memory: NeuralMemory, piece: int, batch: int):
+        self.memory, self.rows = memory, batch * memory.internal_heads
+        self.trace = MemoryTrace(name, memory.store_chunk_size, piece)
+        self.start = {key: value.double() for key, value in memory.init_weights(batch).items()}
+        self.before = self.now = self.start
+
+    def hooks(self):
+        return [
+            self.memory.rates.register_forward_hook(self._rates),
+            self.memory.register_forward_hook(self._result),
+        ]
+
+    def _rates(self, module, args, rates) -> None:
+        trace = self.trace
+        trace.step += _over_rows(rates.step.mean(dim=-1))
+        trace.decay += _over_rows(1 - rates.keep)
+        if rates.momentum is not None:
+            trace.momentum += _over_rows(rates.momentum[..., -1])
+
+    def _result(self, module, args, result) -> None:
+        state = result[1]
+        if len(result) > 2:
+            loss = result[2][0].flatten(0, 1)
+            pairs = self.memory.store_chunk_size * self.memory.kv_per_token
+            self.trace.surprise += _over_rows(loss.unflatten(1, (-1, pairs)).mean(dim=-1))
+        self.now = {key: state.states[0][key].double() for key in self.start}
+
+    def end_of_piece(self) -> None:
+        size = _norm(self.start)
+        self.trace.change.append(float((_norm(_minus(self.now, self.start)) / size).mean()))
+        self.trace.moved.append(float((_norm(_minus(self.now, self.before)) / size).mean()))
+        self.before = self.now
+
+
+def _over_rows(values: Tensor) -> list[float]:
+    """[(b h) m] -> their means over rows and heads, m numbers."""
+    return values.double().mean(dim=0).tolist()
+
+
+def _minus(a: Tensors, b: Tensors) -> Tensors:
+    return {name: a[name] - b[name] for name in a}
+
+
+def _norm(weights: Tensors) -> Tensor:
+    """Of each row and head over all weights: [(b h)]."""
+    return sum(w.flatten(1).square().sum(dim=1) for w in weights.values()).sqrt()

@@ -1,0 +1,56 @@
+"""titans analyze: what the memories of a trained model do along a text.
+
+titans analyze runs/mac --length 2048                # on the run's own held-out text
+titans analyze runs/mac --text book.txt --out look   # writes look/memory.png and look/memory.json
+"""
+
+from argparse import ArgumentParser
+from pathlib import Path
+
+import torch
+
+from titans_pytorch.analysis.plot import plot_traces
+from titans_pytorch.analysis.trace import trace_memories
+from titans_pytorch.cli.inputs import held_out_text, parser_for, whole, write_json
+from titans_pytorch.cli.runs import load_run
+from titans_pytorch.storing import memories_of
+from titans_pytorch.tasks.subject import task_of
+from titans_pytorch.training.config import TaskConfig
+from titans_pytorch.training.device import resolve_device
+from titans_pytorch.training.errors import TrainingError
+
+__all__ = ["analyze_command"]
+
+
+def parser() -> ArgumentParser:
+    found = parser_for("titans analyze", __doc__)
+    found.add_argument("--text", metavar="FILE", help="any text, plain, .gz or .zip [the run's own held-out part]")
+    found.add_argument("--length", type=whole, default=1024, metavar="N", help="tokens to read [1024]")
+    found.add_argument("--piece", type=whole, default=32, metavar="N", help="tokens between looks at the weights [32]")
+    found.add_argument("--out", metavar="DIR", help="where memory.png and memory.json are written [RUN/analysis]")
+    return found
+
+
+def analyze_command(argv: list[str]) -> None:
+    options = parser().parse_args(argv)
+    device = resolve_device(options.device)
+    run, model = load_run(Path(options.run), device)
+    if not memories_of(model):
+        raise TrainingError(f"{options.run}: a {run.model.variant} model has no memory")
+    if options.text is None and isinstance(run.data, TaskConfig):
+        ids, what = task_of(run.data, run.train).batch(0, 1, options.length, held_out=True).ids, run.data.task
+    else:
+        ids = held_out_text(run, options.text, options.length)[None, : options.length].long()
+        what = options.text or "held-out text"
+    if int(ids.max()) >= run.model.vocab_size:
+        raise TrainingError(f"text: got bytes, the run's model knows {run.model.vocab_size} tokens")
+    traces = trace_memories(model, ids.to(device), options.piece)
+    out = Path(options.out) if options.out else Path(options.run) / "analysis"
+    result = {"run": options.run, "read": what, "tokens": options.length, "torch": torch.__version__}
+    write_json(out / "memory.json", {**result, "memories": [trace.to_dict() for trace in traces]})
+    drawn = plot_traces(traces, out / "memory.png", f"{options.run}: {options.length} tokens of {what}")
+    for trace in traces:
+        means = {name: sum(v) / len(v) for name in ("surprise", "step", "decay") if (v := getattr(trace, name))}
+        shown = ", ".join(f"{name} {value:.3g}" for name, value in means.items())
+        print(f"{trace.name}: mean {shown}; weights changed by {trace.change[-1]:.1%} of their start")
+    print(f"{out}/ holds memory.json" + (" and memory.png" if drawn else "; matplotlib is not installed: no picture"))

@@ -1,0 +1,84 @@
+"""titans eval: measure a trained model again: bits per byte of a text, or accuracy on a task, at any lengths.
+
+titans eval runs/mac                                   # as at the end of training
+titans eval runs/mac --text book.txt --length 512 4096 # bits per byte, each window read from its start
+titans eval runs/copy --length 64 1024 --rows 200      # a run trained on a task
+"""
+
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from titans_pytorch.cli.inputs import held_out_text, parser_for, whole, write_json
+from titans_pytorch.cli.runs import load_run
+from titans_pytorch.storing import memories_of, storing_off
+from titans_pytorch.tasks.subject import TaskSubject, task_of
+from titans_pytorch.training.config import RunConfig, TaskConfig
+from titans_pytorch.training.device import autocast_for, resolve_device
+from titans_pytorch.training.errors import TrainingError
+from titans_pytorch.training.evaluate import bits_per_byte
+
+__all__ = ["evaluate_command"]
+
+
+def parser() -> ArgumentParser:
+    found = parser_for("titans eval", __doc__)
+    found.add_argument("--text", metavar="FILE", help="any text, plain, .gz or .zip [the run's own held-out part]")
+    found.add_argument("--length", type=whole, nargs="+", metavar="N", help="tokens of a row [those of training]")
+    found.add_argument("--rows", type=whole, default=200, metavar="N", help="rows of a task [200]")
+    found.add_argument("--limit", type=whole, metavar="N", help="only the first bytes of the text, this many")
+    found.add_argument("--json", metavar="FILE", help="also write the result here")
+    return found
+
+
+def evaluate_command(argv: list[str]) -> None:
+    options = parser().parse_args(argv)
+    device = resolve_device(options.device)
+    run, model = load_run(Path(options.run), device)
+    lengths = options.length or [run.train.seq_len]
+    with torch.no_grad():
+        if options.text is None and isinstance(run.data, TaskConfig):
+            found = on_task(run, model, lengths, options.rows, device)
+        else:
+            found = on_text(run, model, lengths, options, device)
+    for row in found:
+        print(", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in row.items() if value is not None))
+    if options.json:
+        write_json(Path(options.json), {"run": options.run, "results": found})
+
+
+def on_task(run: RunConfig, model, lengths: list[int], rows: int, device) -> list[dict[str, Any]]:
+    task = task_of(run.data, run.train)
+    if wrong := [length for length in lengths if length < task.shortest]:
+        raise TrainingError(f"length: got {wrong[0]}, takes at least {task.shortest} for this task")
+    subject = TaskSubject(task, run.train, test_rows=rows)
+    found = []
+    for length in lengths:
+        on, off = subject.scores(model, length, device, autocast_for(device, run.train))
+        found.append({"length": length, "accuracy": on.accuracy, "exact": on.exact, "chance": task.chance})
+        found[-1]["storing_off"] = None if off is None else off.accuracy
+    return found
+
+
+def on_text(run: RunConfig, model, lengths: list[int], options, device) -> list[dict[str, Any]]:
+    if run.model.vocab_size < 256:
+        raise TrainingError(f"text: got bytes, the run's model knows {run.model.vocab_size} tokens")
+    text = held_out_text(run, options.text, 1)[: options.limit]
+
+    def bits(length: int) -> float:
+        size = max(1, run.report.eval_batch_size * run.train.seq_len // length)
+        stride = max(1, length // 2)
+        autocast = autocast_for(device, run.train)
+        return bits_per_byte(
+            model, text, context=length, stride=stride, batch_size=size, device=device, autocast=autocast, progress=True
+        )
+
+    found = []
+    for length in lengths:
+        found.append({"length": length, "bits_per_byte": bits(length)})
+        if memories_of(model):
+            with storing_off(model):
+                found[-1]["storing_off"] = bits(length)
+    return found

@@ -1,0 +1,67 @@
+"""What the commands on a finished run share: options, texts, files written whole."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from titans_pytorch.training.config import DataConfig, RunConfig, TaskConfig
+from titans_pytorch.training.data import load_data
+from titans_pytorch.training.errors import TrainingError
+from titans_pytorch.training.options import OneLineParser
+
+__all__ = ["held_out_text", "parser_for", "read_bytes", "whole", "write_json"]
+
+
+def parser_for(prog: str, description: str) -> argparse.ArgumentParser:
+    """With the options that every such command has."""
+    parser = OneLineParser(
+        prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("run", metavar="RUN", help="the folder of a run of titans train")
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or another of torch [auto]")
+    return parser
+
+
+def whole(text: str) -> int:
+    """A whole number of at least 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, takes a whole number of at least 1")
+    return value
+
+
+def read_bytes(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise TrainingError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def held_out_text(run: RunConfig, file: str | None, length: int) -> Tensor:
+    """uint8: the held-out part of the run's text, or a file of one's own (plain, .gz or .zip), all of it."""
+    if file is None and isinstance(run.data, TaskConfig):
+        raise TrainingError("text: the run was trained on a task; give a file with --text")
+    if file is None:
+        found = load_data(run.data).held_out
+    else:
+        data = load_data(DataConfig(data=file))
+        found = torch.cat((data.train, data.held_out))
+    if len(found) <= length:
+        raise TrainingError(f"length: got {length}, takes less than the text's {len(found)} bytes")
+    return found
+
+
+def write_json(path: Path, result: dict[str, Any]) -> None:
+    """Beside, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.part")
+    beside.write_text(json.dumps(result, indent=2) + "\n")
+    os.replace(beside, path)

@@ -1,0 +1,63 @@
+"""titans memory-check: does the memory change while the model reads, and does that help?
+
+Measured against the same model with storing switched off, on the same rows.
+
+titans memory-check runs/mac                  # held-out text, or the run's task
+titans memory-check runs/mac --length 8192 --rows 32 --json check.json
+"""
+
+from argparse import ArgumentParser
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from titans_pytorch.analysis.benefit import benefit_on_task, benefit_on_text, memory_change
+from titans_pytorch.cli.inputs import held_out_text, parser_for, whole, write_json
+from titans_pytorch.cli.runs import load_run
+from titans_pytorch.storing import memories_of
+from titans_pytorch.tasks.subject import task_of
+from titans_pytorch.training.config import TaskConfig
+from titans_pytorch.training.device import resolve_device
+from titans_pytorch.training.errors import TrainingError
+
+__all__ = ["memory_check_command"]
+
+
+def parser() -> ArgumentParser:
+    found = parser_for("titans memory-check", __doc__)
+    found.add_argument("--text", metavar="FILE", help="any text, plain, .gz or .zip [the run's own]")
+    found.add_argument("--length", type=whole, metavar="N", help="tokens of a row [those of training]")
+    found.add_argument("--rows", type=whole, default=32, metavar="N", help="rows to measure on [32]")
+    found.add_argument("--batch-size", type=whole, default=8, metavar="N", help="rows in one pass [8]")
+    found.add_argument("--json", metavar="FILE", help="also write the result here")
+    return found
+
+
+def memory_check_command(argv: list[str]) -> None:
+    options = parser().parse_args(argv)
+    device = resolve_device(options.device)
+    run, model = load_run(Path(options.run), device)
+    if not memories_of(model):
+        raise TrainingError(f"{options.run}: a {run.model.variant} model has no memory")
+    length, rows, size = options.length or run.train.seq_len, options.rows, options.batch_size
+    if options.text is None and isinstance(run.data, TaskConfig):
+        task = task_of(run.data, run.train)
+        ids = task.batch(0, 1, length, held_out=True).ids
+        found = benefit_on_task(model, task, rows, length, size, device)
+    else:
+        if run.model.vocab_size < 256:
+            raise TrainingError(f"text: got bytes, the run's model knows {run.model.vocab_size} tokens")
+        text = held_out_text(run, options.text, length)
+        starts = [round(i * (len(text) - length - 1) / max(1, rows - 1)) for i in range(rows)]
+        windows = torch.stack([text[start : start + length + 1] for start in starts])
+        ids = windows[:1, :-1].long()
+        found = benefit_on_text(model, windows, 0, size, device)
+    change = memory_change(model, ids.to(device))
+    for name, value in change.items():
+        print(f"{name}: after {length} tokens its weights differ from their start by {value:.1%} of their size")
+    print(f"{found.measure} over {found.rows} rows: {found.on:.4f} with storing, {found.off:.4f} with it switched off")
+    print(f"better by {found.gain:.4f}, 95 % interval {found.low:.4f} to {found.high:.4f}: {found.verdict}")
+    if options.json:
+        result = {"run": options.run, "length": length, "change": change, **asdict(found), "verdict": found.verdict}
+        write_json(Path(options.json), result)

@@ -1,0 +1,125 @@
+"""titans search: train every combination of some settings, choose the best, and train it again on other seeds.
+
+titans search --config configs/copy.yaml --steps 100 --grid lr=1e-3,3e-3 --grid max_step=0.1,0.5 --seeds 0,1
+titans search --out runs/search --config ... --grid ...   # stopped, then started again: finished runs are kept
+
+Chosen by the mean over --seeds of --metric; what --report-seeds then give is the figure to state.
+"""
+
+import itertools
+import json
+from argparse import ArgumentTypeError
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from titans_pytorch.cli.inputs import write_json
+from titans_pytorch.cli.runs import model_of
+from titans_pytorch.cli.settings import read_arguments, replaced, settings_types
+from titans_pytorch.tasks.subject import subject_of
+from titans_pytorch.training.config import RunConfig, TaskConfig
+from titans_pytorch.training.errors import TrainingError
+from titans_pytorch.training.options import option_for, whole_numbers
+from titans_pytorch.training.run import Run, train
+
+__all__ = ["search_command"]
+
+LOWER_IS_BETTER = ("held_out_bits_per_byte", "loss")
+
+
+def grid_option(text: str) -> tuple[str, list[str]]:
+    """`lr=1e-3,3e-3` as a name and the texts of its values."""
+    name, equals, values = text.partition("=")
+    parts = [part.strip() for part in values.split(",") if part.strip()]
+    if not equals or not parts:
+        raise ArgumentTypeError(f"got {text!r}, takes NAME=VALUE,VALUE,...")
+    return name.strip().rpartition(".")[2].replace("-", "_"), parts
+
+
+def add_options(parser) -> None:
+    parser.add_argument("--grid", type=grid_option, action="append", metavar="NAME=V,V,...", help="values to try")
+    parser.add_argument("--seeds", type=whole_numbers, metavar="N,N,...", help="seeds to choose by [0]")
+    parser.add_argument("--report-seeds", type=whole_numbers, metavar="N,N,...", help="seeds for the best one [100]")
+    parser.add_argument("--out", metavar="DIR", help="where the runs and search.json are kept [runs/search]")
+
+
+def search_command(argv: list[str]) -> None:
+    given = read_arguments("titans search", __doc__, argv, add_options)
+    options, out = given.options, Path(given.options.out or "runs/search")
+    if not options.grid:
+        raise TrainingError("grid: give one or more --grid NAME=VALUE,VALUE,...")
+    points = combinations(given.run, options.grid)
+    seeds, report = options.seeds or (0,), options.report_seeds or (100,)
+    if shared := set(seeds) & set(report):
+        raise TrainingError(f"report_seeds: got {min(shared)}, which is among the seeds to choose by")
+    lower = not isinstance(given.run.data, TaskConfig)
+    tried = []
+    for number, values in enumerate(points):
+        scores = [score(given.run, values, seed, out / f"{number:03d}-seed{seed}") for seed in seeds]
+        tried.append({"settings": values, "scores": scores, "mean": sum(scores) / len(scores)})
+        print(f"{number + 1}/{len(points)}: {named(values)}: {tried[-1]['mean']:.4f}")
+    tried.sort(key=lambda one: one["mean"], reverse=not lower)
+    best = tried[0]
+    scores = [score(given.run, best["settings"], seed, out / f"best-seed{seed}") for seed in report]
+    mean = sum(scores) / len(scores)
+    metric = "held_out_bits_per_byte" if lower else "accuracy"
+    write_json(
+        out / "search.json",
+        {"metric": metric, "seeds": seeds, "tried": tried, "report_seeds": report, "scores": scores, "mean": mean},
+    )
+    print(f"\n{metric}, best first")
+    for one in tried:
+        print(f"  {one['mean']:.4f}  {named(one['settings'])}")
+    print(f"best: {named(best['settings'])}: {mean:.4f} on {len(report)} other seed(s); {out}/search.json")
+
+
+def combinations(run: RunConfig, grid: list[tuple[str, list[str]]]) -> list[dict[str, Any]]:
+    """Every combination of the values, each read as its setting's type and checked at once."""
+    types = settings_types(run)
+    axes = []
+    for name, texts in grid:
+        if name not in types:
+            replaced_or_error(run, {name: None})
+        axes.append([(name, read_value(name, text, types[name])) for text in texts])
+    points = [dict(point) for point in itertools.product(*axes)]
+    for point in points:
+        replaced_or_error(run, point)
+    return points
+
+
+def read_value(name: str, text: str, hint: Any) -> Any:
+    if hint is bool:
+        if text.lower() not in ("true", "false"):
+            raise TrainingError(f"grid: {name}: got {text!r}, takes true or false")
+        return text.lower() == "true"
+    try:
+        return option_for(hint).get("type", str)(text)
+    except ArgumentTypeError as error:
+        raise TrainingError(f"grid: {name}: {error}") from error
+
+
+def replaced_or_error(run: RunConfig, values: dict[str, Any]) -> RunConfig:
+    try:
+        return replaced(run, values)
+    except ValueError as error:
+        raise TrainingError(f"grid: {error}") from error
+
+
+def score(run: RunConfig, values: dict[str, Any], seed: int, out: Path) -> float:
+    """Of one training run, or of an earlier one in this folder with the same settings."""
+    run = replaced_or_error(run, values)
+    run = replace(run, train=replace(run.train, seed=seed))
+    result = finished(out, run) or train(Run(run, out, False, "titans search"), model_of, subject_of)
+    return result["held_out_bits_per_byte"] if "scores" not in result else result["scores"][-1]["accuracy"]
+
+
+def finished(out: Path, run: RunConfig) -> dict[str, Any] | None:
+    path = out / "result.json"
+    if not path.is_file():
+        return None
+    result = json.loads(path.read_text())
+    return result if result["config"] == json.loads(run.to_json()) else None
+
+
+def named(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())

@@ -1,0 +1,95 @@
+"""A task as what a model is trained on and measured by (see `training/subjects.py`)."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..storing import memories_of, storing_off
+from ..training.config import RunConfig, TaskConfig, TrainConfig
+from ..training.errors import TrainingError
+from ..training.rows import Rows
+from ..training.subjects import Context
+from ..training.text import text_of
+from .registry import build_task
+from .task import Task
+
+__all__ = ["TaskSubject", "subject_of", "task_of"]
+
+
+class TaskSubject:
+    """Trained on rows of the task; `<task>_accuracy` on held-out rows is measured now and then."""
+
+    unit, counted = "answer", "tokens"
+
+    def __init__(self, task: Task, config: TrainConfig, test_times: tuple[int, ...] = (1,), test_rows: int = 200):
+        self.task, self.config, self.row_len, self.fingerprint = task, config, task.length, repr(task)
+        self.test_times, self.test_rows = test_times, test_rows
+
+    def batch(self, position: int, size: int) -> Rows:
+        return self.task.batch(position, size)
+
+    def introduce(self) -> str:
+        task = self.task
+        return f"task: {task}, chance {task.chance:.1%}"
+
+    def measure(self, model: nn.Module, device: torch.device, autocast: Context) -> dict[str, float]:
+        size = self.config.batch_size
+        score = self.task.score(model, self.config.validate_sequences, None, size, device, autocast)
+        return {f"{self.task.name}_accuracy": score.accuracy}
+
+    def on_step(self, model: nn.Module, step: int, device: torch.device, autocast: Context) -> None:
+        pass
+
+    def conclude(self, model: nn.Module, out: Path, device: torch.device, autocast: Context) -> dict[str, Any]:
+        """Accuracy at every test length, and with storing switched off where there is a memory."""
+        task, scores = self.task, []
+        print(f"\naccuracy on {self.test_rows} held-out rows; chance {task.chance:.1%}")
+        for length in (times * task.length for times in self.test_times):
+            on, off = self.scores(model, length, device, autocast)
+            scores.append({"length": length, "accuracy": on.accuracy, "exact": on.exact, "loss": on.loss})
+            line = f"  length {length:>6}: {on.accuracy:.1%}"
+            if off is not None:
+                scores[-1]["storing_off"] = off.accuracy
+                line += f", with storing switched off {off.accuracy:.1%}"
+            print(line)
+        return {"task": repr(task), "chance": task.chance, "test_rows": self.test_rows, "scores": scores}
+
+    def scores(self, model: nn.Module, length: int, device: torch.device, autocast: Context):
+        """(score, score with storing switched off, or None without a memory)."""
+        size = max(1, self.config.batch_size * self.row_len // length)
+
+        def score():
+            return self.task.score(model, self.test_rows, length, size, device, autocast)
+
+        on = score()
+        if not memories_of(model):
+            return on, None
+        with storing_off(model):
+            return on, score()
+
+    def levels(self, found: dict[str, Any]) -> dict[str, float]:
+        return {}
+
+
+def task_of(data: TaskConfig, train: TrainConfig) -> Task:
+    """The task that the settings name; its length and seed are those of training."""
+    for name, owner in (("length", "seq_len"), ("seed", "seed")):
+        if name in data.settings:
+            raise TrainingError(f"data.settings: got {name}, which {owner} of training sets")
+    try:
+        return build_task(data.task, {**data.settings, "length": train.seq_len, "seed": train.seed})
+    except (ValueError, TypeError) as error:
+        raise TrainingError(f"data: {error}") from error
+
+
+def subject_of(config: RunConfig):
+    """Text or a task, as the data section says."""
+    if not isinstance(config.data, TaskConfig):
+        return text_of(config)
+    task = task_of(config.data, config.train)
+    known = getattr(config.model, "vocab_size", None)
+    if known is not None and known < task.vocab_size:
+        raise TrainingError(f"vocab_size: got {known}, takes at least the task's {task.vocab_size} tokens")
+    return TaskSubject(task, config.train, config.data.test_times, config.data.test_rows)
