@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from titans_pytorch.blocks import feed_forward
 from titans_pytorch.checks import Words, wrong
 from titans_pytorch.sampling import check_ids, min_p_filter, sample
+from titans_pytorch.surprise import auxiliary_loss
 
 from .config import ModelConfig
 from .memory import Remember
@@ -86,7 +87,7 @@ class LanguageModel(nn.Module):
         Args:
             ids: integers [b n].
             return_loss: the mean cross entropy of each token given those before it in place of logits (a scalar, nats);
-                in training mode `memory_loss_weight` times the mean of the memories' losses is added. Takes two tokens
+                in training mode `memory_loss_weight` times the memories' mean `auxiliary_loss` is added. Takes two tokens
                 or more and no cache.
             cache: what the call before returned.
             return_cache: return (logits, cache) for the tokens that follow.
@@ -155,7 +156,7 @@ class LanguageModel(nn.Module):
         loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
         weight = self.config.memory_loss_weight
         if weight and self.training and surprises:
-            loss = loss + weight * torch.stack([surprise.mean() for surprise, _ in surprises]).mean()
+            loss = loss + weight * torch.stack([auxiliary_loss(of_one) for of_one in surprises]).mean()
         return loss
 
     def _check_cache(self, ids: Tensor, cache: ModelState | None) -> None:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from titans_pytorch.surprise import auxiliary_loss
+
 __all__ = ["IGNORE", "Rows", "answers_in", "loss_on"]
 
 IGNORE = -100  # the target where nothing is asked, as in torch's cross entropy
@@ -38,5 +40,18 @@ def loss_on(model: nn.Module, rows: Rows | Tensor, answers: float) -> Tensor:
     """
     if not isinstance(rows, Rows):
         return model(rows, return_loss=True) * (answers_in(rows) / answers)
-    logits = model(rows.ids).float()
-    return F.cross_entropy(logits.flatten(0, 1), rows.targets.flatten(), ignore_index=IGNORE, reduction="sum") / answers
+    weight = memory_loss_weight(model)
+    found = model(rows.ids, return_surprises=True) if weight else model(rows.ids)
+    logits, surprises = found if weight else (found, [])
+    logits, targets = logits.float().flatten(0, 1), rows.targets.flatten()
+    loss = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum") / answers
+    if weight and surprises:
+        loss = loss + weight * torch.stack([auxiliary_loss(of_one) for of_one in surprises]).mean()
+    return loss
+
+
+def memory_loss_weight(model: nn.Module) -> float:
+    """Of the memories' own loss in the training loss: a setting of the family's models, 0 elsewhere and outside
+    training. (On plain ids these add it themselves.)"""
+    inner = getattr(model, "module", model)  # without the wrapping for several processes
+    return getattr(getattr(inner, "config", None), "memory_loss_weight", 0.0) if model.training else 0.0
