@@ -87,8 +87,8 @@ class LanguageModel(nn.Module):
         Args:
             ids: integers [b n].
             return_loss: the mean cross entropy of each token given those before it in place of logits (a scalar, nats);
-                in training mode `memory_loss_weight` times the memories' mean `auxiliary_loss` is added. Takes two tokens
-                or more and no cache.
+                in training mode `memory_loss_weight` times the memories' mean `auxiliary_loss` is added. Takes two
+                tokens or more and no cache.
             cache: what the call before returned.
             return_cache: return (logits, cache) for the tokens that follow.
             return_surprises: return also, last, a (loss, step) for each block, each [b h n]: what each token's surprise
