@@ -66,11 +66,12 @@ def test_a_threshold_that_nothing_reaches_or_everything(engine, chunk):
     assert_close(always(seq)[0], with_anchors(seq)[0], 1e-12)
 
 
-def test_what_is_not_a_number_is_not_skipped():
+@ENGINES
+def test_what_is_not_a_number_is_not_skipped(engine):
     """It would hide in an unchanged memory."""
     seq = tokens()
     seq[:, 3] = float("nan")
-    memory = build(surprise_threshold=0.1)
+    memory = build(surprise_threshold=0.1, engine=engine)
     assert memory(seq)[1].states[0]["norm.gamma"].isnan().any()
 
 

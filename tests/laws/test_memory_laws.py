@@ -91,8 +91,13 @@ def carried(states) -> dict:
 
 
 def streamed(subject, seq, cuts=(), mask=None) -> Results:
-    out, states, (loss, step) = subject.pieces(seq, cuts, mask)
-    return Results({"retrieved": out, "loss": loss, "step": step} | carried(states))
+    out, states, surprises = subject.pieces(seq, cuts, mask)
+    return Results({"retrieved": out} | named(surprises) | carried(states))
+
+
+def named(surprises) -> dict:
+    """Loss and step, and a predictor's error where there is one."""
+    return dict(zip(("loss", "step", "error"), surprises, strict=False))
 
 
 @pytest.fixture
@@ -178,11 +183,11 @@ def test_engines_agree(pages, compare, case, data):
         engines += ["matrix"] if options["spectral_norm_surprises"] else ["matrix", "dual"]
 
     def everything(subject, seq):
-        out, states, (loss, step) = subject(seq, mask=mask)
-        values = {"retrieved": out, "loss": loss, "step": step} | carried(states)
+        out, states, surprises = subject(seq, mask=mask)
+        values = {"retrieved": out} | named(surprises) | carried(states)
         values |= {f"updates {name}": value for name, value in states[1].updates.items()}
         final = [*states[1].states[0].values(), *states[1].states[1].values()]
-        return Results(values, gradients([out, loss, step, *final], subject.parameters | {"seq": seq}))
+        return Results(values, gradients([out, *surprises, *final], subject.parameters | {"seq": seq}))
 
     wanted = everything(reference, seq)
     pages(options, reference)
