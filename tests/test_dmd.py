@@ -295,6 +295,8 @@ def test_bad_rank_is_named(rank):
 
 
 def test_bad_arguments_are_named():
+    with pytest.raises(ValueError, match=r"^x: got torch.int64, takes floating point"):
+        DynamicModeDecomposition()(torch.zeros(3, 4, dtype=torch.long))
     with pytest.raises(ValueError, match=r"^x: got shape \(4,\), takes snapshots"):
         DynamicModeDecomposition()(torch.zeros(4))
     x = torch.zeros(1, 4, 2)

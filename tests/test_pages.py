@@ -231,6 +231,9 @@ def test_a_router_of_ones_own():
     assert pages_of(memory, told([0.9] * 3)).tolist() == [[0, 0, 0]]
     assert seen == [None]
 
+    memory = told_memory(pages=3, page_router=lambda page, complexity, angle: 2)
+    assert pages_of(memory, told([0.9] * 2)).tolist() == [[2, 2]]
+
     class ByAngle:
         uses_phase = True
 
@@ -239,6 +242,21 @@ def test_a_router_of_ones_own():
 
     memory = told_memory(pages=3, phase=True, page_router=ByAngle(), page_switch_every=2)
     assert pages_of(memory, told([0.9] * 3, [1.0, -1.0, 1.0])).tolist() == [[2, 1, 2]]
+
+
+@pytest.mark.parametrize("named", ["2", None, torch.zeros(2, dtype=torch.long), torch.zeros(1, 2, 2, 3)])
+def test_a_router_that_names_no_pages_is_named(named):
+    memory = told_memory(pages=3, page_router=lambda page, complexity, angle: named)
+    with pytest.raises(ValueError, match="^page_router: got a router that names .* takes "):
+        memory(told([0.9] * 2))
+
+
+@pytest.mark.parametrize("threshold", ["0.5", None, [0.5]])
+def test_a_threshold_that_is_no_number_is_named(threshold):
+    memory = told_memory()
+    memory.symplectic_page_threshold = threshold
+    with pytest.raises(ValueError, match="^symplectic_page_threshold: got .* takes a number"):
+        memory(told([0.9]))
 
 
 # what a page is

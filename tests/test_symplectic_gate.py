@@ -217,3 +217,5 @@ def test_bad_tokens_are_named(shape):
     for call in (gate, gate.extract_manifold_state):
         with pytest.raises(ValueError, match=r"^x: got shape .*, takes tokens \[b n 8\]"):
             call(torch.zeros(shape))
+        with pytest.raises(ValueError, match="^x: got torch.int64, takes "):
+            call(torch.zeros(2, 3, 8, dtype=torch.long))

@@ -43,6 +43,8 @@ class DynamicModeDecomposition(nn.Module):
         """
         if x.ndim < 2:
             raise ValueError(f"x: got shape {tuple(x.shape)}, takes snapshots [.. n d]")
+        if not x.is_floating_point():
+            raise ValueError(f"x: got {x.dtype}, takes floating point snapshots")
         n, d = x.shape[-2:]
         flat = x.reshape(math.prod(x.shape[:-2]), n, d)
         error = windowed_dmd_error(flat, max(n, 1), max(n, 1), self.rank)

@@ -262,6 +262,8 @@ class SymplecticGating(nn.Module):
     def _check_tokens(self, x: Tensor):
         if x.ndim != 3 or x.shape[-1] != self.dim:
             raise ValueError(f"x: got shape {tuple(x.shape)}, takes tokens [b n {self.dim}]")
+        if not x.is_floating_point():
+            raise ValueError(f"x: got {x.dtype}, takes floating point tokens")
 
 
 def _optional(check, name, value, *limits):

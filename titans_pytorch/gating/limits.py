@@ -5,10 +5,12 @@ Letters: b batch, m chunks, w window.
 """
 
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
 
+from ..checks import wrong
 from .scores import rounding
 from .stages import GateCarry
 
@@ -20,7 +22,10 @@ class FixedLimit:
     """`host.symplectic_page_threshold`."""
 
     def __call__(self, host: nn.Module, complexity: Tensor, carry: GateCarry) -> tuple[Tensor | float, GateCarry]:
-        return host.symplectic_page_threshold, carry
+        limit = host.symplectic_page_threshold  # may be set at any time
+        if not isinstance(limit, (Real, Tensor)):
+            raise wrong("symplectic_page_threshold", limit, "a number")
+        return limit, carry
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..checks import Words, wrong
+
 Router = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
@@ -86,13 +88,26 @@ def turn_pages(page: Tensor, switched: Tensor, complexity: Tensor, angle: Tensor
     """
     b, m = switched.shape
     stay = torch.arange(pages, device=page.device).expand(b, m, pages)
-    named = router(stay, complexity.unsqueeze(-1), None if angle is None else angle.unsqueeze(-1))
-    table = torch.where(switched.unsqueeze(-1), named.long().clamp(0, pages - 1), stay)
+    named = _named(router(stay, complexity.unsqueeze(-1), None if angle is None else angle.unsqueeze(-1)), stay)
+    table = torch.where(switched.unsqueeze(-1), named.clamp(0, pages - 1), stay)
     reach = 1
     while reach < m:  # entry i leads over the last 2 * reach chunks
         table = torch.cat((table[:, :reach], table[:, reach:].gather(-1, table[:, :-reach])), dim=1)
         reach *= 2
     return table.gather(-1, page.long()[:, None, None].expand(b, m, 1)).squeeze(-1)
+
+
+def _named(page: Tensor | int, stay: Tensor) -> Tensor:
+    """What a router named, as long of a shape that goes with the pages it was given."""
+    if isinstance(page, int):
+        return torch.full_like(stay, page)
+    if not isinstance(page, Tensor):
+        raise wrong("page_router", Words(f"a router that names {type(page).__name__}"), "pages as a tensor")
+    sizes = zip(reversed(page.shape), reversed(stay.shape), strict=False)
+    if page.ndim > stay.ndim or any(a not in (1, b) for a, b in sizes):
+        got = Words(f"a router that names pages of shape {tuple(page.shape)}")
+        raise wrong("page_router", got, f"one for each of {tuple(stay.shape)}, elementwise")
+    return page.long()
 
 
 def naive_turn_pages(page, exceeds, windows, spent, complexity, angle, router, pages):
