@@ -11,7 +11,7 @@ def draw(result: Mapping[str, Any], path: str | Path) -> None:
     tasks = result["tasks"]
     rows = [len(task["arms"]) for task in tasks.values()]
     with style():
-        figure = new_figure(9.5, sum(1.2 + 0.27 * n for n in rows))
+        figure = new_figure(10.5, sum(1.2 + 0.27 * n for n in rows))
         grid = figure.subplots(len(tasks), 2, squeeze=False, height_ratios=[2 + n for n in rows])
         for (name, task), (left, right) in zip(tasks.items(), grid, strict=True):
             draw_values(left, name, task)
@@ -53,7 +53,7 @@ def draw_gains(axis, task: Mapping[str, Any]) -> None:
         range(len(judged)), [f"{arm}\nover {g['against'].partition('/')[2]}" for arm, g in judged], fontsize=8
     )
     axis.set_ylim(len(judged) - 0.5, -0.5)
-    axis.set_title("gain over the best control (right of 0: better)" if not task["refused"] else "refused: too easy")
+    axis.set_title("refused: too easy" if task["refused"] else "gain (right of 0: better)")
 
 
 def point(axis, got: Mapping[str, Any], row: int, colour: str) -> None:
