@@ -7,6 +7,7 @@ Letters: b batch, h heads, n tokens, d features
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from .config import ModelConfig
@@ -18,6 +19,9 @@ class PlainState(NamedTuple):
 
     keys: Tensor
     values: Tensor
+
+
+torch.serialization.add_safe_globals([PlainState])
 
 
 class TransformerBaseline(LanguageModel):
