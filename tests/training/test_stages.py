@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tiny_script import TinyModel
-from two_processes import Model, Patterns
+from two_processes import Model, patterns
 
 from titans_pytorch.storing import memories_of, storing_off
 from titans_pytorch.training.config import TrainConfig
@@ -19,7 +19,8 @@ def trainer(out, model=None, **settings):
     torch.manual_seed(0)
     model = model or Model(17).double()
     base = {"batch_size": 4, "lr": 1e-2, "warmup_steps": 0, "validate_every": 0, "checkpoint_every": 0}
-    return Trainer(model, Patterns(), TrainConfig(**{**base, **settings}), out, device=CPU)
+    config = TrainConfig(**{**base, **settings})
+    return Trainer(model, patterns(config), config, out, device=CPU)
 
 
 def weights(model):
@@ -58,11 +59,12 @@ def test_the_core_learns_with_storing_off(tmp_path):
     model = Model(17).double()
     model.memory.requires_grad_(False)
     other = trainer(tmp_path / "b", model, steps=2)
+    other.subject = one.subject
     with storing_off(other.model):
         other.fit()
     losses = [[r["loss"] for r in read_metrics(t.metrics)][:2] for t in (one, other)]
     assert losses[0] == losses[1]
-    ids = Patterns().batch(0, 2).ids
+    ids = one.subject.batch(0, 2).ids
     with storing_off(one.model):
         off = one.model(ids)
     assert not torch.equal(off, one.model(ids))

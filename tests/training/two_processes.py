@@ -12,7 +12,8 @@ from torch import nn
 
 from titans_pytorch import MemoryMLP, NeuralMemory
 from titans_pytorch.tasks.registry import build_task
-from titans_pytorch.training.config import TrainConfig
+from titans_pytorch.tasks.subject import TaskSubject
+from titans_pytorch.training.config import TaskConfig, TrainConfig
 from titans_pytorch.training.data import ByteData
 from titans_pytorch.training.loop import Trainer
 from titans_pytorch.training.metrics import read_metrics
@@ -35,16 +36,10 @@ class Model(nn.Module):
         return self.out(x + self.memory(x)[0])
 
 
-class Patterns:
-    """A task with the few things the loop asks for."""
-
-    row_len, unit, counted, fingerprint = 20, "answer", "tokens", "patterns"
-
-    def __init__(self):
-        self.task = build_task("patterns", {"length": 20, "shortest_period": 3, "longest_period": 9})
-
-    def batch(self, position, size):
-        return self.task.batch(position, size)
+def patterns(config: TrainConfig) -> TaskSubject:
+    """Rows of 12 tokens at first, then of 20."""
+    task = build_task("patterns", {"length": 20, "shortest_period": 3, "longest_period": 9})
+    return TaskSubject(task, config, TaskConfig("patterns", first_len=12))
 
 
 def losses(out: Path) -> dict[str, list[float]]:
@@ -58,7 +53,7 @@ def losses(out: Path) -> dict[str, list[float]]:
         torch.manual_seed(0)
         model = Model(256).double()
         processes = processes_here(CPU)
-        subject = Patterns() if name == "task" else text
+        subject = patterns(config) if name == "task" else text
         Trainer(model, subject, config, out / name, device=CPU, processes=processes).fit()
         found[name] = [[r["loss"], r["grad_norm"]] for r in read_metrics(out / name / "metrics.jsonl")]
         found[f"{name}: weights"] = [float(p.detach().square().sum()) for p in model.parameters()]

@@ -6,6 +6,7 @@ titans eval runs/copy --length 64 1024 --rows 200      # a run trained on a task
 """
 
 from argparse import ArgumentParser
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def on_task(run: RunConfig, model, lengths: list[int], rows: int, device) -> lis
     task = task_of(run.data, run.train)
     if wrong := [length for length in lengths if length < task.shortest]:
         raise TrainingError(f"length: got {wrong[0]}, takes at least {task.shortest} for this task")
-    subject = TaskSubject(task, run.train, test_rows=rows)
+    subject = TaskSubject(task, run.train, replace(run.data, first_len=0, test_rows=rows))
     found = []
     for length in lengths:
         on, off = subject.scores(model, length, device, autocast_for(device, run.train))

@@ -1,5 +1,6 @@
 """A task as what a model is trained on and measured by (see `training/subjects.py`)."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,30 @@ class TaskSubject:
 
     unit, counted = "answer", "tokens"
 
-    def __init__(self, task: Task, config: TrainConfig, test_times: tuple[int, ...] = (1,), test_rows: int = 200):
+    def __init__(self, task: Task, config: TrainConfig, data: TaskConfig | None = None):
+        data = data or TaskConfig(task.name)
         self.task, self.config, self.row_len, self.fingerprint = task, config, task.length, repr(task)
-        self.test_times, self.test_rows = test_times, test_rows
+        self.test_times, self.test_rows, self.first_len = data.test_times, data.test_rows, data.first_len
+        if self.first_len and not task.shortest <= self.first_len <= task.length:
+            takes = f"0, or {task.shortest} to seq_len = {task.length} for this task"
+            raise TrainingError(f"first_len: got {self.first_len}, takes {takes}")
+
+    def length_at(self, position: int) -> int:
+        """Tokens of the rows of the batch that `position` lies in: the shortest first, each length for as many batches.
+
+        Short rows are quick to learn from, and cost less; half of the training is at full length."""
+        if not self.first_len:
+            return self.row_len
+        doublings = max(1, math.ceil(math.log2(self.row_len / self.first_len)))
+        batches = self.config.steps * self.config.grad_accum
+        through = min(1.0, 2 * (position // self.config.batch_size) / batches)
+        return min(self.row_len, self.first_len * 2 ** int(through * doublings))
+
+    def tokens(self, position: int, rows: int) -> int:
+        return rows * self.length_at(position)
 
     def batch(self, position: int, size: int) -> Rows:
-        return self.task.batch(position, size)
+        return self.task.batch(position, size, self.length_at(position))
 
     def introduce(self) -> str:
         task = self.task
@@ -92,4 +111,4 @@ def subject_of(config: RunConfig):
     known = getattr(config.model, "vocab_size", None)
     if known is not None and known < task.vocab_size:
         raise TrainingError(f"vocab_size: got {known}, takes at least the task's {task.vocab_size} tokens")
-    return TaskSubject(task, config.train, config.data.test_times, config.data.test_rows)
+    return TaskSubject(task, config.train, config.data)

@@ -61,11 +61,13 @@ class TaskConfig:
 
     task: str = setting("copy", "copy, patterns, needle, recall, variables or text_passkey")
     settings: dict[str, Any] = field(default_factory=dict, metadata={"help": "of the task"})
+    first_len: int = setting(0, "the first rows are this long; doubled up to seq_len over half of training (0: all)")
     test_times: tuple[int, ...] = setting((1,), "lengths of the final scores, as multiples of seq_len")
     test_rows: int = setting(200, "rows of the final scores")
 
     def __post_init__(self):
         positive(self, "test_rows")
+        positive(self, "first_len", zero=True)
         if not self.test_times or min(self.test_times) < 1:
             raise ValueError(f"test_times: got {self.test_times!r}, takes whole numbers of at least 1")
 

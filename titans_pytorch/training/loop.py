@@ -152,6 +152,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
         first, rows = processes.share(config.batch_size)
+        tokens = 0
         for i in range(config.grad_accum):
             batch = self.subject.batch(progress.position + first, rows)
             answers = processes.mean(torch.tensor(float(answers_in(batch)), device=self.device))
@@ -161,6 +162,7 @@ class Trainer:
                     loss = loss_on(self.called, batch.to(self.device), float(answers))
                 (loss / config.grad_accum).backward()
             total += loss.detach().float() / config.grad_accum
+            tokens += self.subject.tokens(progress.position, config.batch_size)
             progress.position += config.batch_size
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or math.inf)
         mean = float(processes.mean(total))
@@ -171,7 +173,6 @@ class Trainer:
         progress.step += 1
         seconds = time.perf_counter() - began
         progress.seconds += seconds
-        tokens = config.grad_accum * config.batch_size * self.subject.row_len
         record = {
             "step": progress.step,
             "loss": mean,

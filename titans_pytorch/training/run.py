@@ -189,7 +189,7 @@ def conclude(run: Run, trainer: Trainer) -> dict[str, Any]:
     return found | {
         "training_seconds": round(trainer.progress.seconds, 1),
         "steps": trainer.progress.step,
-        f"trained_on_{trainer.subject.counted}": trainer.progress.position * trainer.subject.row_len,
+        f"trained_on_{trainer.subject.counted}": tokens_seen(trainer),
         "seed": run.config.train.seed,
         "processes": trainer.processes.count,
         "command": run.command,
@@ -198,6 +198,11 @@ def conclude(run: Run, trainer: Trainer) -> dict[str, Any]:
         "git_commit": git_commit(),
         **describe_device(trainer.device),
     }
+
+
+def tokens_seen(trainer: Trainer) -> int:
+    size = trainer.config.batch_size
+    return sum(trainer.subject.tokens(at, size) for at in range(0, trainer.progress.position, size))
 
 
 def draw(run: Run, levels: dict[str, float]) -> None:

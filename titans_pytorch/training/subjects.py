@@ -30,6 +30,9 @@ class Subject(Protocol):
     def batch(self, position: int, size: int) -> Tensor | Rows:
         """Rows `position` to `position + size` of an endless sequence."""
 
+    def tokens(self, position: int, rows: int) -> int:
+        """Tokens predicted in the rows of the batch at `position`."""
+
     def measure(self, model: nn.Module, device: torch.device, autocast: Context) -> dict[str, float]:
         """Named metrics on held-out rows, now and then while training: always the same rows."""
 

@@ -29,6 +29,9 @@ class Text:
     def batch(self, position: int, size: int) -> Tensor:
         return self.windows.batch(position, size)
 
+    def tokens(self, position: int, rows: int) -> int:
+        return rows * self.row_len
+
     def introduce(self) -> str:
         data = self.data
         return f"data: {data.name}, {len(data.train):,} bytes to train on, {len(data.held_out):,} held out"
