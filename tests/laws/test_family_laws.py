@@ -41,6 +41,8 @@ AXES = {
     "use_decay": [True, False],
     "max_step": [0.1, 0.5],
     "conv_kernel": [0, 2, 4],
+    "surprise_threshold": [None, 0.3],
+    "surprise_source": ["memory", "prediction"],
     "qk_norm": ["l2", "rms", "none"],
     "gate": ["normalised", "silu", "sigmoid"],
     "mem_init_scale": [1.0, 0.5],
@@ -183,8 +185,9 @@ def test_surprises_of_pieces_are_those_of_the_whole(variant, options):
         _, _, second = model(ids[:, 6:], cache=cache, return_cache=True, return_surprises=True)
     assert len(whole) == options["n_layers"]
     for pair in zip(whole, first, second, strict=True):
+        assert len(pair[0]) == (3 if options["surprise_source"] == "prediction" else 2)
         for all_of_it, a, b in zip(*pair, strict=True):
-            assert all_of_it.shape == (2, options["mem_heads"], 13)
+            assert all_of_it.shape in ((2, options["mem_heads"], 13), (2, 13))
             assert_close(torch.cat((a, b), dim=-1), all_of_it, 1e-9)
 
 

@@ -36,7 +36,7 @@ def test_what_is_missing_keeps_its_default():
         ("model: {window: true}", "window: got True, takes int"),
         ("model: {window: 0}", "window: got 0"),
         ("model: {variant: max}", "variant: got 'max', takes one of mac, mag, mal, lmm, baseline"),
-        ("model: {n_heads: 3}", "n_heads: got 3, takes heads of an even width that divide d_model = 128"),
+        ("model: {n_heads: 3}", "n_heads: got 3, takes a divisor of d_model = 128"),
         ("model: {mem_heads: 3}", "mem_heads: got 3, takes a divisor of d_model = 128"),
         ("model: {use_decay: false, init_decay_bias: -1.0}", "init_decay_bias: got -1.0, takes None without"),
         ("model: 3", "model: got int, takes a section"),

@@ -22,8 +22,8 @@ class Projections(nn.Module):
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
-        if positive_int(dim, "dim") % positive_int(heads, "heads") or dim // heads % 2:
-            raise wrong("heads", heads, f"heads of an even width that divide dim = {dim}")
+        if positive_int(dim, "dim") % positive_int(heads, "heads") or dim // heads % 2 or dim // heads < 4:
+            raise wrong("heads", heads, f"a divisor of dim = {dim} that leaves heads of an even width of at least 4")
         self.heads, self.head = heads, dim // heads
         self.to_queries = nn.Linear(dim, dim, bias=False)
         self.to_keys_values = nn.Linear(dim, dim * 2, bias=False)

@@ -55,6 +55,10 @@ class ModelConfig:
     use_decay: bool = setting(True, "the memory forgets, eq. 13")
     max_step: float = setting(0.1, "largest step of the memory: theta is a sigmoid times this")
     surprise_threshold: float | None = setting(None, "a token that surprises less changes nothing (none: all count)")
+    surprise_source: Literal["memory", "prediction"] = setting(
+        "memory",
+        "what surprises: the memory's loss, or the error of a prediction of the token (needs its loss trained)",
+    )
     conv_kernel: int = setting(4, "tokens of the causal convolution on queries, keys and values (0: none)")
     qk_norm: Literal["l2", "rms", "none"] = setting("l2", "of the memory's queries and keys")
     gate: Literal["normalised", "silu", "sigmoid"] = setting(
@@ -73,8 +77,10 @@ class ModelConfig:
         positive(self, "n_persistent", "conv_kernel", "surprise_threshold", "memory_loss_weight", zero=True)
         if self.variant not in VARIANTS:
             raise wrong("variant", self.variant, f"one of {', '.join(VARIANTS)}")
-        if self.d_model % self.n_heads or self.d_model // self.n_heads % 2:
-            raise wrong("n_heads", self.n_heads, f"heads of an even width that divide d_model = {self.d_model}")
+        head, left = divmod(self.d_model, self.n_heads)
+        if left or head % 2 or head < 4:
+            takes = f"a divisor of d_model = {self.d_model} that leaves heads of an even width of at least 4"
+            raise wrong("n_heads", self.n_heads, takes)
         if self.d_model % self.mem_heads:
             raise wrong("mem_heads", self.mem_heads, f"a divisor of d_model = {self.d_model}")
         if not self.use_decay and self.init_decay_bias is not None:

@@ -33,6 +33,8 @@ def memory_of(config: ModelConfig) -> NeuralMemory:
         conv_kernel=config.conv_kernel,
         qk_norm=config.qk_norm,
         init_scale=config.mem_init_scale,
+        surprise_threshold=config.surprise_threshold,
+        surprise_source=config.surprise_source,
         init_adaptive_step_bias=config.init_step_bias,
         init_momentum_bias=config.init_momentum_bias,
         **({} if config.init_decay_bias is None else {"init_decay_bias": config.init_decay_bias}),

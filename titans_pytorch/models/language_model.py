@@ -27,10 +27,9 @@ from titans_pytorch.sampling import check_ids, min_p_filter, sample
 from titans_pytorch.surprise import auxiliary_loss
 
 from .config import ModelConfig
-from .memory import Remember
 from .state import ModelState
 
-Surprises = list[tuple[Tensor, Tensor]]
+Surprises = list[tuple[Tensor, ...]]
 
 
 class Block(nn.Module):
@@ -41,7 +40,7 @@ class Block(nn.Module):
         self.layer = layer
         self.feed_forward = feed_forward(dim, ffn_mult)
 
-    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any, tuple[Tensor, Tensor]]:
+    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any, tuple[Tensor, ...]]:
         """x [b n d]: (x [b n d], the layer's state, (loss, step) [b h n])."""
         out, state, surprises = self.layer(x, state, return_surprises=True)
         x = x + out
@@ -92,7 +91,8 @@ class LanguageModel(nn.Module):
             cache: what the call before returned.
             return_cache: return (logits, cache) for the tokens that follow.
             return_surprises: return also, last, a (loss, step) for each block, each [b h n]: what each token's surprise
-                was (the memory's loss), and with which step it was stored. [] without memories.
+                was (the memory's loss), and with which step it was stored; with surprise_source = "prediction" also the
+                predictor's error [b n]. [] without memories.
 
         Raises:
             ValueError: for ids of another shape or dtype, out of range (seen on CPU), or another model's cache.
@@ -137,18 +137,6 @@ class LanguageModel(nn.Module):
         """Continue prompts [b n], n >= 1 -> the ids after them [b seq_len - n]; see `sampling.sample`."""
         check_ids("prompt", prompt, self.config.vocab_size)
         return sample(self, prompt, seq_len, temperature, filter_fn, filter_kwargs, show_progress, use_cache)
-
-    def memory_parameters(self) -> list[nn.Parameter]:
-        """Those of the memories: the rest is the core."""
-        return [p for module in self._memories() for p in module.memory.parameters()]
-
-    def set_storing(self, storing: bool) -> None:
-        """False: nothing is stored any more, every read is of the initial memory. For comparison."""
-        for module in self._memories():
-            module.storing = storing
-
-    def _memories(self) -> list[Remember]:
-        return [module for module in self.modules() if isinstance(module, Remember)]
 
     def _loss(self, ids: Tensor) -> Tensor:
         x, _, surprises = self.run(self.token_emb(ids[:, :-1]), None)

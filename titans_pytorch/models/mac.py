@@ -81,12 +81,12 @@ class MACLayer(nn.Module):
             state = MACState(0, None, None, None, x[:, :0])
         memory = self.remember.memory
         context = memory.init_weights(x.shape[0]) if state.context is None else _flat(state.context)
-        outs, losses, steps = [], [], []
+        outs, surprises = [], []
         start, n = 0, x.shape[1]
         while start < n:
             piece = x[:, start : start + self.attention.segment - state.filled]
-            out, state, (loss, step) = self._within_segment(piece, state, context)
-            outs.append(out), losses.append(loss), steps.append(step)
+            out, state, surprise = self._within_segment(piece, state, context)
+            outs.append(out), surprises.append(surprise)
             start += piece.shape[1]
             if state.filled == self.attention.segment:
                 context = state.memory.states[0]
@@ -94,7 +94,7 @@ class MACLayer(nn.Module):
         out = torch.cat(outs, dim=1)
         if not return_surprises:
             return out, state
-        return out, state, (torch.cat(losses, dim=-1), torch.cat(steps, dim=-1))
+        return out, state, tuple(torch.cat(parts, dim=-1) for parts in zip(*surprises, strict=True))
 
     def _within_segment(self, x: Tensor, state: MACState, context: Mapping[str, Tensor]):
         """x [b n d], normalised: the next tokens of one segment, whose memory at the start is context."""

@@ -53,8 +53,7 @@ class MALLayer(nn.Module):
         """(out [b n d], state), and (loss, step), each [b h n], if asked. The residual is the caller's."""
         before, cache, prefix = (None, None, None) if state is None else state
         read, first, before, surprises = self.remember(x, before)
-        if state is None:
-            prefix = read[:, :0] if first is None else first
+        prefix = first if state is None else prefix
         attended, cache = self.attention(self.norm(read), self.norm(prefix[0]), cache)
         out, state = self.to_out(attended), MALState(before, cache, prefix)
         return (out, state, surprises) if return_surprises else (out, state)

@@ -27,6 +27,7 @@ def titans_memory(
     conv_kernel: int = 4,
     qk_norm: str = "l2",
     init_scale: float = 1.0,
+    surprise_threshold: float | None = None,
     **options,
 ) -> NeuralMemory:
     """A NeuralMemory with the paper's rule (sections 3.1, 3.2, 4.4): step, momentum and decay of each token, surprises
@@ -43,6 +44,7 @@ def titans_memory(
         conv_kernel: tokens that the convolution sees; 0 or 1: none.
         qk_norm: "l2", "rms" or "none".
         init_scale: of the initial weights, as a multiple of Xavier's.
+        surprise_threshold: a token whose surprise is below it changes nothing.
         options: further keywords of NeuralMemory.
     """
     positive_int(dim, "dim"), positive_int(heads, "heads"), positive_number(init_scale, "init_scale")
@@ -69,6 +71,7 @@ def titans_memory(
         momentum=momentum,
         default_step_transform_max_lr=max_step,
         qkv_conv_kernel=conv_kernel if conv_kernel > 1 else None,
+        surprise_threshold=surprise_threshold,
         qk_l2norm=qk_norm == "l2",
         qk_rmsnorm=qk_norm == "rms",
         **options,
@@ -108,26 +111,21 @@ class PersistentTokens(nn.Module):
 
 
 class Remember(nn.Module):
-    """Reads a stream into a memory, persistent tokens first, and answers at every token.
-
-    `storing` False: nothing is written, every read is of the initial memory (to see what storing is worth).
-    """
+    """Reads a stream into a memory, persistent tokens first, and answers at every token."""
 
     def __init__(self, memory: NeuralMemory, n_persistent: int = 0):
         super().__init__()
         self.memory = memory
         self.persistent = PersistentTokens(n_persistent, memory.dim)
-        self.storing = True
 
     def forward(self, x: Tensor, state: NeuralMemState | None):
-        """x [b n d]: (read [b n d], read at the persistent tokens [b p d] or None, next state, (loss, step) [b h n]).
+        """x [b n d]: (read [b n d], read at the persistent tokens [b p d], next state, surprises of x).
 
-        The persistent tokens come before the first token of a stream, where the state is None.
+        The persistent tokens come before the first token of a stream, where the state is None. surprises: (loss, step)
+        [b h n], and with surprise_source = "prediction" the predictor's error [b n].
         """
         p = self.persistent().shape[0] if state is None else 0
         seq = self.persistent.before(x) if p else x
-        mask = None if self.storing else seq.new_zeros(seq.shape[:2], dtype=torch.bool)
-        read, state, surprises = self.memory(seq, state=state, store_mask=mask, return_surprises=True)
+        read, state, surprises = self.memory(seq, state=state, return_surprises=True)
         state = state._replace(updates=None)  # the history of one call
-        loss, step = (s[..., s.shape[-1] - x.shape[1] :] if p else s for s in surprises)
-        return read[:, p:], read[:, :p] if p else None, state, (loss, step)
+        return read[:, p:], read[:, :p], state, tuple(s[..., s.shape[-1] - x.shape[1] :] for s in surprises)
