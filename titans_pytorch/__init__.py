@@ -16,6 +16,7 @@ _HOMES = {
         "ResidualNorm",
     ),
     "surprise": ("auxiliary_loss",),
+    "presets": ("paper_memory_kwargs",),
     "peer_checkpoint": ("load_peer_state_dict",),
     "mac_transformer": ("MemoryAsContextTransformer", "SegmentedAttention"),
     "symplectic_gate": ("SymplecticGating",),

@@ -19,6 +19,7 @@ from .memory_options import batch_chunks
 from .memory_state import LazyTensors, NeuralMemState, mem_state_detach
 from .ops.modes import no_autocast
 from .ops.scan import AssocScan
+from .presets import paper_memory_kwargs
 from .projections import conv_tails, output, queries
 from .surprise import of_rows
 
@@ -61,7 +62,8 @@ class NeuralMemory(MemoryChunks):
         qkv_conv_kernel: a causal convolution over this many tokens, each channel on its own, after the query, key and
             value maps and before the activation (section 4.4); what it looks back on is carried in the state. It sees
             tokens that are masked.
-        qk_l2norm: queries and keys of unit norm, after the activation (section 4.4).
+        qk_l2norm: queries and keys of unit norm, after the activation (section 4.4). Better without
+            mem_model_norm_add_residual, whose LayerNorm magnifies the gradients at what is so small.
         output_gate: "sigmoid" or "silu": RMSNorm of what each head reads, times this of a linear map of the query view
             [dim -> heads * dim_head], then the output projection, also with one head (section 4.4). It takes the place
             of the gate per head.
@@ -99,6 +101,12 @@ class NeuralMemory(MemoryChunks):
     Raises:
         ValueError: naming the argument, what it got and what it takes.
     """
+
+    @classmethod
+    def paper(cls, dim: int, segment: int = 64, *, dim_head: int | None = None, **changes) -> "NeuralMemory":
+        """The memory as the paper describes it, gradients taken at the start of each `segment` tokens; `changes`: any
+        keywords in place of its own or beside them. See `presets.paper_memory_kwargs`."""
+        return cls(dim, **paper_memory_kwargs(dim if dim_head is None else dim_head, segment, **changes))
 
     # the three calls
 
