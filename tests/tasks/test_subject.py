@@ -19,10 +19,12 @@ def subject(first_len, **train):
 def test_rows_grow():
     """16, 32, then 64 tokens: the first two for a quarter of the training each."""
     growing = subject(16, steps=20, grad_accum=2)
-    lengths = [growing.batch(4 * i, 4).ids.shape[1] for i in range(40)]
-    assert lengths == [16] * 10 + [32] * 10 + [64] * 20
-    assert [growing.batch(4 * i + 2, 2).ids.shape[1] for i in range(40)] == lengths, "all shares of a batch alike"
-    assert sum(growing.tokens(4 * i, 4) for i in range(40)) == 4 * sum(lengths)
+    shapes = [tuple(growing.batch(4 * i, 4).ids.shape) for i in range(40)]
+    assert shapes == [(16, 16)] * 10 + [(8, 32)] * 10 + [(4, 64)] * 20
+    assert all(growing.tokens(4 * i, 4) == 4 * 64 for i in range(40))
+    for i in (0, 12, 39):  # two processes, and one
+        halves = [growing.batch(4 * i + first, 2).ids for first in (0, 2)]
+        assert torch.equal(torch.cat(halves), growing.batch(4 * i, 4).ids)
     assert subject(0, steps=20).length_at(0) == 64
     assert [subject(48, steps=4).length_at(4 * i) for i in range(4)] == [48, 48, 64, 64]
 

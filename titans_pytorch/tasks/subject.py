@@ -35,7 +35,8 @@ class TaskSubject:
     def length_at(self, position: int) -> int:
         """Tokens of the rows of the batch that `position` lies in: the shortest first, each length for as many batches.
 
-        Short rows are quick to learn from, and cost less; half of the training is at full length."""
+        In the place of a long row stand as many short ones as have its tokens: many answers, quick to learn from. Half
+        of the training is at full length."""
         if not self.first_len:
             return self.row_len
         doublings = max(1, math.ceil(math.log2(self.row_len / self.first_len)))
@@ -44,10 +45,13 @@ class TaskSubject:
         return min(self.row_len, self.first_len * 2 ** int(through * doublings))
 
     def tokens(self, position: int, rows: int) -> int:
-        return rows * self.length_at(position)
+        length = self.length_at(position)
+        return rows * (self.row_len // length) * length
 
     def batch(self, position: int, size: int) -> Rows:
-        return self.task.batch(position, size, self.length_at(position))
+        length = self.length_at(position)
+        many = self.row_len // length
+        return self.task.batch(position * many, size * many, length)
 
     def introduce(self) -> str:
         task = self.task

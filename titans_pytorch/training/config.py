@@ -61,7 +61,9 @@ class TaskConfig:
 
     task: str = setting("copy", "copy, patterns, needle, recall, variables or text_passkey")
     settings: dict[str, Any] = field(default_factory=dict, metadata={"help": "of the task"})
-    first_len: int = setting(0, "the first rows are this long; doubled up to seq_len over half of training (0: all)")
+    first_len: int = setting(
+        0, "length of the first rows, doubled up to seq_len over half of the training (0: seq_len)"
+    )
     test_times: tuple[int, ...] = setting((1,), "lengths of the final scores, as multiples of seq_len")
     test_rows: int = setting(200, "rows of the final scores")
 
