@@ -61,9 +61,7 @@ class TaskConfig:
 
     task: str = setting("copy", "copy, patterns, needle, recall, variables or text_passkey")
     settings: dict[str, Any] = field(default_factory=dict, metadata={"help": "of the task"})
-    first_len: int = setting(
-        0, "length of the first rows, doubled up to seq_len over half of the training (0: seq_len)"
-    )
+    first_len: int = setting(0, "length of the first rows, doubled up to seq_len over half the training (0: off)")
     test_times: tuple[int, ...] = setting((1,), "lengths of the final scores, as multiples of seq_len")
     test_rows: int = setting(200, "rows of the final scores")
 
