@@ -13,6 +13,7 @@ from rotary_embedding_torch import RotaryEmbedding, apply_rotary_emb
 from torch import Tensor, nn
 
 from .checks import positive_int, wrong
+from .norms import RMSNorm
 from .ops.segmented_attention import prepend, segmented_attention, visible
 
 try:
@@ -121,7 +122,7 @@ class SegmentedAttention(nn.Module):
         self.use_flex_attn = use_flex_attn
 
         inner = dim_head * heads
-        self.norm = nn.RMSNorm(dim)
+        self.norm = RMSNorm(dim)
         self.to_qkv = nn.Linear(dim, inner * 3, bias=False)
         self.to_out = nn.Linear(inner, dim, bias=False)
         self.to_value_mix = nn.Linear(dim, heads) if accept_value_residual else None

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from .attention import KeyValueCache, SegmentedAttention
 from .checks import wrong
+from .norms import RMSNorm
 from .surprise import auxiliary_loss
 
 VIEWS = 3
@@ -32,7 +33,7 @@ def feed_forward(dim: int, mult: float = 4) -> nn.Sequential:
     inner = int(dim * mult * 2 / 3)
     if inner < 1:
         raise wrong("ff_mult", mult, "a number that leaves at least one inner feature")
-    return nn.Sequential(nn.RMSNorm(dim), nn.Linear(dim, inner * 2), SwiGLU(), nn.Linear(inner, dim))
+    return nn.Sequential(RMSNorm(dim), nn.Linear(dim, inner * 2), SwiGLU(), nn.Linear(inner, dim))
 
 
 class ViewSelector(nn.Module):
@@ -43,7 +44,7 @@ class ViewSelector(nn.Module):
 
     def __init__(self, dim: int, earlier_layers: int):
         super().__init__()
-        self.norm = nn.RMSNorm(dim)
+        self.norm = RMSNorm(dim)
         self.to_weights = nn.Linear(dim, VIEWS * (1 + VIEWS_PER_LAYER * earlier_layers))
 
     def forward(self, own: Tensor, earlier: tuple[Tensor, ...]) -> Tensor:

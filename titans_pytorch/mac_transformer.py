@@ -19,6 +19,7 @@ from .blocks import Earlier, LayerCache, MemoryAsContextLayer, ViewSelector, fee
 from .checks import positive_int, wrong
 from .longterm_tokens import insert_longterm, places, remove_longterm
 from .neural_memory import NeuralMemory
+from .norms import RMSNorm
 from .residual_streams import residual_streams
 from .sampling import check_ids, min_p_filter, sample
 
@@ -155,7 +156,7 @@ class MemoryAsContextTransformer(nn.Module):
                 leave_activations=neural_memory_qkv_receives_diff_views and index < max(memory_layers, default=0),
             )
             self.layers.append(layer)
-        self.norm = nn.RMSNorm(dim)
+        self.norm = RMSNorm(dim)
         self.to_logits = nn.Linear(dim, num_tokens, bias=False)
 
     def forward(

@@ -18,7 +18,7 @@ from .memory_options import (
     memory_template,
     wrap,
 )
-from .norms import MultiheadRMSNorm
+from .norms import MultiheadRMSNorm, RMSNorm
 from .ops.modes import at_least_float32
 from .projections import GATES, CausalConv, ProjectionOptions, UnitNorm
 from .rates import RateOptions, Rates, SigmoidStep
@@ -205,8 +205,8 @@ class MemoryParts(nn.Module):
         self.to_queries = nn.Linear(dim, inner, bias=False)
         self.to_keys = nn.Linear(dim, inner * self.kv_per_token, bias=False)
         self.to_values = nn.Linear(dim, inner * self.kv_per_token, bias=False)
-        self.retrieve_norm = nn.RMSNorm(dim) if o.pre_rmsnorm else nn.Identity()
-        self.store_norm = nn.RMSNorm(dim) if o.pre_rmsnorm else nn.Identity()
+        self.retrieve_norm = RMSNorm(dim) if o.pre_rmsnorm else nn.Identity()
+        self.store_norm = RMSNorm(dim) if o.pre_rmsnorm else nn.Identity()
 
         def head_norm(used):
             return MultiheadRMSNorm(self.dim_head, heads) if used else nn.Identity()

@@ -45,8 +45,40 @@ def sigmoid(x: Tensor):
     return y, lambda dy: dy * (y * (1.0 - y))
 
 
-def layer_norm(x: Tensor, eps: float = 1e-5):
-    """LayerNorm over the last dim, without affine parameters."""
+class _LayerNormSlope(torch.autograd.Function):
+    """The way back of LayerNorm, r (g - mean(g) - y mean(g y)) with y the normalised x and r one over its deviation, in
+    one fused pass. It is its own transpose in g."""
+
+    @staticmethod
+    def forward(ctx, grad, x, mean, rstd):
+        out = _layer_norm_backward(grad, x, mean, rstd)
+        ctx.save_for_backward(grad, x, mean, rstd, out)
+        return out
+
+    @staticmethod
+    def backward(ctx, up):
+        grad, x, mean, rstd, out = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again: the plain form
+            inputs = [t if t.requires_grad else t.detach().requires_grad_() for t in (grad, x)]
+            plain = naive_layer_norm(inputs[1])[1](inputs[0])
+            return *torch.autograd.grad(plain, inputs, up, create_graph=True), None, None
+        d = x.shape[-1]
+        y = (x - mean).mul_(rstd)
+        of_grad, of_up = ((t * y).sum(dim=-1, keepdim=True).div_(d) for t in (grad, up))
+        d_y = (up * of_grad).addcmul_(grad, of_up).mul_(rstd).neg_()
+        of_rstd = (up * out).sum(dim=-1, keepdim=True).mul_(rstd).div_(d)
+        d_x = _layer_norm_backward(d_y, x, mean, rstd).addcmul_(y, of_rstd, value=-1.0)
+        return _layer_norm_backward(up, x, mean, rstd), d_x, None, None
+
+
+def _layer_norm_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+    shape = x.shape[-1:]
+    return torch.ops.aten.native_layer_norm_backward(
+        grad.contiguous(), x, shape, mean, rstd, None, None, [True, False, False]
+    )[0]
+
+
+def naive_layer_norm(x: Tensor, eps: float = 1e-5):
     centred = x - x.mean(dim=-1, keepdim=True)
     rstd = (centred.square().mean(dim=-1, keepdim=True) + eps).rsqrt()
     y = centred * rstd
@@ -55,6 +87,14 @@ def layer_norm(x: Tensor, eps: float = 1e-5):
         return rstd * (dy - dy.mean(dim=-1, keepdim=True) - y * (dy * y).mean(dim=-1, keepdim=True))
 
     return y, back
+
+
+def layer_norm(x: Tensor, eps: float = 1e-5):
+    """LayerNorm over the last dim, without affine parameters."""
+    x = x.contiguous()
+    y, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], None, None, eps)
+    mean, rstd = mean.detach(), rstd.detach()
+    return y, lambda dy: _LayerNormSlope.apply(dy, x, mean, rstd)
 
 
 def unit_norm(x: Tensor, eps: float = 1e-12):

@@ -1,0 +1,51 @@
+"""RMSNorm with its way back written out: PyTorch has a kernel for it on accelerators only, and on a CPU makes a dozen
+passes over a sequence of four.
+
+Letters: N tokens, d features.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def naive_rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    y = x * (x.square().mean(dim=-1, keepdim=True) + eps).rsqrt()
+    return y if weight is None else y * weight
+
+
+def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+    """x [.. d] over the root of its mean square over d, times weight [d]; eps: that of the dtype unless given."""
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    own = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling()
+    if own and (weight is None or weight.dtype == x.dtype):
+        return _RMSNorm.apply(x, weight, eps)
+    return F.rms_norm(x, x.shape[-1:], weight, eps)
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, eps):
+        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        ctx.eps = eps
+        y = x * scale
+        return y if weight is None else y.mul_(weight)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight, scale = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again: the plain form
+            inputs = [t if t.requires_grad else t.detach().requires_grad_() for t in (x, weight) if t is not None]
+            y = naive_rms_norm(inputs[0], None if weight is None else inputs[1], ctx.eps)
+            return *torch.autograd.grad(y, inputs, grad, create_graph=True), *(None,) * (3 - len(inputs))
+        d = x.shape[-1]
+        along = grad * x
+        if weight is None:
+            d_weight, turned, along = None, grad * scale, along.sum(dim=-1, keepdim=True)
+        else:
+            rows = along.view(-1, d)
+            d_weight = (scale.view(1, -1) @ rows).view(d)
+            turned, along = (grad * weight).mul_(scale), (rows @ weight).view(scale.shape)
+        d_x = turned.addcmul_(x, along.mul_(scale.pow(3)), value=-1.0 / d)
+        return d_x, d_weight, None
