@@ -8,8 +8,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-from einops import rearrange
-from rotary_embedding_torch import RotaryEmbedding, apply_rotary_emb
+from rotary_embedding_torch import RotaryEmbedding
 from torch import Tensor, nn
 
 from .checks import positive_int, wrong
@@ -59,8 +58,11 @@ class RotaryPositions(RotaryEmbedding):
     def rotate(self, t: Tensor, start: int) -> Tensor:
         """Rotate [... n d] as the tokens at positions start, start + 1, ..."""
         positions = torch.arange(start, start + t.shape[-2], device=t.device, dtype=self.freqs.dtype)
-        angles = self.forward(positions)
-        return apply_rotary_emb(angles.to(torch.promote_types(angles.dtype, t.dtype)), t)
+        angles = torch.outer(positions, self.freqs)
+        cos, sin = (x.to(torch.promote_types(angles.dtype, t.dtype)) for x in (angles.cos(), angles.sin()))
+        even, odd = t.unflatten(-1, (-1, 2)).unbind(-1)
+        turned = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1)
+        return turned.flatten(-2).to(t.dtype)
 
 
 class SegmentedAttention(nn.Module):
@@ -153,12 +155,12 @@ class SegmentedAttention(nn.Module):
         self._check(seq, value_residual)
         normed = self.norm(seq)
         qk, v = self.to_qkv(normed).split((2 * self.to_out.in_features, self.to_out.in_features), dim=-1)
-        qk, v = (rearrange(t, "b n (h d) -> b h n d", d=self.persistent_memory.shape[-1]) for t in (qk, v))
+        qk, v = (t.unflatten(-1, (-1, self.persistent_memory.shape[-1])).transpose(1, 2) for t in (qk, v))
 
         start = 0 if cache is None else cache.position
         q, k = self.rotary_emb.rotate(qk, start).chunk(2, dim=1)
         if self.to_value_mix is not None:
-            mix = rearrange(self.to_value_mix(normed).sigmoid(), "b n h -> b h n 1")
+            mix = self.to_value_mix(normed).sigmoid().transpose(1, 2).unsqueeze(-1)
             v = v.lerp(value_residual.to(v.dtype), mix.to(v.dtype))
         values = v
 
@@ -172,7 +174,7 @@ class SegmentedAttention(nn.Module):
             dropout = self.dropout if self.training else 0.0
             out = segmented_attention(q, k, v, self.persistent_memory, dropout=dropout, **rule)
 
-        out = self.to_out(rearrange(out, "b h n d -> b n (h d)"))
+        out = self.to_out(out.transpose(1, 2).flatten(2))
         if output_gating is not None:
             out = out * output_gating
         return out, AttnIntermediates(values, self._trim(k, v, start + seq.shape[1]))

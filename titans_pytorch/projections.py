@@ -105,7 +105,7 @@ def keys_and_values(host: nn.Module, key_view: Tensor, value_view: Tensor, chunk
 def queries(host: nn.Module, tokens: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """tokens [b n d]: (queries [b h n d], the tail of the convolution [b k-1 w])."""
     x, tail = project(host, "queries", tokens, before)
-    x = rearrange(x, "b n (h d) -> b h n d", h=host.internal_heads)
+    x = x.unflatten(-1, (host.internal_heads, -1)).transpose(1, 2)
     return host.q_norm(at_least_float32(x)), tail
 
 
@@ -114,5 +114,5 @@ def output(host: nn.Module, read: Tensor, tokens: Tensor) -> Tensor:
     read = host.multihead_rmsnorm(read.to(tokens.dtype))
     if host.retrieve_gate is not None:
         gate = host.gate_activation(host.retrieve_gate(tokens))
-        read = read * rearrange(gate, "b n (h d) -> b h n d", h=host.internal_heads)
-    return host.combine_heads(rearrange(read, "b h n d -> b n (h d)"))
+        read = read * gate.unflatten(-1, (host.internal_heads, -1)).transpose(1, 2)
+    return host.combine_heads(read.transpose(1, 2).flatten(2))

@@ -38,17 +38,22 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 def no_autocast(device: torch.device):
     """Products of float32 tensors stay in float32 inside."""
-    known = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if known else nullcontext()
+    on = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if on else nullcontext()
 
 
 _KIND = getattr(torch.accelerator.current_accelerator(), "type", "cpu")
 ACCELERATOR = _KIND if torch.amp.is_autocast_available(_KIND) else "cpu"
 
 
-@contextmanager
 def no_autocast_anywhere():
     """`no_autocast` where the device is not known yet."""
+    on = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled(ACCELERATOR)
+    return _no_autocast_anywhere() if on else nullcontext()
+
+
+@contextmanager
+def _no_autocast_anywhere():
     with torch.autocast("cpu", enabled=False), torch.autocast(ACCELERATOR, enabled=False):
         yield
 

@@ -18,19 +18,24 @@ def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float | None = None) 
     """x [.. d] over the root of its mean square over d, times weight [d]; eps: that of the dtype unless given."""
     eps = torch.finfo(x.dtype).eps if eps is None else eps
     own = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling()
-    if own and (weight is None or weight.dtype == x.dtype):
-        return _RMSNorm.apply(x, weight, eps)
-    return F.rms_norm(x, x.shape[-1:], weight, eps)
+    if not own or (weight is not None and weight.dtype != x.dtype):
+        return F.rms_norm(x, x.shape[-1:], weight, eps)
+    return _RMSNorm.apply(x, weight, eps) if torch.is_grad_enabled() else _value(x, weight, eps)[0]
+
+
+def _value(x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+    scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    y = x * scale
+    return (y if weight is None else y.mul_(weight)), scale
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, eps):
-        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        y, scale = _value(x, weight, eps)
         ctx.save_for_backward(x, weight, scale)
         ctx.eps = eps
-        y = x * scale
-        return y if weight is None else y.mul_(weight)
+        return y
 
     @staticmethod
     def backward(ctx, grad):
