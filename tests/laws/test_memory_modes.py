@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 from ..helpers import assert_close, assert_same_gradients, gradients, relative_error
@@ -348,6 +349,23 @@ def compiled_agrees(variant, backend, fullgraph):
 def test_torch_compile():
     """In one graph."""
     compiled_agrees("mlp model", "aot_eager", fullgraph=True)
+
+
+def compilations(options, lengths, backend) -> int:
+    """How often a memory is compiled for sequences of these lengths, all of which agree with it uncompiled."""
+    torch.compiler.reset()
+    subject = Subject(PLAIN | options, dtype=torch.float64)
+    counter = CompileCounterWithBackend(backend)
+    compiled = torch.compile(lambda x: subject.memory(x)[0], backend=counter, fullgraph=True, dynamic=True)
+    for n in lengths:
+        seq = subject.sequence(2, n)
+        assert_close(compiled(seq), subject.memory(seq)[0])
+    return counter.frame_count
+
+
+def test_torch_compile_does_not_repeat_itself():
+    """One graph for all lengths of whole chunks that fit into a window (another number of windows is another graph)."""
+    assert compilations({"chunk_size": 4}, (40, 48, 64), "eager") == 1
 
 
 @pytest.mark.slow

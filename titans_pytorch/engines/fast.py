@@ -24,6 +24,9 @@ from .run import Carry, ResidualSource, StoreChunks, Tensors, Window, built_run
 from .update_rule import UpdateRule, clamp_scale
 
 
+LONG = 4096  # tokens
+
+
 class FastEngine:
     """form: "dual" never builds a weight, "matrix" builds one per chunk, "auto" counts operations (costs.py)."""
 
@@ -33,8 +36,10 @@ class FastEngine:
     def plan(self, chunks: StoreChunks, span: int) -> Plan:
         shapes = [tuple(p.shape) for p in self.model.parameters() if p.ndim == 2]
         form = "spectral" if self.rule.spectral_norm else self.form
-        rows, _, pairs, _ = chunks.keys.shape
-        return plan(shapes, rows, min(span, len(chunks)), pairs, form)
+        rows, count, pairs, _ = chunks.keys.shape
+        if torch.compiler.is_compiling():  # one plan for all lengths
+            return plan(shapes, 1, min(span, LONG // pairs) if isinstance(span, int) else LONG // pairs, pairs, form)
+        return plan(shapes, rows, min(span, count), pairs, form)
 
     def still(self, first: int, memory: Tensors) -> Window:
         paths = {k: BuiltPath(v.unsqueeze(1)) for k, v in memory.items()}

@@ -27,6 +27,8 @@ class Path(Protocol):
 
     def entries(self, start: int, stop: int) -> Tensor: ...
 
+    def entry(self, i: int) -> Tensor: ...
+
 
 class BuiltPath:
     """All entries in memory: [B m+1 ...]."""
@@ -45,6 +47,9 @@ class BuiltPath:
 
     def entries(self, start, stop):
         return self.weights[:, start:stop]
+
+    def entry(self, i):
+        return self.weights[:, i]
 
 
 @dataclass(frozen=True)
@@ -88,15 +93,14 @@ class DualPath:
         raise NotImplementedError("elementwise parameters are built")
 
     def entries(self, start, stop):
-        c = self.coefficients
-        out = [self._entry(c.memory_start, c.memory_carry, self.surprise, i) for i in range(start, stop)]
-        return torch.stack(out, dim=1) if len(out) != 1 else out[0].unsqueeze(1)
+        return torch.stack([self.entry(i) for i in range(start, stop)], dim=1)
 
-    def _entry(self, start, carries, surprise, i):
-        out = start[:, i, None, None] * self.memory
-        for carry, momentum in zip(carries, self.momentum or (), strict=False):
+    def entry(self, i):
+        c = self.coefficients
+        out = c.memory_start[:, i, None, None] * self.memory
+        for carry, momentum in zip(c.memory_carry, self.momentum or (), strict=False):
             out = torch.addcmul(out, carry[:, i, None, None], momentum)
-        return weighted_gradient(surprise[:, i], self.a, self.delta, out)
+        return weighted_gradient(self.surprise[:, i], self.a, self.delta, out)
 
 
 def _add_scaled_product(out: Tensor | None, x: Tensor, weight: Tensor, share: Tensor) -> Tensor:
@@ -120,8 +124,21 @@ def first_row(rows: Rows) -> int | None:
     return rows.start if isinstance(rows, slice) else None
 
 
-def take_rows(rows: list[int], device) -> Rows:
-    """Indices as a slice where they are consecutive: a view then, no copy."""
-    if all(b == a + 1 for a, b in zip(rows[:-1], rows[1:], strict=True)):
-        return slice(rows[0], rows[-1] + 1)
-    return torch.tensor(rows, device=device)
+def group_rows(start: int, stop: int, group: int, chunk: int, first: int, device) -> Rows:
+    """Which entry of a window that begins before chunk `first` each read group start .. stop - 1 sees: a slice where
+    groups are chunks (a view then, no copy)."""
+    if group == chunk or stop - start == 1:
+        start = start * group // chunk - first
+        return slice(start, start + 1 if group != chunk else stop - first)
+    return torch.arange(start, stop, device=device) * group // chunk - first
+
+
+# in place of min and max, so that under torch.compile a length stays a plain symbol in the branch that is taken
+
+
+def smaller(a: int, b: int) -> int:
+    return a if a <= b else b
+
+
+def larger(a: int, b: int) -> int:
+    return a if a >= b else b

@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 
 from ..memory_state import LazyTensors
 from ..rates import StoreRates
-from .paths import BuiltPath, Path, Rows, take_rows
+from .paths import BuiltPath, Path, Rows, group_rows, larger, smaller
 
 Tensors = Mapping[str, Tensor]
 
@@ -93,7 +93,7 @@ class Run:
             out.append((self.before, self.before.first, self.before.first + 1))
         for i, window in enumerate(self.windows):
             own_end = i + 1 == len(self.windows) and not self.blended_end
-            lo, hi = max(start, window.first), min(stop, window.first + window.chunks + own_end)
+            lo, hi = larger(start, window.first), smaller(stop, window.first + window.chunks + own_end)
             if lo < hi:
                 out.append((window, lo, hi))
         if self.blended_end and start <= self.last < stop:
@@ -109,7 +109,11 @@ class Run:
 
     def entry(self, index: int) -> LazyTensors:
         """The memory before chunk `index`: name -> [B ...]."""
-        return LazyTensors(self.shapes, lambda name: self.entries(name, index, index + 1)[:, 0])
+        return LazyTensors(self.shapes, lambda name: self._entry(name, index))
+
+    def _entry(self, name: str, index: int) -> Tensor:
+        ((window, _, _),) = self.spans(index, index + 1)
+        return window.paths[name].entry(index - window.first)
 
     def updates(self) -> LazyTensors:
         return LazyTensors(
@@ -125,18 +129,16 @@ class Run:
     def read(self, queries: Tensor, position: int, group: int, chunk: int) -> Tensor:
         """queries [B n d], the first at absolute `position`; each read group of `group` tokens sees the memory after
         floor(group end / chunk) chunks. Returns [B n d]."""
-        n = queries.shape[1]
-        slots = range(position + 1, position + 1 + n)  # a query at t reads as of t + 1
-        entry_of = [g * group // chunk for g in range(slots.start // group, (slots.stop - 1) // group + 1)]
+        start = position + 1  # a query at t reads as of t + 1
+        stop = start + queries.shape[1]
         outs = []
-        for window, lo, hi in self.spans(entry_of[0], entry_of[-1] + 1):
-            begin = max(slots.start, -(-lo * chunk // group) * group)
-            end = min(slots.stop, -(-hi * chunk // group) * group)
+        for window, lo, hi in self.spans(start // group * group // chunk, (stop - 1) // group * group // chunk + 1):
+            begin = larger(start, -(-lo * chunk // group) * group)
+            end = smaller(stop, -(-hi * chunk // group) * group)
             if begin >= end:
                 continue
-            groups = range(begin // group, (end - 1) // group + 1)
-            rows = take_rows([g * group // chunk - window.first for g in groups], queries.device)
-            part = queries[:, begin - slots.start : end - slots.start]
+            rows = group_rows(begin // group, (end - 1) // group + 1, group, chunk, window.first, queries.device)
+            part = queries[:, begin - start : end - start]
             outs.append(_read_grouped(window, part, rows, group, begin % group))
         return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
 
@@ -204,7 +206,7 @@ def store(engine, chunks: StoreChunks, carry: Carry, batch_chunks: int | None, t
         window = engine.window(chunks.chunks(at, at + size), carry, plan)
         windows.append(window)
         at += size
-        memory = LazyTensors(shapes, lambda name, w=window: w.paths[name].entries(w.chunks, w.chunks + 1)[:, 0])
+        memory = LazyTensors(shapes, lambda name, w=window: w.paths[name].entry(w.chunks))
         momentum = LazyTensors(shapes, window.final_momentum) if chunks.rates.momentum is not None else None
         boundary = batch_chunks is not None and (chunks.first + at) % batch_chunks == 0
         blended = boundary and transition is not None
@@ -228,7 +230,7 @@ def _window_sizes(chunks: StoreChunks, batch_chunks: int | None, most: int):
     """Cuts at the anchor's boundaries, and within them where a window is full."""
     at, end = chunks.first, chunks.first + len(chunks)
     while at < end:
-        stop = end if batch_chunks is None else min(end, (at // batch_chunks + 1) * batch_chunks)
-        size = min(stop - at, most)
+        stop = end if batch_chunks is None else smaller(end, (at // batch_chunks + 1) * batch_chunks)
+        size = smaller(stop - at, most)
         yield size
         at += size

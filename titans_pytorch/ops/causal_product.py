@@ -22,6 +22,8 @@ def naive_causal_product(x: Tensor, keys: Tensor, values: Tensor, weights: Tenso
 def causal_product(x: Tensor, keys: Tensor, values: Tensor, weights: Tensor, first: int | None = None) -> Tensor:
     """The same, in blocks of groups. With `first`, group g is known to see the chunks below first + g only, and each
     block skips the chunks that none of its groups sees."""
+    if torch.compiler.is_compiling():  # blocks are a loop over a length
+        return naive_causal_product(x, keys, values, weights.to(x.dtype))
     if torch.is_autocast_enabled(x.device.type):  # once here: the backward pass runs outside autocast
         x, keys, values = (t.to(torch.get_autocast_dtype(x.device.type)) for t in (x, keys, values))
     return _CausalProduct.apply(x, keys, values, weights, first)
