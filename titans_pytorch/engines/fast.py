@@ -23,7 +23,6 @@ from .recurrence import combined_update, on_active, where_active
 from .run import Carry, ResidualSource, StoreChunks, Tensors, Window, built_run
 from .update_rule import UpdateRule, clamp_scale
 
-
 LONG = 4096  # tokens
 
 
