@@ -16,12 +16,12 @@ def naive_rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
 
 def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
     """x [.. d] over the root of its mean square over d, times weight [d]; eps: that of the dtype unless given."""
-    eps = torch.finfo(x.dtype).eps if eps is None else eps
     own = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling()
     if weight is not None and weight.dtype != x.dtype:
         return F.rms_norm(x, x.shape[-1:], None, eps) * weight
     if not own:
         return F.rms_norm(x, x.shape[-1:], weight, eps)
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
     return _RMSNorm.apply(x, weight, eps) if torch.is_grad_enabled() else _value(x, weight, eps)[0]
 
 
