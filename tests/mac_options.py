@@ -23,6 +23,14 @@ GATES = {
         "manifold_state_keyed_paging": True,
         "symplectic_page_threshold": 0.05,
     },
+    "hierarchical": {
+        "use_symplectic_gating": True,
+        "symplectic_gate_kwargs": {"gated": True, "gate_mode": "soft", "codebook_mix": 0.5, "dim_free": True},
+        "num_pages": 4,
+        "hierarchical_paging": True,
+        "hierarchy_mix": 0.6,
+        "page_threshold_quantile": 0.3,
+    },
 }
 
 OPTIONS = st.fixed_dictionaries(

@@ -60,7 +60,7 @@ def pages():
             seen["turned"] += subject.switches > 0
 
     yield saw
-    assert seen["turned"] >= 0.5 * seen["paged"], f"pages turned in {seen['turned']} of {seen['paged']} examples"
+    assert seen["turned"] >= 0.8 * seen["paged"], f"pages turned in {seen['turned']} of {seen['paged']} examples"
 
 
 def _masks(data, batch, n):
