@@ -18,6 +18,7 @@ from titans_pytorch.mac_transformer import MemoryAsContextTransformer, Segmented
 from titans_pytorch.memory_models import MemoryMLP
 from titans_pytorch.peer_checkpoint import load_peer_state_dict
 from titans_pytorch.peer_checkpoint_mac import translate_mac_keys
+from titans_pytorch.presets import paper_memory_kwargs
 
 from .mac_options import OPTIONS, TOKENS, build, draw_ids, float64
 
@@ -122,6 +123,20 @@ def test_pieces_equal_the_whole_in_the_released_models(name):
     model, case = from_vector(name)
     with torch.no_grad():
         assert_pieces_equal_the_whole(model, case["ids"], [11, 1, 2, 1, 6] + [1] * (case["ids"].shape[1] - 21))
+
+
+@pytest.mark.parametrize(
+    "threshold",
+    [{}, {"surprise_threshold": 0.1}, {"surprise_threshold": 1.0, "surprise_source": "prediction"}],
+    ids=str,
+)
+def test_pieces_equal_the_whole_with_the_papers_memory(threshold):
+    memory = paper_memory_kwargs(6, segment=4, heads=2, **threshold)
+    chunk, batch = memory.pop("chunk_size"), memory.pop("batch_size")
+    options = {"depth": 2, "segment_len": 5, "num_longterm_mem_tokens": 1, "neural_memory_kwargs": memory}
+    model = build(options, neural_memory_segment_len=chunk, neural_memory_batch_size=batch)
+    with torch.no_grad():
+        assert_pieces_equal_the_whole(model, draw_ids(2, 20), [7, 1, 1, 1, 4, 1, 5])
 
 
 def assert_pieces_equal_the_whole(model, ids, pieces):

@@ -99,6 +99,19 @@ def test_store_in_two_parts(model):
         assert_close(memory.retrieve_memories(x[:, 6:], later), wanted[:, 6:], 1e-12)
 
 
+def test_convolutions_begin_afresh_where_nothing_says_what_came_before():
+    memory, x = build(qkv_conv_kernel=3), tokens(12)
+    whole = memory.store_memories(x, return_surprises=False)[0]
+    assert_close(memory.retrieve_memories(x, whole), memory(x)[0], 1e-12)
+    _, middle = memory.store_memories(x[:, :6], return_surprises=False)
+    later, _ = memory.store_memories(x[:, 6:], middle.weights, middle.states, seq_index=6, return_surprises=False)
+    assert (later["norm.gamma"][:, 1] - whole["norm.gamma"][:, 3]).abs().max() > 1e-6
+    carried = memory(x[:, 6:], state=middle)[1].updates
+    assert_close(carried["norm.gamma"], whole["norm.gamma"][:, 2:], 1e-12)
+    with pytest.raises(ValueError, match=r"^weights: got the memory from chunk 2 on, takes updates from chunk 0 on"):
+        memory.retrieve_memories(x[:, 6:], later)
+
+
 @pytest.mark.parametrize("ttt", [3, 6, 9])
 @pytest.mark.parametrize("own", [None, 6])
 def test_an_anchor_for_one_call(own, ttt):
