@@ -11,7 +11,9 @@ import pytest
 import torch
 import two_processes
 
+from titans_pytorch.cli.main import main
 from titans_pytorch.training.errors import TrainingError
+from titans_pytorch.training.metrics import read_metrics
 from titans_pytorch.training.processes import Alone, Together
 
 pytest.importorskip("accelerate")
@@ -69,3 +71,30 @@ def test_without_accelerate(monkeypatch):
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(TrainingError, match="several processes need accelerate"):
         Together(torch.device("cpu"))
+
+
+CONFIG = """
+model: {variant: lmm, vocab_size: 40, d_model: 8, n_layers: 1, mem_heads: 1, n_heads: 1, mem_layers: 1, chunk_size: 4}
+data: {task: patterns, settings: {longest_period: 8}, first_len: 12, test_rows: 8}
+training: {steps: 4, batch_size: 4, seq_len: 24, lr: 1e-2, threads: 1, device: cpu, validate_every: 2,
+           validate_sequences: 4, checkpoint_every: 2}
+"""
+
+
+def test_a_run_of_two_processes(tmp_path):
+    """The whole command: one of them writes the files."""
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG)
+    assert main(["train", "--config", str(config), "--out", str(tmp_path / "one")]) == 0
+    out = tmp_path / "two"
+    command = ["-m", "titans_pytorch.cli", "train", "--config", str(config), "--out", str(out)]
+    launched(command, 2)
+    records = [read_metrics(folder / "metrics.jsonl") for folder in (tmp_path / "one", out)]
+    for name in ("loss", "patterns_accuracy"):
+        values = [[r[name] for r in found if name in r] for found in records]
+        assert values[0] == pytest.approx(values[1], rel=1e-4)
+        assert values[0]
+    result = json.loads((out / "result.json").read_text())
+    assert result["processes"] == 2
+    assert result["trained_on_tokens"] == 4 * 4 * 24
+    assert [p.name for p in tmp_path.iterdir() if p.is_dir()].count("two-1") == 0

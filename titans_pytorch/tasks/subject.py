@@ -27,7 +27,8 @@ class TaskSubject:
     def __init__(self, task: Task, config: TrainConfig, data: TaskConfig | None = None):
         data = data or TaskConfig(task.name)
         self.task, self.config, self.row_len, self.fingerprint = task, config, task.length, repr(task)
-        self.test_times, self.test_rows, self.first_len = data.test_times, data.test_rows, data.first_len
+        self.test_times, self.test_rows, self.test_batch_size = data.test_times, data.test_rows, data.test_batch_size
+        self.first_len = data.first_len
         if self.first_len and not task.shortest <= self.first_len <= task.length:
             takes = f"0, or {task.shortest} to seq_len = {task.length} for this task"
             raise TrainingError(f"first_len: got {self.first_len}, takes {takes}")
@@ -81,10 +82,9 @@ class TaskSubject:
 
     def scores(self, model: nn.Module, length: int, device: torch.device, autocast: Context):
         """(score, score with storing switched off, or None without a memory)."""
-        size = max(1, self.config.batch_size * self.row_len // length)
 
         def score():
-            return self.task.score(model, self.test_rows, length, size, device, autocast)
+            return self.task.score(model, self.test_rows, length, self.test_batch_size, device, autocast)
 
         on = score()
         if not memories_of(model):

@@ -64,9 +64,10 @@ class TaskConfig:
     first_len: int = setting(0, "length of the first rows, doubled up to seq_len over half the training (0: off)")
     test_times: tuple[int, ...] = setting((1,), "lengths of the final scores, as multiples of seq_len")
     test_rows: int = setting(200, "rows of the final scores")
+    test_batch_size: int = setting(16, "rows in one forward pass of them")
 
     def __post_init__(self):
-        positive(self, "test_rows")
+        positive(self, "test_rows", "test_batch_size")
         positive(self, "first_len", zero=True)
         if not self.test_times or min(self.test_times) < 1:
             raise ValueError(f"test_times: got {self.test_times!r}, takes whole numbers of at least 1")
