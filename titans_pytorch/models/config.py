@@ -64,6 +64,7 @@ class ModelConfig:
     gate: Literal["normalised", "silu", "sigmoid"] = setting(
         "normalised", "how mac and mag join attention and memory: the paper's, or attention times either of the memory"
     )
+    mem_norm: bool = setting(True, "the memory network within a LayerNorm and a residual; without: the network alone")
     mem_init_scale: float = setting(1.0, "of the memory's initial weights, as a multiple of Xavier's")
     init_step_bias: float | None = setting(None, "start of the memory's step before its sigmoid (none: random)")
     init_momentum_bias: float | None = setting(None, "start of its momentum before its sigmoid (none: random)")

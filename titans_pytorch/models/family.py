@@ -33,6 +33,7 @@ def memory_of(config: ModelConfig) -> NeuralMemory:
         conv_kernel=config.conv_kernel,
         qk_norm=config.qk_norm,
         init_scale=config.mem_init_scale,
+        mem_model_norm_add_residual=config.mem_norm,
         surprise_threshold=config.surprise_threshold,
         surprise_source=config.surprise_source,
         init_adaptive_step_bias=config.init_step_bias,
