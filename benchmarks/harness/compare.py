@@ -89,8 +89,39 @@ def gain(
 
 def difference(metric: Metric, mine: Sequence[Mapping], theirs: Sequence[Mapping]) -> Spread:
     """Above zero: mine are better."""
-    a, b = of(mine, metric.name), of(theirs, metric.name)
-    return paired(a, b) if metric.better == "higher" else paired(b, a)
+    return advantage(of(mine, metric.name), of(theirs, metric.name), metric.better)
+
+
+def advantage(ours: Sequence[float], theirs: Sequence[float], better: str | None = "lower") -> Spread:
+    """Above zero: ours are better."""
+    return paired(ours, theirs) if better == "higher" else paired(theirs, ours)
+
+
+def between(
+    what: str, arm: str, other: str, ours: Sequence[float], theirs: Sequence[float], better: str | None = "lower"
+) -> dict[str, Any]:
+    """Arm against arm in numbers of each seed: their difference (above zero: `arm` is better) and a verdict."""
+    seen = advantage(ours, theirs, better)
+    verdict = {1: f"better than {other}", -1: f"worse than {other}"}.get(seen.side, NO_DIFFERENCE)
+    return {"what": what, "arm": arm, "other": other, **asdict(seen), "verdict": verdict}
+
+
+def versus(name: str, task: Mapping[str, Any], pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """`between` for pairs of arms in the judged metrics of a task's record; nothing where the task is refused."""
+    metrics = [m for i, m in enumerate(task["metrics"]) if m["judged"] or i == 0]
+    if task["refused"]:
+        return []
+    return [
+        between(
+            f"{name}, {m['name']}",
+            arm,
+            other,
+            *(task["arms"][a]["metrics"][m["name"]]["values"] for a in (arm, other)),
+            m["better"],
+        )
+        for arm, other in pairs
+        for m in metrics
+    ]
 
 
 def of(outcomes: Sequence[Mapping[str, Any]], metric: str) -> list[float]:

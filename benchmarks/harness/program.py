@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from .arms import Arm, described, digest
+from .compare import versus
 from .csvfile import OtherSchema, append_rows, check_columns
 from .environment import REPOSITORY, commit, run_record
 from .figures import draw
@@ -38,12 +39,18 @@ APART = {"seeds", "output_json", "output_csv", "output_png", "tag", "repeats", "
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run does: every arm, with its controls, on every task. timed: the task that times are taken on."""
+    """What a run does: every arm, with its controls, on every task.
+
+    timed: the task that times are taken on. versus: pairs of arms to compare with each other, in the judged metrics.
+    settings: task name -> its own Setting, where it is not the one of the command line.
+    """
 
     tasks: Sequence[Task]
     arms: Sequence[Arm]
     timed: Task | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)  # for the result file, from a search
+    versus: Sequence[tuple[str, str]] = ()
+    settings: Mapping[str, Setting] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -148,7 +155,7 @@ class Benchmark:
         return Session(range(args.seed, args.seed + args.seeds), setting, finished, code)
 
     def result(self, args, argv: Sequence[str], session: Session, plan: Plan) -> dict[str, Any]:
-        tasks = {task.name: session.compare(task, plan.arms) for task in plan.tasks}
+        tasks = {t.name: session.compare(t, plan.arms, plan.settings.get(t.name)) for t in plan.tasks}
         timed = plan.timed or plan.tasks[0]
         times = session.times(timed, with_controls(plan.arms), args.repeats)
         script = self.script or str(REPOSITORY / "benchmarks" / f"benchmark_{self.name}.py")
@@ -163,6 +170,7 @@ class Benchmark:
             "config": {k: described(v) for k, v in vars(args).items() if k not in apart},
             "run": run,
             "tasks": tasks,
+            "versus": [line for name, task in tasks.items() for line in versus(name, task, plan.versus)],
             "timing": {"task": timed.name, "repeats": args.repeats, "arms": times},
             **plan.extra,
         }

@@ -10,6 +10,8 @@ from .tables import table
 def show(result: Mapping[str, Any]) -> None:
     for name, task in result["tasks"].items():
         print("\n".join(task_lines(name, task, len(result["run"]["seeds"]))), end="\n\n")
+    if result["versus"]:
+        print("\n".join(versus_line(line) for line in result["versus"]), end="\n\n")
     times = result["timing"]["arms"]
     if times:
         print(f"time on {result['timing']['task']}, medians after warm-up (no part of any score)")
@@ -39,8 +41,18 @@ def task_lines(name: str, task: Mapping[str, Any], seeds: int) -> Iterator[str]:
 
 
 def verdict_line(arm: str, metric: str, gain: Mapping[str, Any]) -> str:
-    how = "one seed, no interval" if gain["low"] is None else f"95 % interval {gain['low']:+.4f} to {gain['high']:+.4f}"
-    return f"{arm}, {metric}: {gain['verdict']} (gain over {gain['against']} {gain['mean']:+.4f}, {how})"
+    return f"{arm}, {metric}: {gain['verdict']} (gain over {gain['against']} {gain['mean']:+.4f}, {how_sure(gain)})"
+
+
+def versus_line(line: Mapping[str, Any]) -> str:
+    gain = f"gain {line['mean']:+.4f}, {how_sure(line)}"
+    return f"{line['arm']} against {line['other']}, {line['what']}: {line['verdict']} ({gain})"
+
+
+def how_sure(seen: Mapping[str, Any]) -> str:
+    return (
+        "one seed, no interval" if seen["low"] is None else f"95 % interval {seen['low']:+.4f} to {seen['high']:+.4f}"
+    )
 
 
 def interval(record: Mapping[str, Any]) -> str:

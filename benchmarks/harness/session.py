@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tqdm import tqdm
@@ -59,30 +59,27 @@ class Session:
     def key(self, task: Task, arm: Arm, seed: int, setting: Setting) -> str:
         return digest({"task": task, "arm": arm.what(), "seed": seed, "setting": asdict(setting), "code": self.code})
 
-    def constants(self, task: Task, seeds: Sequence[int] | None = None) -> list[dict[str, float]]:
+    def constants(self, task: Task, setting: Setting | None = None) -> list[dict[str, float]]:
         """What always giving the same answer, learned on training data, gets: seed by seed."""
-        out = []
-        for seed in self.seeds if seeds is None else seeds:
-            train = list(task.batches(seed, "train", max(1, min(self.setting.steps, 16))))
-            test = list(task.batches(seed, "test", self.setting.test_batches))
+        out, setting = [], setting or self.setting
+        for seed in self.seeds:
+            train = list(task.batches(seed, "train", max(1, min(setting.steps, 16))))
+            test = list(task.batches(seed, "test", setting.test_batches))
             out.append({k: float(v) for k, v in task.constant(train, test).items()})
         return out
 
-    def compare(self, task: Task, arms: Sequence[Arm]) -> dict[str, Any]:
+    def compare(self, task: Task, arms: Sequence[Arm], setting: Setting | None = None) -> dict[str, Any]:
         """Runs the arms and their controls, and judges each arm against its own."""
         everything = with_controls(arms)
         naive = [] if task.forgetting is None else [NAIVE]
-        outcomes = self.measure(task, [*everything, *naive])
-        return summary(task, everything, outcomes, self.constants(task), outcomes.get(NAIVE.name))
+        outcomes = self.measure(task, [*everything, *naive], setting=setting)
+        return summary(task, everything, outcomes, self.constants(task, setting), outcomes.get(NAIVE.name))
 
     def times(self, task: Task, arms: Sequence[Arm], repeats: int) -> dict[str, dict[str, float]]:
-        """Arm name -> {"fwd_ms", "train_ms"}; never kept from one run to the next."""
+        """Arm name -> what Task.times gives; never kept from one run to the next."""
         if repeats < 1:
             return {}
         return {arm.name: task.times(arm, self.seeds[0], self.setting, repeats) for arm in arms}
-
-    def with_steps(self, steps: int) -> Setting:
-        return replace(self.setting, steps=steps)
 
 
 def with_controls(arms: Sequence[Arm]) -> list[Arm]:

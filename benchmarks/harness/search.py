@@ -1,0 +1,82 @@
+"""Searches over arms: settings are tried on selection seeds, never on those that results are reported on.
+
+A search is fair against another if both try as many different arms on the same seeds (`budget`). What wins was lucky
+too: plan the winners as arms, which measures them again, on the reported seeds.
+"""
+
+import math
+import random
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .arms import Arm, described, digest
+from .session import Session
+from .task import Task
+
+Params = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Settings that were tried. values: seed by seed, lower is better; score: their mean, infinite where none."""
+
+    params: Params
+    values: Sequence[float]
+
+    @property
+    def score(self) -> float:
+        mean = statistics.fmean(self.values)
+        return mean if math.isfinite(mean) else math.inf
+
+    def record(self) -> dict[str, Any]:
+        return {"params": described(self.params), "score": self.score, "values": list(self.values)}
+
+
+@dataclass
+class Search:
+    """make(params): the arm with these settings. value(params, outcomes): the number to lower, from what Task.run gave
+    for one seed (task name -> outcome). Arms that are the same are tried once."""
+
+    session: Session
+    tasks: Sequence[Task]
+    seeds: Sequence[int]
+    make: Callable[[Params], Arm]
+    value: Callable[[Params, Mapping[str, Any]], float]
+    tried: dict[str, Trial] = field(default_factory=dict)
+
+    def trial(self, params: Params) -> Trial:
+        arm = self.make(params)
+        key = digest(arm.what())
+        if key not in self.tried:
+            found = {t.name: self.session.measure(t, [arm], self.seeds)[arm.name] for t in self.tasks}
+            each = [{name: found[name][i] for name in found} for i in range(len(self.seeds))]
+            self.tried[key] = Trial(params, [self.value(params, outcomes) for outcomes in each])
+        return self.tried[key]
+
+    @property
+    def best(self) -> Trial:
+        return min(self.tried.values(), key=lambda trial: trial.score)
+
+    @property
+    def budget(self) -> int:
+        """How many different arms were tried."""
+        return len(self.tried)
+
+    def fresh(self) -> "Search":
+        """The same search, nothing tried."""
+        return Search(self.session, self.tasks, self.seeds, self.make, self.value)
+
+    def record(self) -> dict[str, Any]:
+        ranked = sorted(self.tried.values(), key=lambda trial: trial.score)
+        return {"seeds": list(self.seeds), "budget": self.budget, "trials": [trial.record() for trial in ranked]}
+
+
+def random_search(search: Search, draw: Callable[[random.Random], Params], budget: int, seed: int) -> Search:
+    """Tries `budget` different arms, with settings drawn at random; fewer if the draws repeat themselves."""
+    source, draws = random.Random(seed), 0
+    while search.budget < budget and draws < 100 * budget:
+        search.trial(draw(source))
+        draws += 1
+    return search
