@@ -14,7 +14,7 @@ from typing import Any
 
 from harness.arms import Arm
 from harness.program import Benchmark, Plan, whole
-from tasks.curves import Follow, Recovery
+from tasks.curves import Recovery, curve_tasks
 
 PAGED = ("symplectic_paging", "dmd_paging", "symplectic_dmd_paging", "symplectic_phase_paging")
 
@@ -47,10 +47,8 @@ def arms(dim: int, rate: float) -> list[Arm]:
 
 def plan(args: argparse.Namespace, session) -> Plan:
     shared = {"dim": args.dim, "batch_size": args.batch_size, "chunk_size": args.chunk_size}
-    spiral = Follow("spiral", length=args.seq_len, **shared)
-    helix = Follow("helix_drift", length=args.seq_len, turns=(9.0, 18.0), rise=2.0, **shared)
-    part = args.long_seq_len // 3
-    return Plan([spiral, helix, Recovery(length=part, **shared)], arms(args.dim, args.switch_rate), timed=spiral)
+    tasks = [*curve_tasks(args.seq_len, **shared), Recovery(length=args.long_seq_len // 3, **shared)]
+    return Plan(tasks, arms(args.dim, args.switch_rate))
 
 
 def fields(result: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .arms import Arm, described, digest
+from .compare import of, pooled
 from .session import Session
 from .task import Task
 
@@ -20,10 +21,12 @@ Params = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Trial:
-    """Settings that were tried. values: seed by seed, lower is better; score: their mean, infinite where none."""
+    """Settings that were tried. values: seed by seed, lower is better; score: their mean, infinite where none.
+    outcomes: task name -> what Task.run gave for each seed."""
 
     params: Params
     values: Sequence[float]
+    outcomes: Mapping[str, Sequence[Mapping[str, Any]]]
 
     @property
     def score(self) -> float:
@@ -31,7 +34,20 @@ class Trial:
         return mean if math.isfinite(mean) else math.inf
 
     def record(self) -> dict[str, Any]:
-        return {"params": described(self.params), "score": self.score, "values": list(self.values)}
+        stats = {name: task_stats(found) for name, found in self.outcomes.items()}
+        return {"params": described(self.params), "score": self.score, "values": list(self.values), "stats": stats}
+
+
+def task_stats(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means over the seeds of every metric, the training loss at the end, switches and their rate."""
+    metrics = {name: statistics.fmean(of(outcomes, name)) for name in outcomes[0]["metrics"]}
+    pages = pooled([o["pages"] for o in outcomes]) or {}
+    return {
+        **metrics,
+        "train_tail_loss": statistics.fmean(o["training"]["loss_tail"] or math.nan for o in outcomes),
+        "switch_events": pages.get("events"),
+        "switch_rate": pages.get("switch_rate"),
+    }
 
 
 @dataclass
@@ -52,7 +68,7 @@ class Search:
         if key not in self.tried:
             found = {t.name: self.session.measure(t, [arm], self.seeds)[arm.name] for t in self.tasks}
             each = [{name: found[name][i] for name in found} for i in range(len(self.seeds))]
-            self.tried[key] = Trial(params, [self.value(params, outcomes) for outcomes in each])
+            self.tried[key] = Trial(params, [self.value(params, outcomes) for outcomes in each], found)
         return self.tried[key]
 
     @property

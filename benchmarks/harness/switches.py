@@ -117,7 +117,13 @@ def set_thresholds(model: nn.Module, run: Callable[[], object], rate: float) -> 
 
 def warning(name: str, record: dict[str, object] | None) -> str | None:
     """One line where paging was not exercised."""
-    if not record or not record["opportunities"] or record["switch_rate"] not in (0.0, 1.0):
+    if not record or not record["opportunities"]:
+        return None
+    if record["switch_rate"] > 0.0 and max(record["occupancy"], default=0.0) > 0.99:
+        return (
+            f"{name}: pages were turned, but all to one that holds {max(record['occupancy']):.1%} of what was written"
+        )
+    if record["switch_rate"] not in (0.0, 1.0):
         return None
     how = "never turned" if record["switch_rate"] == 0.0 else "turned at every opportunity"
     return f"{name}: pages were {how} (switch rate {record['switch_rate']:.0%}), so paging by choice was not exercised"

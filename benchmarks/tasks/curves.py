@@ -77,9 +77,9 @@ class Follow(Task):
         clean = curve(plane, phase, turns / self.length, n, self.rise)
         return Curves(clean + self.noise * torch.randn(b, n, d, generator=generator), clean)
 
-    def errors(self, memory: nn.Module, curves: Curves) -> Tensor:
+    def errors(self, memory: nn.Module, curves: Curves, state=None) -> Tensor:
         """[n]: of each answer."""
-        answers, _ = memory(curves.noisy[:, :-1])
+        answers, _ = memory(curves.noisy[:, :-1], state=state)
         wanted = curves.clean[:, 1:]
         return (answers - wanted).square().mean(dim=(0, 2)) / wanted.square().mean()
 
@@ -95,6 +95,30 @@ class Follow(Task):
         errors = [(c.clean[:, 1:] - mean).square().mean(dim=(0, 2)) / c.clean[:, 1:].square().mean() for c in test]
         first, second = torch.stack(errors).mean(dim=0).chunk(2)
         return {"error": second.mean().item(), "error_first": first.mean().item()}
+
+
+@dataclass(frozen=True)
+class FollowAnother(Follow):
+    """The same in the state that another curve, followed before, has left."""
+
+    def batch(self, world: Any, generator: torch.Generator) -> tuple[Curves, Curves]:
+        return super().batch(world, generator), super().batch(world, generator)
+
+    def errors(self, memory: nn.Module, curves: tuple[Curves, Curves], state=None) -> Tensor:
+        _, state = memory(curves[0].noisy[:, :-1], state=state, detach_mem_state=True)
+        return super().errors(memory, curves[1], state)
+
+    def constant(self, train, test) -> Mapping[str, float]:
+        return super().constant([c for _, c in train], [c for _, c in test])
+
+
+def curve_tasks(length: int, carry: bool = False, **shared: Any) -> list[Follow]:
+    """spiral, and helix_drift, which turns faster and drifts. carry: in the state that another curve has left."""
+    kind = FollowAnother if carry else Follow
+    return [
+        kind("spiral", length=length, **shared),
+        kind("helix_drift", length=length, turns=(9.0, 18.0), rise=2.0, **shared),
+    ]
 
 
 def planes(rows: int, dim: int, generator: torch.Generator) -> Tensor:

@@ -1,0 +1,1 @@
+"""What check_regression.py is made of."""

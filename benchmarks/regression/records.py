@@ -1,0 +1,31 @@
+"""Result files, read with one clear line about what is wrong with them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class Unreadable(Exception):
+    """One line for the user."""
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    try:
+        found = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise Unreadable(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise Unreadable(f"{path}: no JSON ({error})") from error
+    if not isinstance(found, Mapping):
+        raise Unreadable(f"{path}: holds a {type(found).__name__}, not the result of a benchmark")
+    return dict(found)
+
+
+def at(record: Mapping[str, Any], *path: str) -> Any:
+    """The entry at a path, None if there is none."""
+    for step in path:
+        if not isinstance(record, Mapping) or step not in record:
+            return None
+        record = record[step]
+    return record
