@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .gating import checks
+from .ops.modes import without_autocast
 
 
 class DynamicModeDecomposition(nn.Module):
@@ -143,6 +144,7 @@ class _InnerProducts(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(ctx, grad):
         (x,) = ctx.saved_tensors
         return (grad + grad.mT) @ x
@@ -187,6 +189,7 @@ class _CapturedEnergy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(ctx, grad):
         eigenvalues, vectors, kept, floor, cross = ctx.saved_tensors
         inverse = _inverse(eigenvalues, kept)

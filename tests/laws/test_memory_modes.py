@@ -288,6 +288,19 @@ def test_autocast(variant):
         assert grad.isfinite().all(), name
 
 
+@each_variant
+def test_backward_under_autocast(variant):
+    """Where it should not be called, but often is: it runs, and points the same way."""
+    subject = subject_of(variant, torch.float32)
+    seq = subject.sequence(2, N).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = gradients([run(subject, seq)[0]], subject.parameters)
+        out = run(subject, seq)[0]
+    outside = gradients([out], subject.parameters)
+    inside, outside = (torch.cat([g.flatten() for g in grads.values()]) for grads in (inside, outside))
+    assert torch.cosine_similarity(inside, outside, dim=0) > (0.5 if variant == "spectral" else 0.98)
+
+
 def test_autocast_keeps_small_decays():
     """In bfloat16 a decay of a thousandth would be none, or four."""
     subject = Subject(PLAIN | {"init_decay_bias": -7.0}, dtype=torch.float32)

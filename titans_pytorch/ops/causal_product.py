@@ -6,6 +6,8 @@ Letters: B rows, G groups of r queries, m chunks of p keys, d and e features.
 import torch
 from torch import Tensor
 
+from .modes import without_autocast
+
 BLOCK_TOKENS = 64  # queries that are taken together, and skip the same chunks
 
 
@@ -47,6 +49,7 @@ class _CausalProduct(torch.autograd.Function):
         return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
 
     @staticmethod
+    @without_autocast
     def backward(ctx, grad):
         x, keys, values, weights, *kept = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again: the plain form

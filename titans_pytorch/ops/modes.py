@@ -58,6 +58,18 @@ def _no_autocast_anywhere():
         yield
 
 
+def without_autocast(backward):
+    """For the `backward` of a function of our own: it computes as its forward did, also where it is called under
+    autocast."""
+
+    @wraps(backward)
+    def call(ctx, *grads):
+        with no_autocast_anywhere():
+            return backward(ctx, *grads)
+
+    return call
+
+
 def hooks_on_saved_tensors():
     """Those that a checkpoint, say, has put on what autograd saves for backward; None without."""
     return torch._C._autograd._top_saved_tensors_default_hooks(True)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .modes import without_autocast
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 FLOOR = 1e-7
 FRESH = 3
@@ -51,6 +53,7 @@ class _NewtonSchulz(torch.autograd.Function):
         return out
 
     @staticmethod
+    @without_autocast
     def backward(ctx, grad):
         (x,) = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again: the plain form

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .modes import without_autocast
+
 
 def naive_rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     y = x * (x.square().mean(dim=-1, keepdim=True) + eps).rsqrt()
@@ -40,6 +42,7 @@ class _RMSNorm(torch.autograd.Function):
         return y
 
     @staticmethod
+    @without_autocast
     def backward(ctx, grad):
         x, weight, scale = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again: the plain form

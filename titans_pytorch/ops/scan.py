@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import wrong
+from .modes import without_autocast
 
 
 def naive_scan(gates: Tensor, inputs: Tensor, prev: Tensor | None = None) -> Tensor:
@@ -94,6 +95,7 @@ class _LoopScan(torch.autograd.Function):
         return out
 
     @staticmethod
+    @without_autocast
     def backward(ctx, grad):
         gates, inputs, prev, out = ctx.saved_tensors
         n, start = inputs.shape[1], ctx.with_start

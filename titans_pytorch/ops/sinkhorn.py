@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .modes import without_autocast
+
 ITERATIONS = 20
 STILL = 1e-15  # of a scaling: less than rounding
 DEPTH = 60.0  # logits further below their column's largest count as that far: scalings stay finite in float32
@@ -98,6 +100,7 @@ class _Sinkhorn(torch.autograd.Function):
         return torch.mul(matrix, v, out=product).mul_(u.unsqueeze(1))
 
     @staticmethod
+    @without_autocast
     def backward(ctx, grad):
         logits, matrix, scales = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again: the plain form

@@ -14,6 +14,8 @@ Letters: N tokens, s (or i, j) streams, d features, k rows of a weight
 import torch
 from torch import Tensor
 
+from .modes import without_autocast
+
 TINY = 1e-12  # the least length that x is divided by
 
 
@@ -53,6 +55,7 @@ class _Project(torch.autograd.Function):
         return product, x.view_as(x)
 
     @staticmethod
+    @without_autocast
     def backward(ctx, grad, d_x):
         x, weight, product, norm = ctx.saved_tensors
         if torch.is_grad_enabled():
@@ -73,6 +76,7 @@ class _Read(torch.autograd.Function):
         return torch.bmm(pre.unsqueeze(1), x).squeeze(1), x.view_as(x)
 
     @staticmethod
+    @without_autocast
     def backward(ctx, grad, d_x):
         x, pre = ctx.saved_tensors
         if torch.is_grad_enabled():
@@ -89,6 +93,7 @@ class _Write(torch.autograd.Function):
         return torch.bmm(mix, x).addcmul_(post.unsqueeze(2), out.unsqueeze(1))
 
     @staticmethod
+    @without_autocast
     def backward(ctx, grad):
         x, mix, post, out = ctx.saved_tensors
         if torch.is_grad_enabled():

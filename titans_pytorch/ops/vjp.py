@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .modes import without_autocast
+
 NORMAL = 1.0 / math.sqrt(2.0 * math.pi)
 
 
@@ -23,6 +25,7 @@ class _GeluSlope(torch.autograd.Function):
         return torch.ops.aten.gelu_backward(grad, x)
 
     @staticmethod
+    @without_autocast
     def backward(ctx, up):
         grad, x = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again
@@ -56,6 +59,7 @@ class _LayerNormSlope(torch.autograd.Function):
         return out
 
     @staticmethod
+    @without_autocast
     def backward(ctx, up):
         grad, x, mean, rstd, out = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again: the plain form
