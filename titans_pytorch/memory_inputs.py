@@ -122,7 +122,7 @@ class StateShape:
     def _check_rows(self, state: NeuralMemState) -> None:
         b, d = self.width[-2:]
         wanted = {"gate_tokens": (b, "k", d), "recent_complexity": (b, "k")}
-        wanted |= {"active_page_indices": (b,), "last_switch": (b,)}
+        wanted |= {"active_page_indices": (b,), "last_switch": (b,), "read_page": (b,)}
         wanted |= {"last_token": (b, 1, d)} | {name: (b, *tail) for name, tail in self.tails.items()}
         for name, shape in wanted.items():
             value = getattr(state, name)
@@ -242,6 +242,13 @@ def with_earlier_queries(queries: Tensor, earlier: Tensor | None, position: int,
     if got != wanted:
         raise wrong("state.query_group", Words(f"{got} earlier queries"), f"{wanted} at position {position}")
     return (torch.cat((earlier, queries), dim=2) if got else queries), position - got
+
+
+def older_page(state: NeuralMemState) -> Tensor:
+    """The page of the unfinished read group, older than the state's own."""
+    if state.read_page is None:
+        raise wrong("state.read_page", None, "the page that goes with read_weights, as the call before returned it")
+    return state.read_page
 
 
 def older_window(state: NeuralMemState, entry: int, engine):

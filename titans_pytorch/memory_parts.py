@@ -85,6 +85,7 @@ class MemoryParts(nn.Module):
         page_router: Callable | None = None,
         page_threshold_quantile: float | None = None,
         page_threshold_window: int = 64,
+        read_active_page_only: bool = False,
         qkv_conv_kernel: int | None = None,
         qk_l2norm: bool = False,
         output_gate: str | None = None,
@@ -139,6 +140,7 @@ class MemoryParts(nn.Module):
         )
         self.gating = gates.stages()
         self.num_pages = num_pages
+        self.reads_one_page = bool(read_active_page_only) and num_pages > 1
 
         rule = UpdateRule(
             callable_or_none(store_memory_loss_fn, "store_memory_loss_fn"),

@@ -88,6 +88,7 @@ ROWS = (
     "query_conv",
     "store_conv",
     "last_token",
+    "read_page",
 )
 
 
@@ -113,6 +114,7 @@ class NeuralMemState(NamedTuple):
     query_conv: [b kernel-1 w], the queries' convolution's last inputs; store_conv: [b kernel-1 2 w u], those of the
         keys and the values behind them, of the tokens stored (qkv_conv_kernel only); None before the first.
     last_token: [b 1 d], the last stored token, normalised (surprise_source = "prediction" only).
+    read_page: long [b], the page that was active in read_weights (read_active_page_only only).
     """
 
     seq_index: int
@@ -130,6 +132,7 @@ class NeuralMemState(NamedTuple):
     query_conv: Tensor | None = None
     store_conv: Tensor | None = None
     last_token: Tensor | None = None
+    read_page: Tensor | None = None
 
     @property
     def position(self) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 from . import memory_inputs as inputs
 from .checks import Words, wrong
 from .engines.run import Carry, Run, built_run, still_run, store
+from .gating.reading import EntryPages, entry_pages, given_page
 from .gating.stages import GateCarry
 from .memory_chunks import ChunkCarry, MemoryChunks
 from .memory_inputs import Earlier
@@ -96,6 +97,9 @@ class NeuralMemory(MemoryChunks):
             phase; mixed with the next page.
         page_router: turn to a page of one's own choice, (page, complexity, angle) -> page, elementwise; angle is None
             unless it has `uses_phase = True`.
+        read_active_page_only: a token reads the page that was active when the last chunk was written that it reads, and
+            no other; by default all pages, joined as heads are. Tokens of a chunk that turns a page read the new one
+            from its last token on. Pages that are not read get no gradient there.
         engine: "auto" chooses by counting operations; "dual", "matrix" and "reference" give the same numbers.
 
     Raises:
@@ -150,14 +154,17 @@ class NeuralMemory(MemoryChunks):
         inputs.check_dtype(views.query, self.to_queries.weight, "seq")
         inputs.check_dtype(views.store, self.to_keys.weight, "store_seq")
         position = state.position
-        run, next_state, surprises = self._store(views.store, state, prev_weights, store_mask, ttt_batch_size)
+        run, next_state, surprises, pages = self._store(views.store, state, prev_weights, store_mask, ttt_batch_size)
         entry = self._entry_at(position)
         if entry < run.first:
             run.before = inputs.older_window(state, entry, self.engine)
-        retrieved, earlier = self._retrieve(views.query, run, position, Earlier(state.query_group, state.query_conv))
+            pages = pages and pages._replace(older=inputs.older_page(state))
+        earlier = Earlier(state.query_group, state.query_conv)
+        retrieved, earlier = self._retrieve(views.query, run, position, earlier, pages)
         entry = self._entry_at(next_state.position)
         older = run.entry(entry) if entry < run.last else None
-        next_state = next_state._replace(**earlier._asdict(), read_weights=older)
+        older_page = pages.at(entry) if pages and entry < run.last else None
+        next_state = next_state._replace(**earlier._asdict(), read_weights=older, read_page=older_page)
         if detach_mem_state:
             next_state = mem_state_detach(next_state)
         return (retrieved, next_state, surprises) if return_surprises else (retrieved, next_state)
@@ -188,20 +195,22 @@ class NeuralMemory(MemoryChunks):
             expected.check_states(past_state, "past_state")
         inputs.check_mask(mask, *view.shape[-3:-1], "mask")
         state = NeuralMemState(seq_index, weights, states=past_state)
-        _, next_state, surprises = self._store(view, state, prev_weights, mask, None)
+        _, next_state, surprises, _ = self._store(view, state, prev_weights, mask, None)
         return (next_state.updates, next_state, surprises) if return_surprises else (next_state.updates, next_state)
 
-    def retrieve_memories(self, seq: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    def retrieve_memories(self, seq: Tensor, weights: Mapping[str, Tensor], page: Tensor | None = None) -> Tensor:
         """Reads seq [b n d] from given weights: name -> [(b h) ...], the same for every token, or `updates`
-        [(b h) (chunks + 1) ...], seq then beginning at their first chunk. Returns [b n d]."""
+        [(b h) (chunks + 1) ...], seq then beginning at their first chunk. page: the one that is read, long [b] or [b n]
+        (read_active_page_only, which needs it). Returns [b n d]."""
         seq = inputs.as_query_view(seq, self.dim)
         inputs.check_dtype(seq, self.to_queries.weight, "seq")
         expected = self._expected(seq)
+        page = given_page(page, self.num_pages, *seq.shape[:2]) if self.reads_one_page else None
         entries = expected.has_entries(weights, "weights")
         expected.check_weights(weights, "weights", entries)
         if not entries:
             chunk, run = seq.shape[1] + 1, still_run(self.engine, 0, Carry(weights, weights, None))
-            return self._retrieve(seq, run, 0, Earlier(), chunk)[0]
+            return self._retrieve(seq, run, 0, Earlier(), page, chunk)[0]
         first = getattr(weights, "first_chunk", None) or 0
         run = built_run({name: weights[name] for name in expected.shapes}, first, self.engine.reader)
         start = first * self.store_chunk_size
@@ -212,12 +221,13 @@ class NeuralMemory(MemoryChunks):
         if first and (not self.tokenwise or self.queries_conv is not None):
             takes = "updates from chunk 0 on: this memory's reads depend on the queries before"
             raise wrong("weights", Words(f"the memory from chunk {first} on"), takes)
-        return self._retrieve(seq, run, start, Earlier())[0]
+        return self._retrieve(seq, run, start, Earlier(), page)[0]
 
     # storing
 
     def _store(self, tokens: Tensor, state: NeuralMemState, prev_weights, mask, ttt_batch_size):
-        """tokens [(2) b n d] behind those that wait in the state: (run, next_state, surprises)."""
+        """tokens [(2) b n d] behind those that wait in the state: (run, next_state, surprises, the pages that are read
+        or None)."""
         chunk, b, n = self.store_chunk_size, tokens.shape[-3], tokens.shape[-2]
         anchor_chunks = batch_chunks(self.batch_size, chunk)
         if ttt_batch_size is not None:
@@ -233,11 +243,11 @@ class NeuralMemory(MemoryChunks):
             raise wrong("prev_weights", Words(type(prev_weights).__name__), takes)
         residual = inputs.residual_source(prev_weights, self._expected(tokens), first, count)
         carry, gate_carry = self._carry(state, b), self.gating.start(GateCarry.of(state), b, tokens.device)
-        chunk_carry = ChunkCarry.of(state)
+        chunk_carry, page, choice = ChunkCarry.of(state), gate_carry.active_page_indices, None
         if count:
             span = self.span(complete, first, anchor_chunks)
             gated = self.gated_rates(span, gate_carry, residual is not None)
-            gate_carry = gated.carry
+            gate_carry, choice = gated.carry, gated.choice
             self.gating.count(self, gated)
             allowed = None if mask is None else mask[:, : count * chunk]
             chunks, chunk_carry, error = self.chunks(span, gated, allowed, residual, chunk_carry)
@@ -261,7 +271,8 @@ class NeuralMemory(MemoryChunks):
             **gate_carry._asdict(),
             **chunk_carry._asdict(),
         )
-        return run, next_state, surprises if error is None else (*surprises, error)
+        pages = entry_pages(first, page, choice and choice.page) if self.reads_one_page else None
+        return run, next_state, surprises if error is None else (*surprises, error), pages
 
     def _momentum_of(self, run: Run, batch: int) -> Mapping[str, Tensor]:
         if not self.momentum_order:
@@ -293,13 +304,15 @@ class NeuralMemory(MemoryChunks):
         group = self.retrieve_chunk_size
         return (position + 1) // group * group // self.store_chunk_size
 
-    def _retrieve(self, seq: Tensor, run: Run, position: int, before: Earlier, chunk: int | None = None):
-        """seq [b n d] from absolute `position` on: (retrieved [b n d], what the reads that follow look back on)."""
+    def _retrieve(self, seq: Tensor, run: Run, position: int, before: Earlier, pages=None, chunk: int | None = None):
+        """seq [b n d] from absolute `position` on: (retrieved [b n d], what the reads that follow look back on). pages:
+        those that are read, EntryPages or one for each token [b n]; None for all."""
         group, chunk = (chunk or self.retrieve_chunk_size), (chunk or self.store_chunk_size)
         b, n, _ = seq.shape
         if n == 0:
             return seq, before
         tokens = self.retrieve_norm(seq)
+        page = pages.read(position, n, group, chunk) if isinstance(pages, EntryPages) else pages
         asked, tail = queries(self, tokens, before.query_conv)
         if not self.tokenwise:
             asked, position = inputs.with_earlier_queries(asked, before.query_group, position, group)
@@ -307,4 +320,4 @@ class NeuralMemory(MemoryChunks):
             out = run.read(asked.flatten(0, 1), position, group, chunk).unflatten(0, (b, -1))[:, :, -n:]
         end = position + asked.shape[2]
         unfinished = None if self.tokenwise else asked[:, :, asked.shape[2] - inputs.group_progress(end, group) :]
-        return output(self, out, tokens), Earlier(unfinished, tail)
+        return output(self, out, tokens, page), Earlier(unfinished, tail)

@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .checks import positive_int, wrong
+from .gating.reading import of_page
 from .ops.modes import at_least_float32
 from .ops.vjp import unit_norm
 
@@ -109,10 +110,12 @@ def queries(host: nn.Module, tokens: Tensor, before: Tensor | None) -> tuple[Ten
     return host.q_norm(at_least_float32(x)), tail
 
 
-def output(host: nn.Module, read: Tensor, tokens: Tensor) -> Tensor:
-    """What the heads read [b h n d] for the normalised tokens [b n d] -> [b n d]."""
+def output(host: nn.Module, read: Tensor, tokens: Tensor, page: Tensor | None = None) -> Tensor:
+    """What the heads read [b h n d] for the normalised tokens [b n d] -> [b n d]. page long [b n]: of those alone."""
     read = host.multihead_rmsnorm(read.to(tokens.dtype))
     if host.retrieve_gate is not None:
         gate = host.gate_activation(host.retrieve_gate(tokens))
         read = read * gate.unflatten(-1, (host.internal_heads, -1)).transpose(1, 2)
+    if page is not None:
+        read = of_page(read, page, host.heads)
     return host.combine_heads(read.transpose(1, 2).flatten(2))

@@ -45,6 +45,16 @@ OPTIONAL = {
     "page_router",
     "page_threshold_quantile",
     "page_threshold_window",
+    "read_active_page_only",
+}
+# those of them that add no parameters
+WITHOUT_PARAMETERS = {
+    "symplectic_page_threshold",
+    "page_switch_every",
+    "page_threshold_quantile",
+    "page_threshold_window",
+    "read_active_page_only",
+    "dmd_window",
 }
 NEVER = math.inf
 
@@ -96,7 +106,10 @@ def plain(arm: Arm) -> Arm:
     kept = {k: v for k, v in arm.memory.items() if k not in OPTIONAL}
     if arm.pages > 1:
         kept["heads"] = kept.get("heads", 1) * arm.pages
-    return Arm(f"{arm.name}/plain", kept, "as many heads and parameters, no gates, no pages", controls=False, like=arm)
+    # arms that differ in other things than parameters share a plain memory, which is then run once
+    sized = {k: v for k, v in arm.memory.items() if k not in WITHOUT_PARAMETERS}
+    like = replace(arm, memory=sized, switch_rate=None, penalty=None)
+    return Arm(f"{arm.name}/plain", kept, "as many heads and parameters, no gates, no pages", controls=False, like=like)
 
 
 def never(arm: Arm) -> Arm | None:

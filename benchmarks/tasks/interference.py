@@ -18,6 +18,7 @@ from harness.task import Metric, Task, generator
 from torch import Tensor, nn
 
 from tasks.pairs import ask, chosen_right, relative_error, tokens_of, unit_rows, write
+from tasks.routers import tell
 
 
 class Episode(NamedTuple):
@@ -87,10 +88,13 @@ class Interference(Task):
             return tokens_of(episode.context[which], episode.keys, values, self.context_strength)
 
         def asked(which: int, state) -> Tensor:
+            tell(memory, which, c, self.pairs)
             return ask(memory, tokens(which, None), c, state)[..., k:]
 
+        tell(memory, 0, c, self.pairs)
         after_a = write(memory, tokens(0, episode.a), c, None)
         before = asked(0, after_a)
+        tell(memory, 1, c, self.pairs)
         after_b = write(memory, tokens(1, episode.b), c, after_a)
         after, other = asked(0, after_b), asked(1, after_b)
         errors = {

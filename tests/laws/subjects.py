@@ -132,6 +132,7 @@ AXES = [
     ("page_threshold_window", [64, 8]),
     ("symplectic_gate", [None, OwnGate]),
     ("page_router", [None, OwnRouter]),
+    ("read_active_page_only", [False, True]),
 ]
 
 CONSTRAINTS = [

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from titans_pytorch.checks import Words, wrong
 from titans_pytorch.memory_state import NeuralMemState
 from titans_pytorch.neural_memory import NeuralMemory
 
@@ -71,6 +72,9 @@ class MACLayer(nn.Module):
         self.attention = SegmentAttention(dim, heads, segment)
         self.remember = Remember(check_memory(memory, dim, heads))
         self.gate = Gate(dim, gate)
+        if self.remember.memory.reads_one_page:
+            takes = "one that reads all pages: what retrieves here stands before the page of its segment is known"
+            raise wrong("memory", Words("a NeuralMemory with read_active_page_only"), takes)
         conv = self.remember.memory.queries_conv
         self.looks_back = 0 if conv is None else len(conv.weight) - 1
 
