@@ -95,9 +95,9 @@ def test_a_page_that_is_missing_is_named():
 
 
 def test_a_layer_that_reads_before_the_page_is_known_refuses():
-    memory = NeuralMemory(DIM, 2, use_symplectic_gating=True, num_pages=2, read_active_page_only=True)
+    memory = NeuralMemory(8, 2, use_symplectic_gating=True, num_pages=2, read_active_page_only=True)
     with pytest.raises(ValueError, match="^memory: got a NeuralMemory with read_active_page_only"):
-        MACLayer(DIM, memory=memory)
+        MACLayer(8, heads=2, memory=memory)
 
 
 def test_entries_and_heads():
