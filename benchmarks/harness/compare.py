@@ -52,6 +52,7 @@ def arm_record(task: Task, arm: Arm, outcomes: Outcomes, refused: str | None) ->
         "state": mine[0].get("state"),
         "pages": pooled([o["pages"] for o in mine]),
         "metrics": {m.name: stated(of(mine, m.name)) for m in task.metrics},
+        "notes": {name: stated([o["notes"][name] for o in mine]) for name in mine[0].get("notes", {})},
         "training": {"loss_tail": stated([o["training"]["loss_tail"] or math.nan for o in mine])},
         "controls": controls,
         "gains": gains,

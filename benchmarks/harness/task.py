@@ -68,6 +68,7 @@ class Task:
         constant(train, test)       the same metrics of the best constant answer, learned on batches of training data
     and may say:
         build(arm)                  the model, where it is not a NeuralMemory alone
+        notes(model, batch)         numbers that are shown and not judged, as `scores`; not every arm needs the same
     """
 
     name: str
@@ -92,6 +93,9 @@ class Task:
     def scores(self, model: nn.Module, batch: Any) -> Mapping[str, float]:
         raise NotImplementedError
 
+    def notes(self, model: nn.Module, batch: Any) -> Mapping[str, float]:
+        return {}
+
     def constant(self, train: Sequence[Any], test: Sequence[Any]) -> Mapping[str, float]:
         raise NotImplementedError
 
@@ -109,18 +113,22 @@ class Task:
     # one arm, one seed
 
     def run(self, arm: Arm, seed: int, setting: Setting) -> dict[str, Any]:
-        """Trains the outer weights, freezes them, measures: {"metrics", "pages", "parameters", "state", "training"}."""
+        """Trains the outer weights, freezes them, measures: metrics, notes, pages, parameters, state, training."""
         torch.manual_seed(seed_of("run", seed))  # whatever a model draws
         random.seed(seed)
         model = build(self, arm, seed, setting.device)
         losses = self.train(model, arm, seed, setting)
         model.eval().requires_grad_(False)
-        scores = []
-        with torch.no_grad(), watched(model) as seen:
+        scores, notes = [], []
+        with torch.no_grad():
             for batch in self.batches(seed, "test", setting.test_batches, setting.device):
-                scores.append(self.scores(model, batch))
+                notes.append(self.notes(model, batch))
+            with watched(model) as seen:
+                for batch in self.batches(seed, "test", setting.test_batches, setting.device):
+                    scores.append(self.scores(model, batch))
         return {
             "metrics": mean_of(scores),
+            "notes": mean_of(notes),
             "pages": seen.record() if seen.written else None,
             "parameters": parameters(model),
             "state": state_size(model),

@@ -78,10 +78,10 @@ class Needle(Task):
         mark[:, ::2] = -1.0
         return Haystack(keys, values, hay, mark)
 
-    def answers(self, memory: nn.Module, data: Haystack) -> tuple[Tensor, Tensor]:
-        """To the questions right after writing, and after the distractors: [b u v]."""
+    def answers(self, memory: nn.Module, data: Haystack, state=None) -> tuple[Tensor, Tensor]:
+        """To the questions right after writing, and after the distractors: [b u v]. state: of what was read before."""
         half = self.dim // 2
-        state = write(memory, tokens_of(data.mark, data.keys, data.values), 1, None)
+        state = write(memory, tokens_of(data.mark, data.keys, data.values), 1, state)
         questions = tokens_of(data.mark, data.keys, None)
         at_once = ask(memory, questions, 1, state)[..., half:]
         return at_once, ask(memory, questions, 1, write(memory, data.hay, 0, state))[..., half:]

@@ -1,0 +1,88 @@
+"""Which score tells ordered sequences from disturbed ones: error of DMD, or symplectic complexity? Nothing is trained.
+
+python benchmarks/benchmark_dmd.py --output-json runs/dmd.json --output-png runs/dmd.png
+python benchmarks/benchmark_dmd.py --quick
+
+Every score has a control NAME_shuffled, in which the tokens of all sequences stand in another order: there is nothing
+to tell, and its area under the ROC curve is 0.5. See tasks/detect.py.
+"""
+
+import argparse
+import sys
+from typing import Any
+
+from harness.arms import Arm
+from harness.program import Benchmark, Plan, numbers, whole
+from tasks.detect import KINDS, Detect
+from torch import Tensor, nn
+
+from titans_pytorch import DynamicModeDecomposition, SymplecticGating
+
+
+class DmdError(nn.Module):
+    """[b n d] -> [b]."""
+
+    def __init__(self, dim: int, rank: int | None = None):
+        super().__init__()
+        self.dmd = DynamicModeDecomposition(rank)
+
+    def forward(self, seq: Tensor) -> Tensor:
+        return self.dmd(seq)
+
+
+class Complexity(nn.Module):
+    """Mean over tokens: [b n d] -> [b]. Maps as they are at the start, drawn from the seed."""
+
+    def __init__(self, dim: int, **options: Any):
+        super().__init__()
+        self.gate = SymplecticGating(dim, **options)
+
+    def forward(self, seq: Tensor) -> Tensor:
+        return self.gate(seq).mean(dim=(1, 2))
+
+
+def flags(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--dim", type=whole(4), default=16)
+    p.add_argument("--seq-len", type=whole(8), default=32)
+    p.add_argument("--modes", type=whole(1), default=2, help="pairs of modes of the linear systems")
+    p.add_argument("--batch-size", type=whole(2), default=128, help="sequences of each class in a batch")
+    p.add_argument("--noises", type=numbers, default=numbers("0,0.1,0.3,1"), help="over the signal's size, with commas")
+
+
+def scores(modes: int) -> list[tuple[str, dict[str, Any], Any, str]]:
+    return [
+        ("dmd", {}, DmdError, "all directions"),
+        ("dmd_low_rank", {"rank": 2 * modes}, DmdError, "as many directions as there are modes"),
+        ("symplectic", {}, Complexity, "twist alone"),
+        ("symplectic_phase", {"phase_mix": 0.5}, Complexity, "twist and phase"),
+    ]
+
+
+def plan(args: argparse.Namespace, session) -> Plan:
+    shared = {"dim": args.dim, "length": args.seq_len, "modes": args.modes, "rows": args.batch_size}
+    tasks = [Detect(kind, noise, **shared) for kind in KINDS for noise in args.noises]
+    arms, versus = [], []
+    for name, options, make, about in scores(args.modes):
+        control = f"{name}_shuffled"
+        arms.append(Arm(name, options, about, make=make, controls=False))
+        arms.append(Arm(control, {**options, "shuffled": True}, "all tokens reordered", make=make, controls=False))
+        versus.append((name, control))
+    return Plan(tasks, arms, versus=[*versus, ("dmd", "symplectic"), ("dmd_low_rank", "symplectic")])
+
+
+def fields(result: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """detection: task -> score -> area, mean scores of both classes. ms: of one batch."""
+    names = [name for name, *_ in scores(args.modes)]
+    detection = {
+        task: {name: {metric: got["mean"] for metric, got in record["arms"][name]["metrics"].items()} for name in names}
+        for task, record in result["tasks"].items()
+    }
+    times = result["timing"]["arms"]
+    return {"detection": detection, "ms": {name: times[name]["fwd_ms"] for name in names if name in times}}
+
+
+QUICK = {"batch_size": 32, "noises": numbers("0.1,1")}
+BENCHMARK = Benchmark("dmd", __doc__, plan, flags=flags, fields=fields, quick=QUICK, steps=0)
+
+if __name__ == "__main__":
+    sys.exit(BENCHMARK.main())

@@ -1,0 +1,73 @@
+"""Does coupling step and decay (kinetics) help a gated memory? A sweep of the coupling's mix.
+
+python benchmarks/benchmark_kinetics_sweep.py --output-json runs/kinetics.json --output-png runs/kinetics.png  # minutes
+python benchmarks/benchmark_kinetics_sweep.py --quick                                                          # seconds
+
+The mix is chosen by the transfer score on seeds of their own, then runs on the reported ones beside a plain memory and
+beside itself with mix 0. Every other mix is shown on the reported seeds too, with its difference from mix 0; no winner
+is taken from those. The memory has a gate of phases and a quorum, and one page unless --pages says more.
+"""
+
+import argparse
+import sys
+from typing import Any
+
+from harness.arms import Arm
+from harness.gates import phase_quorum, symplectic
+from harness.program import Benchmark, Plan, numbers, whole
+from tasks import transfer
+
+CHOSEN = "chosen"
+
+
+def flags(p: argparse.ArgumentParser) -> None:
+    transfer.flags(p, pages=1)
+    p.add_argument("--mixes", type=numbers, default=numbers("0,0.25,0.5,0.75,1"), help="with commas; 0 is always there")
+    p.add_argument("--selection-seeds", type=whole(1), default=2, help="how many seeds the mix is chosen on")
+    p.add_argument("--switch-rate", type=float, default=0.5, help="with --pages: what the threshold is set for")
+
+
+def arm_of(mix: float, args: argparse.Namespace, name: str | None = None, **more: Any) -> Arm:
+    memory: dict[str, Any] = {**symplectic(**phase_quorum(args.dim)), "kinetics_coupling": True, "kinetics_mix": mix}
+    rate = None
+    if args.pages > 1:
+        memory["num_pages"], rate = args.pages, args.switch_rate
+    return Arm(name or f"mix_{mix:g}", memory, f"kinetics mix {mix:g}", switch_rate=rate, **more)
+
+
+def plan(args: argparse.Namespace, session) -> Plan:
+    tasks = transfer.tasks(args)
+    mixes = sorted({0.0, *args.mixes})
+    if len(mixes) < 2:
+        raise ValueError(f"--mixes: got {args.mixes}, takes at least one above 0")
+    sweep = [arm_of(mix, args, controls=False) for mix in mixes]
+    seeds = session.selection_seeds(args.selection_seeds)
+    found = {task.name: session.measure(task, sweep, seeds) for task in tasks}
+    scores = {
+        mix: sum(transfer.scores({task: arms[arm.name] for task, arms in found.items()})) / len(seeds)
+        for mix, arm in zip(mixes, sweep, strict=True)
+    }
+    best = min(mixes[1:], key=scores.__getitem__)
+    chosen = arm_of(best, args, CHOSEN, off={"kinetics_mix": 0.0})
+    selection = {"seeds": seeds, "transfer_score": {f"{mix:g}": score for mix, score in scores.items()}, "mix": best}
+    return Plan(tasks, [*sweep, chosen], extra={"selection": selection})
+
+
+def fields(result: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """trials, sorted by their transfer score: against_zero is the gain over mix 0. best: the mix that was chosen."""
+    trials = []
+    for mix in sorted({0.0, *args.mixes}):
+        name = f"mix_{mix:g}"
+        trial = {"params": {"kinetics_mix": mix}, **transfer.variant(result, name, args)}
+        if mix > 0:
+            trial["against_zero"] = transfer.gain(result, name, "mix_0")
+        trials.append(trial)
+    best = {"params": {"kinetics_mix": result["selection"]["mix"]}, **transfer.variant(result, CHOSEN, args)}
+    return {"best": best, "trials": sorted(trials, key=lambda trial: trial["transfer_score"])}
+
+
+QUICK = {"steps": 3, "batch_size": 4, "mixes": numbers("0,0.5"), "selection_seeds": 1}
+BENCHMARK = Benchmark("kinetics_sweep", __doc__, plan, flags=flags, fields=fields, quick=QUICK, steps=80)
+
+if __name__ == "__main__":
+    sys.exit(BENCHMARK.main())

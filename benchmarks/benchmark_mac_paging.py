@@ -1,0 +1,66 @@
+"""Do gated pages help a memory-as-context transformer on real text? It is trained and scored on bytes.
+
+python benchmarks/benchmark_mac_paging.py --steps 100 --pages 2 --threshold 0.2
+python benchmarks/benchmark_mac_paging.py --data FILE --switch-rate 0.3 --steps 1000    # a threshold that is crossed
+python benchmarks/benchmark_mac_paging.py --quick                                       # seconds
+
+Without --data, the source text of Python's own standard library is read. Its last tenth is held out. The unit is bits
+per byte. See tasks/text.py.
+"""
+
+import argparse
+import math
+import sys
+from typing import Any
+
+from harness.arms import Arm
+from harness.gates import symplectic
+from harness.program import Benchmark, Plan, whole
+from tasks.text import Text
+
+
+def flags(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--data", default="stdlib", help="a file (plain, .gz or .zip); default Python's standard library")
+    p.add_argument("--data-dir", default="data", help="where unpacked bytes are kept")
+    p.add_argument("--steps", type=whole(0), default=100, help="training steps")
+    p.add_argument("--pages", type=whole(2), default=2)
+    p.add_argument("--threshold", type=float, default=0.2, help="what turns a page")
+    p.add_argument("--switch-rate", type=float, help="switches per opportunity; then --threshold is not looked at")
+    p.add_argument("--dim", type=whole(4), default=48)
+    p.add_argument("--depth", type=whole(1), default=2)
+    p.add_argument("--seq-len", type=whole(2), default=128, help="bytes of a sequence")
+    p.add_argument("--batch-size", type=whole(1), default=4)
+
+
+def plan(args: argparse.Namespace, session) -> Plan:
+    task = Text(
+        args.data, args.data_dir, dim=args.dim, depth=args.depth, length=args.seq_len, batch_size=args.batch_size
+    )
+    memory: dict[str, Any] = {**symplectic(), "num_pages": args.pages}
+    if args.switch_rate is None:
+        arm = Arm("gating_paging", {**memory, "symplectic_page_threshold": args.threshold}, "threshold as given")
+    else:
+        arm = Arm("gating_paging", memory, "threshold set for the switch rate", switch_rate=args.switch_rate)
+    return Plan([task], [Arm("baseline", {}, "one head, no gate, no pages", controls=False), arm])
+
+
+def fields(result: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """variants: losses in nats per byte. val_delta: of gating_paging less that of its best control."""
+    arms = result["tasks"]["text"]["arms"]
+    found = {}
+    for name, arm in arms.items():
+        found[name] = {
+            "train_loss_tail": arm["training"]["loss_tail"]["mean"],
+            "val_loss": arm["metrics"]["bits_per_byte"]["mean"] * math.log(2),
+            "total_switches": arm["pages"]["events"] if arm["pages"] else 0,
+            "switch_rate": arm["pages"]["switch_rate"] if arm["pages"] else None,
+        }
+    gain = arms["gating_paging"]["gains"]["bits_per_byte"]
+    return {"steps": args.steps, "variants": found, "val_delta": -gain["mean"] * math.log(2)}
+
+
+QUICK = {"steps": 2, "batch_size": 2, "seq_len": 32}
+BENCHMARK = Benchmark("mac_paging", __doc__, plan, flags=flags, fields=fields, quick=QUICK, lr=3e-3)
+
+if __name__ == "__main__":
+    sys.exit(BENCHMARK.main())
