@@ -15,6 +15,7 @@ from typing import Any
 from harness.arms import Arm
 from harness.gates import phase_quorum, symplectic
 from harness.program import Benchmark, Plan, numbers, whole
+from harness.search import Search
 from tasks import transfer
 
 CHOSEN = "chosen"
@@ -40,17 +41,20 @@ def plan(args: argparse.Namespace, session) -> Plan:
     mixes = sorted({0.0, *args.mixes})
     if len(mixes) < 2:
         raise ValueError(f"--mixes: got {args.mixes}, takes at least one above 0")
+    search = Search(
+        session,
+        tasks,
+        session.selection_seeds(args.selection_seeds),
+        lambda params: arm_of(params["kinetics_mix"], args, controls=False),
+        lambda params, outcomes: transfer.scores({task: [got] for task, got in outcomes.items()})[0],
+    )
+    for mix in mixes[1:]:
+        search.trial({"kinetics_mix": mix})
+    best = search.best.params["kinetics_mix"]
     sweep = [arm_of(mix, args, controls=False) for mix in mixes]
-    seeds = session.selection_seeds(args.selection_seeds)
-    found = {task.name: session.measure(task, sweep, seeds) for task in tasks}
-    scores = {
-        mix: sum(transfer.scores({task: arms[arm.name] for task, arms in found.items()})) / len(seeds)
-        for mix, arm in zip(mixes, sweep, strict=True)
-    }
-    best = min(mixes[1:], key=scores.__getitem__)
     chosen = arm_of(best, args, CHOSEN, off={"kinetics_mix": 0.0})
-    selection = {"seeds": seeds, "transfer_score": {f"{mix:g}": score for mix, score in scores.items()}, "mix": best}
-    return Plan(tasks, [*sweep, chosen], extra={"selection": selection})
+    versus = [(arm.name, "mix_0") for arm in sweep[1:]]
+    return Plan(tasks, [*sweep, chosen], extra={"selection": {"mix": best, **search.record()}}, versus=versus)
 
 
 def fields(result: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The picture of a result: for each task the main metric of every arm, and the gains over controls, with intervals."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ def draw(result: Mapping[str, Any], path: str | Path) -> None:
         grid = figure.subplots(len(tasks), 2, squeeze=False, height_ratios=[2 + n for n in rows])
         for (name, task), (left, right) in zip(tasks.items(), grid, strict=True):
             draw_values(left, name, task)
-            draw_gains(right, task)
+            draw_gains(right, name, task, result["versus"])
         seeds, threads = len(result["run"]["seeds"]), result["run"]["threads"]
         about = (
             f"{result['benchmark']}: {seeds} seed(s), means and 95 % intervals, {result['device']}, {threads} thread(s)"
@@ -42,17 +42,18 @@ def draw_values(axis, name: str, task: Mapping[str, Any]) -> None:
     axis.legend(fontsize=7, loc="best")
 
 
-def draw_gains(axis, task: Mapping[str, Any]) -> None:
+def draw_gains(axis, name: str, task: Mapping[str, Any], versus: Sequence[Mapping[str, Any]]) -> None:
+    """Of arms over their best control, and of arms over the others that they were compared with."""
     metric = task["metrics"][0]["name"]
-    judged = [(arm, r["gains"][metric]) for arm, r in task["arms"].items() if metric in r["gains"]]
+    own = [(arm, r["gains"][metric]) for arm, r in task["arms"].items() if metric in r["gains"]]
+    judged = [(f"{arm}\nover {gain['against'].partition('/')[2]}", gain) for arm, gain in own]
+    judged += [(f"{v['arm']}\nover {v['other']}", v) for v in versus if v["what"] == f"{name}, {metric}"]
     for i, (_, gain) in enumerate(judged):
         good, bad = gain["verdict"].startswith("better"), gain["verdict"].startswith("worse")
         point(axis, gain, i, COLOURS[3] if good else COLOURS[1] if bad else COLOURS[2])
     axis.axvline(0.0, color=INK, linewidth=0.9)
-    axis.set_yticks(
-        range(len(judged)), [f"{arm}\nover {g['against'].partition('/')[2]}" for arm, g in judged], fontsize=8
-    )
-    axis.set_ylim(len(judged) - 0.5, -0.5)
+    axis.set_yticks(range(len(judged)), [label for label, _ in judged], fontsize=8)
+    axis.set_ylim(max(len(judged), 1) - 0.5, -0.5)
     axis.set_title("refused: too easy" if task["refused"] else "gain (right of 0: better)")
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import random
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,6 +172,15 @@ class Task:
     def times(self, arm: Arm, seed: int, setting: Setting, repeats: int) -> dict[str, Any]:
         """fwd_ms, train_ms: milliseconds of one evaluation and of one training step on a batch, synchronised, medians
         after warm-up; fwd_ms_calls, train_ms_calls: of each call."""
+
+        def calls(work: Callable[[], object]) -> list[float]:
+            return [timed(work, setting.device) * 1e3 for _ in range(2 + repeats)][2:]
+
+        found = {kind: calls(work) for kind, work in self.works(arm, seed, setting).items()}
+        return {**{k: statistics.median(v) for k, v in found.items()}, **{f"{k}_calls": v for k, v in found.items()}}
+
+    def works(self, arm: Arm, seed: int, setting: Setting) -> dict[str, Callable[[], object]]:
+        """What is timed: fwd_ms, train_ms."""
         model = build(self, arm, seed, setting.device)
         optimizer = torch.optim.Adam(model.parameters(), lr=setting.lr)
         (batch,) = self.batches(seed, "train", 1, setting.device)
@@ -183,11 +192,7 @@ class Task:
         def step():
             self.step(model, arm, batch, optimizer, setting)
 
-        def calls(work):
-            return [timed(work, setting.device) * 1e3 for _ in range(2 + repeats)][2:]
-
-        found = {"fwd_ms": calls(forward), "train_ms": calls(step)}
-        return {**{k: statistics.median(v) for k, v in found.items()}, **{f"{k}_calls": v for k, v in found.items()}}
+        return {"fwd_ms": forward, "train_ms": step}
 
 
 def mean_of(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -7,8 +7,10 @@ import torch
 from harness.arms import Arm, build
 from harness.task import Setting, generator
 from tasks.curves import Follow, Recovery, angle_between, curve, planes
+from tasks.detect import Detect, area
 from tasks.grammar import Grammar
 from tasks.interference import Interference
+from tasks.interleaving import Interleaving
 from tasks.motifs import MultiMotif
 from tasks.needle import Needle
 from tasks.pairs import chosen_right, relative_error, unit_rows
@@ -24,6 +26,7 @@ TASKS = [
     Recovery(dim=8, length=16, chunk_size=4, batch_size=4),
     Grammar(dim=16, length=24, batch_size=4),
     MultiMotif(dim=8, length=24, segments=6, chunk_size=4, batch_size=4),
+    Interleaving(dim=16, needles=3, length=8, chunk_size=4, batch_size=4, before=4),
 ]
 PAGED = Arm("a", {"use_symplectic_gating": True, "num_pages": 2}, switch_rate=0.5)
 
@@ -99,6 +102,51 @@ def test_needles_are_stored_before_they_are_asked_for():
     later = task.answers(memory, hay._replace(hay=hay.hay + 1.0))
     assert torch.equal(base[0], later[0])
     assert not torch.allclose(base[1], later[1])
+
+
+def test_a_background_is_read_before_and_after_the_needles():
+    task = TASKS[-1]
+    (data,) = task.batches(0, "test", 1)
+    assert data.hay.shape == (4, 12, 16)
+    assert float(task.scores(Table(task.dim, 1, True), data)["error"]) == 0.0
+    memory = build(task, Arm("a"), 0)
+    base = task.answers(memory, data)
+    late, early = (data._replace(hay=data.hay + (torch.arange(12) // 4 == part)[:, None]) for part in (2, 0))
+    late, early = task.answers(memory, late), task.answers(memory, early)
+    assert torch.equal(base[0], late[0])
+    assert not torch.allclose(base[1], late[1])
+    assert not torch.allclose(base[0], early[0])
+
+
+def test_areas_of_known_scores():
+    low, high = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([1.0, 3.0])
+    assert area(low, high) == pytest.approx((1 + 0.5 + 0 + 3) / 6)
+    assert area(low, low + 5) == 1.0
+    assert area(low + 5, low) == 0.0
+
+
+class LastJump(nn.Module):
+    """Knows the speeds of one mode: how far from linear its rows are."""
+
+    def forward(self, seq):
+        ahead, here, back = seq[:, 2:], seq[:, 1:-1], seq[:, :-2]
+        # x_{t+1} + x_{t-1} = 2 cos(speed) x_t
+        double = ((ahead + back) * here).sum(dim=(1, 2)) / here.square().sum(dim=(1, 2))
+        return (ahead + back - double[:, None, None] * here).square().mean(dim=(1, 2))
+
+
+@pytest.mark.parametrize("kind", ["disorder", "change"])
+def test_order_can_be_told_and_the_control_shows_nothing(kind):
+    task = Detect(kind, noise=0.0, dim=8, length=16, modes=1, rows=200)
+    (batch,) = task.batches(0, "test", 1)
+    assert batch["ordered"].square().mean().item() == pytest.approx(1.0, abs=1e-3)
+    model = LastJump()
+    model.shuffled = False
+    told = task.scores(model, batch)
+    assert told["score_linear"].item() < 1e-9
+    assert told["area"] > 0.99
+    model.shuffled = True
+    assert task.scores(model, batch)["area"] == pytest.approx(0.5, abs=0.1)
 
 
 def test_errors_of_known_answers():
@@ -177,7 +225,14 @@ def test_text_is_split_and_the_constant_is_the_share_of_bytes(tmp_path):
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: Interference(pairs=5), lambda: Needle(length=9), lambda: Follow(dim=2), lambda: MultiMotif(length=50)],
+    [
+        lambda: Interference(pairs=5),
+        lambda: Needle(length=9),
+        lambda: Interleaving(before=9),
+        lambda: Follow(dim=2),
+        lambda: MultiMotif(length=50),
+        lambda: Detect("x"),
+    ],
 )
 def test_settings_that_do_not_fit_are_named(make):
     with pytest.raises(ValueError, match="got .*, takes"):
