@@ -119,7 +119,7 @@ def test_the_package_lists_its_names():
 
 
 # lowest first; what is not named belongs to the memory
-LAYERS = ["checks", "ops", "memory", "transformer", "training", "tasks", "models", "analysis", "cli"]
+LAYERS = ["checks", "ops", "memory", "transformer", "training", "tasks", "models", "analysis", "cli", "hf"]
 TRANSFORMER = {"attention", "axial_positions", "blocks", "longterm_tokens", "mac_transformer", "residual_streams"}
 TRANSFORMER |= {"sampling", "peer_checkpoint", "peer_checkpoint_mac"}
 
@@ -173,8 +173,8 @@ def test_the_walk_sees_imports():
 
 
 def test_layers_import_downwards():
-    """checks <- ops <- memory (models, engines, gates) <- transformer <- training <- tasks <- models, late
-    imports included."""
+    """checks <- ops <- memory (models, engines, gates) <- transformer <- training <- tasks <- models
+    <- analysis <- cli <- hf, late imports included."""
     upwards = [
         f"{name} imports {module}"
         for name, path in MODULES.items()

@@ -142,10 +142,14 @@ class LanguageModel(nn.Module):
         x, _, surprises = self.run(self.token_emb(ids[:, :-1]), None)
         logits = self.to_logits(self.norm(x))
         loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        return loss + self.memory_loss(surprises)
+
+    def memory_loss(self, surprises: Surprises) -> Tensor | float:
+        """What the memories add to the training loss; 0 in eval mode."""
         weight = self.config.memory_loss_weight
-        if weight and self.training and surprises:
-            loss = loss + weight * torch.stack([auxiliary_loss(of_one) for of_one in surprises]).mean()
-        return loss
+        if not (weight and self.training and surprises):
+            return 0.0
+        return weight * torch.stack([auxiliary_loss(of_one) for of_one in surprises]).mean()
 
     def _check_cache(self, ids: Tensor, cache: ModelState | None) -> None:
         if cache is None:

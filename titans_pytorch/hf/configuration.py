@@ -1,0 +1,45 @@
+"""ModelConfig as a configuration of transformers: the same settings by the same names, as attributes."""
+
+import dataclasses
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from titans_pytorch.checks import Words, wrong
+from titans_pytorch.models.config import ModelConfig, TitansConfig
+
+FIELDS = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
+
+
+class TitansHFConfig(PreTrainedConfig):
+    """Keywords: any setting of ModelConfig, and transformers' own. The names that transformers uses for width, blocks
+    and heads are read from ours (hidden_size is d_model)."""
+
+    model_type = "titans"
+    attribute_map = {"hidden_size": "d_model", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    def __init__(self, **kwargs: Any):
+        for name in FIELDS.keys() & {self.attribute_map.get(name, name) for name in kwargs}:
+            theirs = next((k for k, v in self.attribute_map.items() if v == name and k in kwargs), name)
+            kwargs[name] = kwargs.pop(theirs)
+        if "tie_word_embeddings" in kwargs:
+            kwargs.setdefault("tie_embeddings", kwargs.pop("tie_word_embeddings"))
+        for name, default in FIELDS.items():  # before the base class, which reads some of them
+            setattr(self, name, kwargs.pop(name, default))
+        self.use_cache = kwargs.pop("use_cache", True)
+        self.loss_type = kwargs.pop("loss_type", "ForCausalLM")
+        super().__init__(tie_word_embeddings=self.tie_embeddings, **kwargs)
+        self.to_model()  # wrong settings raise here
+
+    @classmethod
+    def of(cls, config: ModelConfig | TitansConfig, **kwargs: Any) -> "TitansHFConfig":
+        """From the library's own configuration."""
+        config = config.model if isinstance(config, TitansConfig) else config
+        if not isinstance(config, ModelConfig):
+            raise wrong("config", Words(type(config).__name__), "a TitansConfig or its model section")
+        return cls(**dataclasses.asdict(config), **kwargs)
+
+    def to_model(self) -> ModelConfig:
+        """The library's own; raises ValueError on what it does not take."""
+        return ModelConfig(**{name: getattr(self, name) for name in FIELDS})

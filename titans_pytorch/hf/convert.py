@@ -1,0 +1,49 @@
+"""From a folder that `titans train` left to one that AutoModelForCausalLM.from_pretrained reads.
+
+python -m titans_pytorch.hf.convert runs/mac converted/
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from titans_pytorch.cli.runs import load_run
+from titans_pytorch.training.errors import TrainingError
+
+__all__ = ["convert", "main"]
+
+
+def convert(run: Path, out: Path) -> None:
+    """Writes config.json and model.safetensors; raises TrainingError where `run` holds no run."""
+    from titans_pytorch.hf import TitansForCausalLM, TitansHFConfig
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise TrainingError(f"{out} is there already, takes a new or an empty folder")
+    saved, trained = load_run(run, torch.device("cpu"))
+    model = TitansForCausalLM(TitansHFConfig.of(saved.model))
+    model.model.load_state_dict(trained.state_dict())
+    beside = out.with_name(f"{out.name}.part")
+    model.save_pretrained(beside)
+    if out.exists():
+        out.rmdir()
+    beside.rename(out)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("titans_pytorch.hf.convert", description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="the folder of a run")
+    parser.add_argument("out", type=Path, help="a new folder")
+    options = parser.parse_args(argv)
+    try:
+        convert(options.run, options.out)
+    except (TrainingError, OSError) as error:
+        print(f"convert: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    print(f"{options.out} holds config.json and model.safetensors")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
