@@ -1,0 +1,112 @@
+"""A memory layer inside someone else's transformer: a Llama of transformers' that sees one segment at a time.
+
+Each row is a phrase of random tokens, said again and again. The Llama reads it in segments of one phrase, each in a
+call of its own, so that it can guess nothing; a memory layer behind its first block carries the phrase along. Needs the
+extra `hf`. At the end the memory's storing is switched off, for comparison.
+
+python examples/memory_in_a_transformer.py
+python examples/memory_in_a_transformer.py --steps 400 --phrase 16
+"""
+
+import argparse
+import math
+import sys
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from titans_pytorch import LMMLayer, titans_memory
+from titans_pytorch.storing import storing_off
+
+TOKENS = 16
+
+
+class WithMemory(nn.Module):
+    """A block of the other model, then x + memory(x); its state goes from call to call."""
+
+    def __init__(self, block: nn.Module, dim: int):
+        super().__init__()
+        self.block = block
+        self.memory = LMMLayer(dim, memory=titans_memory(dim, heads=4, chunk_size=8, init_decay_bias=-4.0))
+        self.state = None
+
+    def forward(self, hidden: Tensor, *args, **kwargs):
+        out = self.block(hidden, *args, **kwargs)
+        hidden = out[0] if isinstance(out, tuple) else out
+        remembered, self.state = self.memory(hidden, self.state)
+        hidden = hidden + remembered
+        return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
+
+
+def build(device: str) -> tuple[nn.Module, WithMemory]:
+    """A small Llama with fresh weights, and the memory put into it; a trained one takes it the same way."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    dim = 64
+    config = LlamaConfig(
+        vocab_size=TOKENS,
+        hidden_size=dim,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        use_cache=False,
+    )
+    model = LlamaForCausalLM(config)
+    layer = model.model.layers[0] = WithMemory(model.model.layers[0], dim)
+    return model.to(device), layer
+
+
+def loss_on_repeats(model: nn.Module, layer: WithMemory, rows: Tensor, phrase: int) -> Tensor:
+    """Mean cross entropy after the first phrase, segment by segment."""
+    layer.state, losses = None, []
+    for segment in rows[:, :-1].split(phrase, dim=1):
+        start = len(losses) * phrase
+        logits = model(segment).logits
+        targets = rows[:, start + 1 : start + 1 + segment.shape[1]]
+        losses.append(F.cross_entropy(logits.flatten(0, 1), targets.flatten()))
+    return torch.stack(losses[1:]).mean()
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=150, help="training steps [150]")
+    parser.add_argument("--phrase", type=int, default=12, help="tokens of a phrase, and of a segment [12]")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args(argv)
+    torch.manual_seed(options.seed)
+    try:
+        model, layer = build(options.device)
+    except ImportError:
+        print("this example needs transformers: pip install 'titans-pytorch[hf]'", file=sys.stderr)
+        return 1
+
+    def rows(count: int) -> Tensor:
+        # no token twice in a phrase: each tells which comes next
+        phrases = torch.rand(count, TOKENS).argsort(dim=1)[:, : options.phrase]
+        return phrases.repeat(1, 4)[:, : 4 * options.phrase + 1].to(options.device)
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for step in range(1, options.steps + 1):
+        loss = loss_on_repeats(model, layer, rows(16), options.phrase)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step == 1 or step % 25 == 0:
+            print(f"step {step:>4}: {loss.item():.3f} nats per token of the repeats")
+
+    with torch.no_grad():
+        test = rows(64)
+        remembered = loss_on_repeats(model, layer, test, options.phrase).item()
+        with storing_off(model):
+            forgotten = loss_on_repeats(model, layer, test, options.phrase).item()
+    print(f"new phrases: {remembered:.3f} nats with the memory, {forgotten:.3f} with its storing switched off")
+    print(f"(guessing among all tokens: {math.log(TOKENS):.3f})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

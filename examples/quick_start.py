@@ -1,0 +1,76 @@
+"""A memory-as-gate language model on bytes: built, trained for some steps, sampled from, read as a stream.
+
+python examples/quick_start.py
+python examples/quick_start.py --variant mac --text my.txt --steps 300
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from titans_pytorch import TitansConfig, build_model
+from titans_pytorch.models.config import VARIANTS
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variant", choices=VARIANTS, default="mag", help="which model of the family [mag]")
+    parser.add_argument("--text", type=Path, default=Path(argparse.__file__), help="any file [a module of Python's]")
+    parser.add_argument("--steps", type=int, default=60, help="training steps [60]")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parse(argv)
+    torch.manual_seed(options.seed)
+    try:
+        text = torch.frombuffer(bytearray(options.text.read_bytes()), dtype=torch.uint8).long().to(options.device)
+    except (OSError, ValueError) as error:
+        print(f"text: {options.text} cannot be read ({error})", file=sys.stderr)
+        return 1
+    length = 128
+    if len(text) <= length:
+        print(f"text: {options.text} has {len(text)} bytes, takes more than {length}", file=sys.stderr)
+        return 1
+
+    # a configuration: a preset with settings replaced by name; TitansConfig.load reads YAML and JSON
+    config = TitansConfig.tiny(variant=options.variant, window=32, chunk_size=16)
+    model = build_model(config, options.device)
+    print(f"{options.variant}: {sum(p.numel() for p in model.parameters()):,} parameters")
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    began = time.perf_counter()
+    for step in range(1, options.steps + 1):
+        starts = torch.randint(len(text) - length, (4,))
+        rows = torch.stack([text[start : start + length + 1] for start in starts])
+        loss = model(rows, return_loss=True)  # each byte given those before it
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step == 1 or step % 20 == 0:
+            print(f"step {step:>4}: {loss.item():.3f} nats per byte, {time.perf_counter() - began:.0f} s")
+
+    model.eval()
+    prompt = text[None, :40]
+    written = model.sample(prompt, 40 + 80, temperature=0.8)[0]  # on a cache that does not grow
+    print("written:", bytes(written.tolist()).decode(errors="replace"))
+
+    # a stream: cut it into calls wherever you like, the logits are the same
+    ids = text[None, :200]
+    with torch.no_grad():
+        whole = model(ids)
+        first, cache = model(ids[:, :77], return_cache=True)
+        second, cache = model(ids[:, 77:], cache=cache, return_cache=True)
+    difference = (torch.cat((first, second), dim=1) - whole).abs().max().item()
+    print(f"read in two calls, the logits differ by {difference:.1e}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""Reads a long file as one stream, in pieces, and can stop anywhere: the state is saved, loaded, and reading goes on.
+
+The state has the same size after a kilobyte and after a gigabyte, and so has the cost of a byte.
+
+python examples/stream_a_file.py --file my.txt --run runs/mac     # a model that `titans train` left
+python examples/stream_a_file.py --file my.txt --state my.state   # go on where the state was saved; fresh weights
+"""
+
+import argparse
+import math
+import os
+import sys
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from titans_pytorch import TitansConfig, build_model
+from titans_pytorch.cli.runs import load_run
+from titans_pytorch.training.errors import TrainingError
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--file", type=Path, default=Path(argparse.__file__), help="any file [a module of Python's]")
+    parser.add_argument("--run", type=Path, help="the folder of a run [a small model with fresh weights]")
+    parser.add_argument("--state", type=Path, default=Path("stream.state"), help="its state [stream.state]")
+    parser.add_argument("--bytes", type=int, default=0, help="read at most so many in this call (0: to the end)")
+    parser.add_argument("--piece", type=int, default=1024, help="bytes in one forward pass [1024]")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    return parser.parse_args(argv)
+
+
+def save(content: dict, path: Path) -> None:
+    """Beside and renamed: a stop in between leaves the earlier state."""
+    beside = path.with_name(f"{path.name}.part")
+    torch.save(content, beside)
+    os.replace(beside, path)
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parse(argv)
+    torch.manual_seed(options.seed)
+    device = torch.device(options.device)
+    try:
+        if options.run is None:
+            model = build_model(TitansConfig.tiny(variant="mac", window=32, chunk_size=16), device).eval()
+        else:
+            model = load_run(options.run, device)[1]
+        text = torch.from_file(str(options.file), size=options.file.stat().st_size, dtype=torch.uint8)
+        kept = torch.load(options.state, map_location=device) if options.state.exists() else None
+    except (OSError, TrainingError, RuntimeError) as error:
+        print(f"stream: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+
+    kept = kept or {"read": 0, "nats": 0.0, "cache": None}
+    read, nats, cache = kept["read"], kept["nats"], kept["cache"]
+    if read:
+        print(f"{options.state}: {read:,} bytes were read before")
+    end = min(len(text) - 1, read + options.bytes) if options.bytes else len(text) - 1
+    with torch.inference_mode(), tqdm(total=end, initial=read, unit="B", disable=None) as bar:
+        while read < end:
+            piece = text[read : min(read + options.piece, end) + 1].long().to(device)[None]
+            logits, cache = model(piece[:, :-1], cache=cache, return_cache=True)
+            nats += F.cross_entropy(logits[0].float(), piece[0, 1:], reduction="sum").item()
+            read += piece.shape[1] - 1
+            bar.update(piece.shape[1] - 1)
+    save({"read": read, "nats": nats, "cache": cache}, options.state)
+    print(f"{read:,} bytes read, {nats / max(read, 1) / math.log(2):.4f} bits per byte")
+    print(f"{options.state}: {options.state.stat().st_size:,} bytes; the same command goes on from here")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
