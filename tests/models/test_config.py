@@ -38,7 +38,6 @@ def test_what_is_missing_keeps_its_default():
         ("model: {variant: max}", "variant: got 'max', takes one of mac, mag, mal, lmm, baseline"),
         ("model: {n_heads: 3}", "n_heads: got 3, takes a divisor of d_model = 128"),
         ("model: {mem_heads: 3}", "mem_heads: got 3, takes a divisor of d_model = 128"),
-        ("model: {use_decay: false, init_decay_bias: -1.0}", "init_decay_bias: got -1.0, takes None without"),
         ("model: 3", "model: got int, takes a section"),
         ("- model", "configuration: got list"),
         ("model: [", "flow node"),

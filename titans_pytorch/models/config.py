@@ -64,11 +64,15 @@ class ModelConfig:
     gate: Literal["normalised", "silu", "sigmoid"] = setting(
         "normalised", "how mac and mag join attention and memory: the paper's, or attention times either of the memory"
     )
-    mem_norm: bool = setting(True, "the memory network within a LayerNorm and a residual; without: the network alone")
+    mem_norm: bool = setting(
+        False, "the memory network within a LayerNorm and a residual; rounding then grows where the memory fades"
+    )
     mem_init_scale: float = setting(1.0, "of the memory's initial weights, as a multiple of Xavier's")
     init_step_bias: float | None = setting(None, "start of the memory's step before its sigmoid (none: random)")
     init_momentum_bias: float | None = setting(None, "start of its momentum before its sigmoid (none: random)")
-    init_decay_bias: float | None = setting(None, "start of its decay before its sigmoid (none: random)")
+    init_decay_bias: float | None = setting(
+        -6.0, "start of its decay before its sigmoid (none: random, about a half: what was stored is soon gone)"
+    )
     memory_loss_weight: float = setting(0.0, "of the memory's own loss as a further term of the training loss")
     tie_embeddings: bool = setting(False, "the output map is the embedding")
 
@@ -84,8 +88,6 @@ class ModelConfig:
             raise wrong("n_heads", self.n_heads, takes)
         if self.d_model % self.mem_heads:
             raise wrong("mem_heads", self.mem_heads, f"a divisor of d_model = {self.d_model}")
-        if not self.use_decay and self.init_decay_bias is not None:
-            raise wrong("init_decay_bias", self.init_decay_bias, "None without use_decay")
 
 
 @dataclass(frozen=True)

@@ -33,12 +33,12 @@ def memory_of(config: ModelConfig) -> NeuralMemory:
         conv_kernel=config.conv_kernel,
         qk_norm=config.qk_norm,
         init_scale=config.mem_init_scale,
-        mem_model_norm_add_residual=config.mem_norm,
+        norm=config.mem_norm,
         surprise_threshold=config.surprise_threshold,
         surprise_source=config.surprise_source,
         init_adaptive_step_bias=config.init_step_bias,
         init_momentum_bias=config.init_momentum_bias,
-        **({} if config.init_decay_bias is None else {"init_decay_bias": config.init_decay_bias}),
+        init_decay_bias=config.init_decay_bias,
     )
 
 

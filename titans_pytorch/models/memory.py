@@ -26,6 +26,7 @@ def titans_memory(
     max_step: float = 0.1,
     conv_kernel: int = 4,
     qk_norm: str = "l2",
+    norm: bool = False,
     init_scale: float = 1.0,
     surprise_threshold: float | None = None,
     **options,
@@ -43,9 +44,11 @@ def titans_memory(
         max_step: largest step.
         conv_kernel: tokens that the convolution sees; 0 or 1: none.
         qk_norm: "l2", "rms" or "none".
+        norm: the memory network within a LayerNorm and a residual, mem_model_norm_add_residual. The paper has neither;
+            a memory that fades then leaves the LayerNorm almost nothing to normalise, and rounding grows.
         init_scale: of the initial weights, as a multiple of Xavier's.
         surprise_threshold: a token whose surprise is below it changes nothing.
-        options: further keywords of NeuralMemory.
+        options: further keywords of NeuralMemory. init_decay_bias is -6 by default: decay starts at 0.0025 a token.
     """
     positive_int(dim, "dim"), positive_int(heads, "heads"), positive_number(init_scale, "init_scale")
     if dim % heads:
@@ -58,7 +61,7 @@ def titans_memory(
     with torch.no_grad():
         for weight in network.parameters():
             weight.mul_(init_scale)
-    options = {"activation": nn.SiLU(), "output_gate": "silu"} | options
+    options = {"activation": nn.SiLU(), "output_gate": "silu", "init_decay_bias": -6.0} | options
     if not decay:
         options["init_decay_bias"] = NEVER
     memory = NeuralMemory(
@@ -71,6 +74,7 @@ def titans_memory(
         momentum=momentum,
         default_step_transform_max_lr=max_step,
         qkv_conv_kernel=conv_kernel if conv_kernel > 1 else None,
+        mem_model_norm_add_residual=norm,
         surprise_threshold=surprise_threshold,
         qk_l2norm=qk_norm == "l2",
         qk_rmsnorm=qk_norm == "rms",
