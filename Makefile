@@ -1,11 +1,13 @@
 # make train: everything for a first trained model (ARGS="--data my.txt" and other settings).
 # make test: the same for the tests.
+# make bench-quick: two quick benchmarks, compared with their committed baselines.
+# make baselines: those baselines again, at quick and at full settings (about 15 minutes).
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: train test lint clean
+.PHONY: train test lint bench-quick baselines clean
 
 train: $(STAMP)
 	$(BIN)/python train_mac.py $(ARGS)
@@ -16,6 +18,27 @@ test: $(STAMP)
 
 lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+# of the regression check: five seeds, for a spread
+CHECKED := symplectic codebook_transfer
+QUICK := --quick --seeds 5 --repeats 0
+
+bench-quick: $(STAMP)
+	set -e; for name in $(CHECKED); do \
+	    $(BIN)/python benchmarks/benchmark_$$name.py $(QUICK) --output-json runs/quick/$$name.json; done
+	$(BIN)/python benchmarks/check_regression.py \
+	    --baseline benchmarks/results/symplectic_quick_baseline.json --latest runs/quick/symplectic.json \
+	    --codebook-baseline benchmarks/results/codebook_transfer_quick_baseline.json \
+	    --codebook-latest runs/quick/codebook_transfer.json
+
+baselines: $(STAMP)
+	set -e; for name in $(CHECKED); do \
+	    $(BIN)/python benchmarks/benchmark_$$name.py $(QUICK) \
+	        --output-json benchmarks/results/$${name}_quick_baseline.json; done
+	$(BIN)/python benchmarks/benchmark_codebook_transfer.py --steps 60 \
+	    --output-json benchmarks/results/codebook_transfer_baseline.json
+	$(BIN)/python benchmarks/benchmark_symplectic.py --steps 30 \
+	    --output-json benchmarks/results/symplectic_baseline.json
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

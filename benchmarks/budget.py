@@ -1,8 +1,9 @@
 """A budget for switching pages: a penalty with a gradient, and what the budget runners share.
 
-A page is turned where the complexity c of a switch window exceeds the threshold; softly, with probability
-p = sigmoid((c - threshold) / temperature). The mean of p is the soft switch rate. A row goes on to the next page
-with probability p, which gives soft shares of the pages; their entropy over log(pages) is 1 where all are alike.
+A page is turned where the complexity c of a switch window exceeds the threshold: s is 1 or 0. Its gradient is that of
+p = sigmoid((c - threshold) / temperature), straight through, so that the penalty sees the rate that is counted: with p
+alone it is content with windows that all stay a little below the threshold. The mean of s is the switch rate. A row
+goes on to the next page with s, which gives the pages' shares; their entropy over log(pages) is 1 where all are alike.
 
     penalty = switch_weight (rate - switch_target)^2 + entropy_weight (entropy - entropy_target)^2
 
@@ -40,16 +41,16 @@ class SwitchBudget:
     switch_weight: float
     entropy_target: float | None = None
     entropy_weight: float = 0.0
-    temperature: float = 0.03
+    temperature: float = 0.1
 
     def __call__(self, model: nn.Module, calls: Sequence[Call]) -> Tensor:
-        soft = [switch_probabilities(call, self.temperature) for call in calls]
-        rate = torch.cat([p.flatten() for p in soft]).mean()
+        soft = [soft_switches(call, self.temperature) for call in calls]
+        rate = torch.cat([s.flatten() for s in soft]).mean()
         out = rate.new_zeros(())
         if self.switch_target is not None:
             out = out + self.switch_weight * (rate - self.switch_target).square()
         if self.entropy_target is not None:
-            shares = torch.stack([page_shares(call, p) for call, p in zip(calls, soft, strict=True)]).mean(dim=0)
+            shares = torch.stack([page_shares(call, s) for call, s in zip(calls, soft, strict=True)]).mean(dim=0)
             out = out + self.entropy_weight * (entropy(shares) - self.entropy_target).square()
         return out
 
@@ -63,19 +64,21 @@ class SwitchBudget:
         return found
 
 
-def switch_probabilities(call: Call, temperature: float) -> Tensor:
-    """[b w]."""
+def soft_switches(call: Call, temperature: float) -> Tensor:
+    """[b w]: 1 where the window's complexity exceeds the threshold, else 0, with the gradient of a sigmoid."""
     highest = [call.complexity[:, call.windows == w].amax(dim=-1) for w in call.windows.unique()]
-    return ((torch.stack(highest, dim=1) - call.memory.symplectic_page_threshold) / temperature).sigmoid()
+    excess = torch.stack(highest, dim=1) - call.memory.symplectic_page_threshold
+    soft = (excess / temperature).sigmoid()
+    return (excess > 0).to(soft.dtype) + soft - soft.detach()
 
 
-def page_shares(call: Call, probabilities: Tensor) -> Tensor:
-    """Soft share of the windows that each page is written in: [b w] -> [p]."""
+def page_shares(call: Call, switches: Tensor) -> Tensor:
+    """Share of the windows that each page is written in: [b w] -> [p]."""
     pages = call.memory.num_pages
     before = (call.page[:, 0] - call.switched[:, 0].long()) % pages
-    on, seen = nn.functional.one_hot(before, pages).to(probabilities.dtype), []
-    for p in probabilities.unbind(dim=1):
-        on = (1 - p[:, None]) * on + p[:, None] * on.roll(1, dims=1)
+    on, seen = nn.functional.one_hot(before, pages).to(switches.dtype), []
+    for s in switches.unbind(dim=1):
+        on = (1 - s[:, None]) * on + s[:, None] * on.roll(1, dims=1)
         seen.append(on)
     return torch.stack(seen).mean(dim=(0, 1))
 
@@ -96,7 +99,7 @@ def flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--pages", type=whole(2), default=4)
     p.add_argument("--switch-weight", type=float, default=1.0)
     p.add_argument("--entropy-weight", type=float, default=0.1)
-    p.add_argument("--temperature", type=float, default=0.03, help="of soft switches, in units of complexity")
+    p.add_argument("--temperature", type=float, default=0.1, help="of soft switches, in units of complexity")
     p.add_argument("--carry-state", action="store_true", help="the memory is carried from each batch to the next")
 
 

@@ -24,7 +24,8 @@ def check_comparable(benchmark: str, baseline: Mapping[str, Any], latest: Mappin
     for name in sorted((set(ours) | set(theirs)) - APART):
         if name not in ours or name not in theirs:
             raise NotComparable(f"configuration: only the {'baseline' if name in ours else 'latest'} result has {name}")
-        same(f"configuration: {name}", ours[name], theirs[name])
+        if ours[name] != theirs[name]:  # None is a value here
+            raise NotComparable(f"configuration: {name}: baseline {ours[name]!r}, latest {theirs[name]!r}")
     same("seeds", *(at(r, "run", "seeds") for r in (baseline, latest)))
 
 

@@ -21,7 +21,7 @@ def result(benchmark, tasks, arms, level=0.5):
     return {
         "benchmark": benchmark,
         "schema": "1.1",
-        "config": {"dim": 16, "seeds": 5, "seed": 0, "device": "cpu", "quick": False},
+        "config": {"dim": 16, "seeds": 5, "seed": 0, "threshold": None, "device": "cpu", "quick": False},
         "run": {"seeds": [0, 1, 2, 3, 4], "device": {"type": "cpu", "class": "cpu: some, 2 cores"}, "threads": 1},
         "tasks": {t: {"arms": {a: {"metrics": {m: spread_of(values) for m in ms}} for a in arms}} for t, ms in tasks},
         "timing": {"repeats": 3, "arms": {arms[1]: calls}},
@@ -152,6 +152,7 @@ def test_times_are_compared_within_one_machine_class(check):
         (("schema",), "1.2", "schema"),
         (("config", "dim"), 32, "dim"),
         (("config", "seed"), 1, "seed"),
+        (("config", "threshold"), 0.5, "threshold"),
         (("config", "new_flag"), 1, "new_flag"),
         (("run", "device", "type"), "cuda", "device"),
         (("benchmark",), "paging", "benchmark"),
