@@ -8,11 +8,15 @@ import pytest
 import torch
 
 from titans_pytorch.cli.main import main
-from titans_pytorch.cli.runs import load_run
+from titans_pytorch.cli.runs import load_run, model_of
+from titans_pytorch.cli.settings import config_from
 from titans_pytorch.models.config import TitansConfig
+from titans_pytorch.tasks.subject import subject_of
 from titans_pytorch.training.metrics import read_metrics
 
 from .conftest import tiny_yaml
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def result(out):
@@ -197,3 +201,22 @@ def test_mistakes_of_a_search(text_run, capsys, words, message):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["copy", "needle"])
+def test_the_committed_tasks(name):
+    """What is asked for cannot be seen from where it is asked: another segment, beyond every window."""
+    run = config_from(str(CONFIGS / f"{name}.yaml"), None)
+    subject = subject_of(run)
+    model = model_of(run.model, torch.device("cpu"))
+    rows = subject.task.batch(0, 20)
+    with torch.no_grad():
+        assert model(rows.ids[:2]).shape == (2, run.train.seq_len, run.model.vocab_size)
+    window = run.model.window
+    for ids, targets in zip(rows.ids.tolist(), rows.targets, strict=True):
+        asked = (targets >= 0).nonzero()[:, 0].tolist()
+        if name == "copy":
+            assert all(at - asked[0] < window - asked[0] % window for at in asked)
+            assert subject.task.payload <= asked[0] // window * window
+        else:
+            assert asked[0] - (ids.index(0) + 1) > window + run.model.conv_kernel
