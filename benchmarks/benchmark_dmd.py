@@ -9,14 +9,18 @@ to tell, and its area under the ROC curve is 0.5. See tasks/detect.py.
 
 import argparse
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from harness.arms import Arm
+from harness.plots import COLOURS, FAINT, INK, new_figure, save_png, style
 from harness.program import Benchmark, Plan, numbers, whole
 from tasks.detect import KINDS, Detect
 from torch import Tensor, nn
 
 from titans_pytorch import DynamicModeDecomposition, SymplecticGating
+
+LINES = tuple(COLOURS[i] for i in (0, 1, 3, 4))  # the third is as grey as controls
 
 
 class DmdError(nn.Module):
@@ -46,7 +50,7 @@ def flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--seq-len", type=whole(8), default=32)
     p.add_argument("--modes", type=whole(1), default=2, help="pairs of modes of the linear systems")
     p.add_argument("--batch-size", type=whole(2), default=128, help="sequences of each class in a batch")
-    p.add_argument("--noises", type=numbers, default=numbers("0,0.3,1,3"), help="over the signal's size, with commas")
+    p.add_argument("--noises", type=numbers, default=numbers("0.1,0.3,1,3"), help="over the signal's size, with commas")
 
 
 def scores(modes: int) -> list[tuple[str, dict[str, Any], Any, str]]:
@@ -81,8 +85,29 @@ def fields(result: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     return {"detection": detection, "ms": {name: times[name]["fwd_ms"] for name in names if name in times}}
 
 
+def picture(result: Mapping[str, Any], path: str) -> None:
+    """Area against noise, for each kind of disturbance; controls are grey."""
+    noises = result["config"]["noises"]
+    with style():
+        figure = new_figure(8.5, 3.4)
+        for axis, kind in zip(figure.subplots(1, 2, sharey=True), KINDS, strict=True):
+            for i, (name, *_) in enumerate(scores(result["config"]["modes"])):
+                for arm, colour in ((f"{name}_shuffled", FAINT), (name, LINES[i])):
+                    found = [result["tasks"][f"{kind}, noise {n:g}"]["arms"][arm]["metrics"]["area"] for n in noises]
+                    means = [got["mean"] for got in found]
+                    half = [0.0 if got["high"] is None else got["high"] - got["mean"] for got in found]
+                    at = [k + 0.06 * (i - 1.5) for k in range(len(noises))]
+                    label = name if arm == name else "tokens reordered (controls)" if i == 0 else None
+                    axis.errorbar(at, means, half, color=colour, marker="o", label=label)
+            axis.axhline(0.5, color=INK, linewidth=0.9, linestyle=":")
+            axis.set_xticks(range(len(noises)), [f"{n:g}" for n in noises])
+            axis.set(title=f"{kind}: area under the ROC curve", xlabel="noise, over the signal's size")
+        figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+    save_png(figure, path)
+
+
 QUICK = {"batch_size": 32, "noises": numbers("0.3,1")}
-BENCHMARK = Benchmark("dmd", __doc__, plan, flags=flags, fields=fields, quick=QUICK, steps=0)
+BENCHMARK = Benchmark("dmd", __doc__, plan, flags=flags, fields=fields, quick=QUICK, steps=0, picture=picture)
 
 if __name__ == "__main__":
     sys.exit(BENCHMARK.main())

@@ -93,7 +93,7 @@ def chosen_names(text: str) -> list[str]:
 
 def flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--dim", type=whole(4), default=16)
-    p.add_argument("--seq-len", type=whole(16), default=48, help="tokens of a curve, a multiple of two chunks")
+    p.add_argument("--seq-len", type=whole(4), default=48, help="tokens of a curve, a multiple of two chunks")
     p.add_argument("--batch-size", type=whole(1), default=8)
     p.add_argument("--chunk-size", type=whole(1), default=8)
     p.add_argument("--pages", type=whole(1), default=2, help="of all but hierarchical_route, which has at least four")
@@ -122,7 +122,8 @@ def fields(result: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     return {"variants": found}
 
 
-QUICK = {"steps": 2, "batch_size": 2, "seq_len": 16, "repeats": 0}
+FEW = ["symplectic_default", "quorum_budget", "hierarchical_route"]
+QUICK = {"steps": 2, "batch_size": 2, "seq_len": 16, "repeats": 0, "variants": FEW}
 BENCHMARK = Benchmark("gate_variants", __doc__, plan, flags=flags, fields=fields, quick=QUICK, steps=100)
 
 if __name__ == "__main__":

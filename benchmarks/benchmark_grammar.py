@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from harness.arms import Arm
+from harness.compare import improvement_pct
 from harness.gates import symplectic
 from harness.program import Benchmark, Plan, whole
 from tasks.grammar import Grammar
@@ -45,12 +46,14 @@ def plan(args: argparse.Namespace, session) -> Plan:
 
 def fields(result: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     """strategies: final_loss is the error at closings; improvement_pct that over the best control, of its error."""
-    found = {}
-    for name, arm in result["tasks"]["grammar"]["arms"].items():
-        found[name] = {"final_loss": arm["metrics"]["error"]["mean"], "deep_loss": arm["metrics"]["error_deep"]["mean"]}
-        if "error" in arm["gains"]:
-            gain = arm["gains"]["error"]["mean"]
-            found[name]["improvement_pct"] = 100 * gain / (found[name]["final_loss"] + gain)
+    found = {
+        name: {
+            "final_loss": arm["metrics"]["error"]["mean"],
+            "deep_loss": arm["metrics"]["error_deep"]["mean"],
+            "improvement_pct": improvement_pct(arm, "error"),
+        }
+        for name, arm in result["tasks"]["grammar"]["arms"].items()
+    }
     return {"strategies": found}
 
 

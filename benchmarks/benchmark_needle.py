@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 from harness.arms import Arm
+from harness.compare import improvement_pct
 from harness.gates import symplectic
 from harness.program import Benchmark, Plan, whole
 from tasks.needle import Needle
@@ -40,14 +41,14 @@ def plan(args: argparse.Namespace, session) -> Plan:
 
 def fields(result: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     """final_loss: error of the needles; improvement_pct: the gain over the best control, of that control's error."""
-    arms = result["tasks"]["needle"]["arms"]
-    found = {}
-    for name, arm in arms.items():
-        error = arm["metrics"]["error"]["mean"]
-        found[name] = {"final_loss": error, "train_tail_loss": arm["training"]["loss_tail"]["mean"]}
-        if "error" in arm["gains"]:
-            gain = arm["gains"]["error"]["mean"]
-            found[name]["improvement_pct"] = 100 * gain / (error + gain)
+    found = {
+        name: {
+            "final_loss": arm["metrics"]["error"]["mean"],
+            "train_tail_loss": arm["training"]["loss_tail"]["mean"],
+            "improvement_pct": improvement_pct(arm, "error"),
+        }
+        for name, arm in result["tasks"]["needle"]["arms"].items()
+    }
     return {"needle": found}
 
 

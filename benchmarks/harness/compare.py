@@ -125,6 +125,15 @@ def versus(name: str, task: Mapping[str, Any], pairs: Sequence[tuple[str, str]])
     ]
 
 
+def improvement_pct(record: Mapping[str, Any], metric: str) -> float | None:
+    """Gain of an arm (its record) in a metric of which lower is better, in percent of what its best control has; None
+    for an arm without controls."""
+    if metric not in record["gains"]:
+        return None
+    gain = record["gains"][metric]["mean"]
+    return 100 * gain / (record["metrics"][metric]["mean"] + gain)
+
+
 def of(outcomes: Sequence[Mapping[str, Any]], metric: str) -> list[float]:
     return [o["metrics"][metric] for o in outcomes]
 

@@ -39,7 +39,7 @@ def draw_values(axis, name: str, task: Mapping[str, Any]) -> None:
     axis.set_yticks(range(len(arms)), [arm for arm, _ in arms])
     axis.set_ylim(len(arms) - 0.5, -0.5)
     axis.set_title(f"{name}: {metric} ({task['metrics'][0]['better']} is better)")
-    axis.legend(fontsize=7, loc="best")
+    axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0.0, -0.12 if len(arms) > 4 else -0.25), ncols=2)
 
 
 def draw_gains(axis, name: str, task: Mapping[str, Any], versus: Sequence[Mapping[str, Any]]) -> None:

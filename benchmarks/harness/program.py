@@ -60,6 +60,7 @@ class Benchmark:
     name: of the result; its file is benchmark_NAME.py. about: the module's docstring, its first line the --help.
     plan(args, session): tasks and arms; a search measures candidates on session.selection_seeds(n) here.
     flags(parser): adds the runner's own flags. fields(result, args): more top-level entries of the result file.
+    picture(result, path): draws --output-png.
     quick: values of flags for --quick, where the user gives none. steps, lr: defaults of the common flags.
     schema: raise it when the meaning of `fields` changes.
     """
@@ -74,6 +75,7 @@ class Benchmark:
     lr: float = 1e-2
     schema: int = 1
     script: str | None = None
+    picture: Callable[[Mapping[str, Any], str], None] = draw
 
     def parser(self) -> argparse.ArgumentParser:
         about, _, rest = (self.about or "").strip().partition("\n")
@@ -138,7 +140,7 @@ class Benchmark:
         if args.output_csv:
             append_rows(args.output_csv, csv_rows(result))
         if args.output_png:
-            draw(result, args.output_png)
+            self.picture(result, args.output_png)
         session.finished.close()
         return 0
 

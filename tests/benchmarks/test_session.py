@@ -9,7 +9,7 @@ import pytest
 import torch
 from fake_task import Planted
 from harness.arms import Arm, build, controls_of, match_parameters, never, parameters, plain, state_size
-from harness.compare import arm_record
+from harness.compare import arm_record, improvement_pct
 from harness.csvfile import COLUMNS, OtherSchema, append_rows, check_columns
 from harness.program import Benchmark, Plan
 from harness.session import Session
@@ -179,8 +179,11 @@ def test_one_forgets_less_who_never_knew():
     mine = [outcome(2.0 + x, 0.1 + x) | {"training": {"loss_tail": 1.0}} for x in noise]
     theirs = [outcome(1.0, 0.5) for _ in noise]
     outcomes = {"paged": mine, "paged/plain": theirs, "paged/never": theirs}
-    gains = arm_record(Two(), PAGED, outcomes, None)["gains"]
+    record = arm_record(Two(), PAGED, outcomes, None)
+    gains = record["gains"]
     assert gains["error"]["verdict"].startswith("worse than")
+    assert improvement_pct(record, "error") == pytest.approx(-100.0)  # 2 where the best control has 1
+    assert improvement_pct({**record, "gains": {}}, "error") is None
     assert gains["forgetting"]["verdict"] == "better than paged/plain and paged/never, but error is worse"
 
 
