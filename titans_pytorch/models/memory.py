@@ -10,6 +10,7 @@ from titans_pytorch.checks import Words, positive_int, positive_number, wrong
 from titans_pytorch.memory_models import MemoryMLP
 from titans_pytorch.memory_state import NeuralMemState
 from titans_pytorch.neural_memory import NeuralMemory
+from titans_pytorch.presets import paper_memory_kwargs
 
 NEVER = -100.0  # the sigmoid of this is 0 beside 1 in every precision
 
@@ -31,9 +32,9 @@ def titans_memory(
     surprise_threshold: float | None = None,
     **options,
 ) -> NeuralMemory:
-    """A NeuralMemory with the paper's rule (sections 3.1, 3.2, 4.4): step, momentum and decay of each token, surprises
-    taken at the weights at the start of each `chunk_size` tokens (eq. 16); convolution, SiLU and norm on queries and
-    keys; normalised and gated output.
+    """`NeuralMemory.paper` with the settings of a ModelConfig: step, momentum and decay of each token; surprises taken
+    at the weights at the start of each `chunk_size` tokens (eq. 16); convolution, SiLU and norm on queries and keys; a
+    normalised and gated output.
 
     Args:
         dim: features of a token.
@@ -41,7 +42,7 @@ def titans_memory(
         depth, hidden: matrices of the memory network, and its hidden features (4 * dim / heads).
         chunk_size: tokens between moves of the weights at which surprises are taken.
         momentum, decay: whether past surprise carries on, and whether the memory forgets.
-        max_step: largest step.
+        max_step: largest step, for a loss that is the mean over features.
         conv_kernel: tokens that the convolution sees; 0 or 1: none.
         qk_norm: "l2", "rms" or "none".
         norm: the memory network within a LayerNorm and a residual, mem_model_norm_add_residual. The paper has neither;
@@ -61,25 +62,21 @@ def titans_memory(
     with torch.no_grad():
         for weight in network.parameters():
             weight.mul_(init_scale)
-    options = {"activation": nn.SiLU(), "output_gate": "silu", "init_decay_bias": -6.0} | options
-    if not decay:
-        options["init_decay_bias"] = NEVER
-    memory = NeuralMemory(
-        dim,
-        chunk_size=1,
-        batch_size=chunk_size,
-        dim_head=head,
-        heads=heads,
-        model=network,
-        momentum=momentum,
-        default_step_transform_max_lr=max_step,
-        qkv_conv_kernel=conv_kernel if conv_kernel > 1 else None,
-        mem_model_norm_add_residual=norm,
-        surprise_threshold=surprise_threshold,
-        qk_l2norm=qk_norm == "l2",
-        qk_rmsnorm=qk_norm == "rms",
-        **options,
-    )
+    changes = {
+        "heads": heads,
+        "model": network,
+        "momentum": momentum,
+        "default_step_transform_max_lr": max_step,
+        "init_adaptive_step_bias": None,
+        "init_decay_bias": -6.0,
+        "qkv_conv_kernel": conv_kernel if conv_kernel > 1 else None,
+        "qk_l2norm": qk_norm == "l2",
+        "qk_rmsnorm": qk_norm == "rms",
+        "mem_model_norm_add_residual": norm,
+        "surprise_threshold": surprise_threshold,
+    }
+    changes |= options if decay else {**options, "init_decay_bias": NEVER}
+    memory = NeuralMemory(dim, **paper_memory_kwargs(head, chunk_size, **changes))
     if not decay:
         memory.rates.to_decay_factor.requires_grad_(False)
     return memory
