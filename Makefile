@@ -37,7 +37,7 @@ baselines: $(STAMP)
 	        --output-json benchmarks/results/$${name}_quick_baseline.json; done
 	$(BIN)/python benchmarks/benchmark_codebook_transfer.py --steps 60 \
 	    --output-json benchmarks/results/codebook_transfer_baseline.json
-	$(BIN)/python benchmarks/benchmark_symplectic.py --steps 30 \
+	$(BIN)/python benchmarks/benchmark_symplectic.py --steps 16 \
 	    --output-json benchmarks/results/symplectic_baseline.json
 
 $(STAMP): pyproject.toml
