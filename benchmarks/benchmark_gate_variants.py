@@ -3,8 +3,10 @@
 python benchmarks/benchmark_gate_variants.py --output-json runs/gates.json --output-png runs/gates.png    # minutes
 python benchmarks/benchmark_gate_variants.py --quick                                                      # seconds
 
-Every variant runs beside a plain memory with as many heads and parameters, and beside pages that never turn. Gate
-statistics are taken after training, on held-out data, of the very tokens that the memory hands to its gate.
+Every variant runs beside a plain memory with as many heads and parameters, and beside pages that never turn. It is
+compared with constant_gate too, which calls every token equally complex: what a variant has over it comes from where
+its gate is high, not from fading less everywhere. Gate statistics are taken after training, on held-out data, of the
+very tokens that the memory hands to its gate.
 """
 
 import argparse
@@ -20,6 +22,8 @@ from harness.program import Benchmark, Plan, whole
 from tasks.curves import Curves, Follow
 from torch import nn
 
+from titans_pytorch import NeuralMemory, SymplecticGating
+
 NAMES = ("complexity_mean", "complexity_max", "codebook_mean", "quorum_mean", "quorum_active_frac", "sparse_k_mean")
 
 
@@ -31,10 +35,23 @@ class FollowGated(Follow):
         return gate_statistics(model, batch.noisy[:, :-1])
 
 
+class ConstantGate(nn.Module):
+    """Says the same of every token; how much of it counts is learned, as with other gates."""
+
+    context = 0
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return tokens.new_full((*tokens.shape[:2], 1), 0.25)
+
+
+def constant_gate_memory(**keywords: Any) -> NeuralMemory:
+    return NeuralMemory(use_symplectic_gating=True, symplectic_gate=ConstantGate(), **keywords)
+
+
 def gate_statistics(memory: nn.Module, seq: torch.Tensor) -> dict[str, float]:
     """What its gate says of a sequence [b n d]; of codebook, quorum, budget and sparse k only where it has them."""
     gate = getattr(memory, "symplectic_gate", None)
-    if gate is None:
+    if not isinstance(gate, SymplecticGating):
         return {}
     seen: list[torch.Tensor] = []
     hook = gate.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
@@ -106,7 +123,9 @@ def plan(args: argparse.Namespace, session) -> Plan:
     known = variants(args.dim, args.pages)
     rate = {name: args.switch_rate if known[name].get("num_pages", 1) > 1 else None for name in args.variants}
     arms = [Arm(name, known[name], switch_rate=rate[name]) for name in args.variants]
-    return Plan([FollowGated("spiral", **shared), FollowGated("helix", **shared, turns=(9.0, 18.0), rise=2.0)], arms)
+    constant = Arm("constant_gate", {}, "all tokens equally complex", make=constant_gate_memory, controls=False)
+    tasks = [FollowGated("spiral", **shared), FollowGated("helix", **shared, turns=(9.0, 18.0), rise=2.0)]
+    return Plan(tasks, [constant, *arms], versus=[(arm.name, constant.name) for arm in arms])
 
 
 def fields(result: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """benchmark_gate_variants.py: what its statistics say of gates that are known."""
 
 import torch
-from benchmark_gate_variants import FollowGated, gate_statistics, variants
+from benchmark_gate_variants import FollowGated, constant_gate_memory, gate_statistics, variants
 from harness.arms import Arm, build
 from harness.task import Setting
 
-from titans_pytorch import NeuralMemory
+from titans_pytorch import NeuralMemory, gate_trace
 
 
 def memory(**gate):
@@ -35,3 +35,10 @@ def test_statistics_come_with_a_run_and_leave_it_as_it_was():
     assert "codebook_mean" in outcomes["combinatorial_codebook"]["notes"]
     assert outcomes["phase_mix"]["pages"]["opportunities"] == 2 * 4
     assert build(task, arms[-1], 0).num_pages == 4
+
+
+def test_a_constant_gate_scales_every_decay_alike():
+    seq = torch.randn(2, 12, 8, generator=torch.Generator().manual_seed(0))
+    trace = gate_trace(constant_gate_memory(dim=8, chunk_size=4), seq)
+    assert torch.allclose(trace.decay_after, trace.decay_before * (1 - 0.5 * 0.25))
+    assert gate_statistics(constant_gate_memory(dim=8, chunk_size=4), seq) == {}
