@@ -26,7 +26,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--file", type=Path, default=Path(argparse.__file__), help="any file [a module of Python's]")
     parser.add_argument("--run", type=Path, help="the folder of a run [a small model with fresh weights]")
     parser.add_argument("--state", type=Path, default=Path("stream.state"), help="its state [stream.state]")
-    parser.add_argument("--bytes", type=int, default=0, help="read at most so many in this call (0: to the end)")
+    parser.add_argument(
+        "--bytes", type=int, default=20_000, help="read at most so many in this call (0: to the end) [20000]"
+    )
     parser.add_argument("--piece", type=int, default=1024, help="bytes in one forward pass [1024]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
