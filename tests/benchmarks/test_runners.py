@@ -53,6 +53,8 @@ TINY = {
     "benchmark_needle": [*SMALL, "--needles", "3", "--seq-len", "8"],
     "benchmark_gate_variants": [*SMALL, "--seq-len", "8", "--variants", "quorum_budget,combinatorial_codebook"],
     "benchmark_dmd": ["--batch-size", "4", "--noises", "1"],
+    "benchmark_switch_budget": [*SMALL, "--seq-len", "16"],
+    "benchmark_mutation_selection": [*SMALL, "--seq-len", "16", "--population", "2", "--generations", "1"],
 }
 
 
