@@ -12,7 +12,7 @@ NAMES = ("symplectic", "codebook_transfer")
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("kind", ["quick_baseline"])
+@pytest.mark.parametrize("kind", ["baseline", "quick_baseline"])
 def test_committed_baselines_are_sound(name, kind, tmp_path):
     """Each passes against itself, fails with every error of an arm doubled, and is refused against the other kind."""
     baselines = {n: json.loads((RESULTS / f"{n}_{kind}.json").read_text()) for n in NAMES}
@@ -38,3 +38,6 @@ def test_committed_baselines_are_sound(name, kind, tmp_path):
     elsewhere = copy.deepcopy(baselines[name])
     elsewhere["run"]["device"]["type"] = "cuda"
     assert status({**baselines, name: elsewhere}) == 3
+    kinds = {"baseline": "quick_baseline", "quick_baseline": "baseline"}
+    others = {n: json.loads((RESULTS / f"{n}_{kinds[kind]}.json").read_text()) for n in NAMES}
+    assert status(baselines, others) == 3
