@@ -75,7 +75,8 @@ def fields(result: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     return {**transfer.comparison(result, args, VERSUS), "mutation_vs_manual": manual}
 
 
-BENCHMARK = Benchmark("mutation_transfer", __doc__, plan, flags=flags, fields=fields, quick=transfer.QUICK, steps=80)
+QUICK = {**transfer.QUICK, "steps": 1, "batch_size": 2}
+BENCHMARK = Benchmark("mutation_transfer", __doc__, plan, flags=flags, fields=fields, quick=QUICK, steps=80)
 
 if __name__ == "__main__":
     sys.exit(BENCHMARK.main())
