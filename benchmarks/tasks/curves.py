@@ -18,6 +18,8 @@ import torch
 from harness.task import Metric, Task
 from torch import Tensor, nn
 
+from .memories import small_memory
+
 
 class Curves(NamedTuple):
     """noisy, clean [b n d]."""
@@ -57,16 +59,7 @@ class Follow(Task):
             raise ValueError(f"length: got {self.length}, takes a multiple of two chunks, {2 * self.chunk_size}")
 
     def memory(self) -> dict[str, Any]:
-        return {
-            "dim": self.dim,
-            "dim_head": self.dim,
-            "chunk_size": self.chunk_size,
-            "batch_size": self.chunk_size,
-            "qk_rmsnorm": True,
-            "store_with_lookahead_value": True,
-            "default_step_transform_max_lr": self.max_step,
-            "default_model_kwargs": {"depth": 2, "expansion_factor": 2.0},
-        }
+        return small_memory(self.dim, self.chunk_size, self.max_step, store_with_lookahead_value=True)
 
     def batch(self, world: Any, generator: torch.Generator) -> Curves:
         b, n, d = self.batch_size, self.length + 1, self.dim

@@ -16,6 +16,7 @@ import torch
 from harness.task import Metric, Task, generator
 from torch import Tensor, nn
 
+from tasks.memories import small_memory
 from tasks.pairs import unit_rows
 
 
@@ -53,15 +54,7 @@ class Grammar(Task):
     )
 
     def memory(self) -> dict[str, Any]:
-        return {
-            "dim": self.dim,
-            "dim_head": self.dim,
-            "chunk_size": self.chunk_size,
-            "batch_size": self.memory_batch,
-            "qk_rmsnorm": True,
-            "default_step_transform_max_lr": self.max_step,
-            "default_model_kwargs": {"depth": 2, "expansion_factor": 2.0},
-        }
+        return small_memory(self.dim, self.chunk_size, self.max_step, batch_size=self.memory_batch)
 
     def world(self, seed: int) -> Tensor:
         """The keys of the kinds: [kinds k]."""

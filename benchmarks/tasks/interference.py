@@ -17,6 +17,7 @@ import torch
 from harness.task import Metric, Task, generator
 from torch import Tensor, nn
 
+from tasks.memories import small_memory
 from tasks.pairs import ask, chosen_right, relative_error, tokens_of, unit_rows, write
 from tasks.routers import tell
 
@@ -62,15 +63,7 @@ class Interference(Task):
             raise ValueError(f"pairs: got {self.pairs}, takes {takes}")
 
     def memory(self) -> dict[str, Any]:
-        return {
-            "dim": self.dim,
-            "dim_head": self.dim,
-            "chunk_size": self.chunk_size,
-            "batch_size": self.chunk_size,
-            "qk_rmsnorm": True,
-            "default_step_transform_max_lr": self.max_step,
-            "default_model_kwargs": {"depth": 2, "expansion_factor": 2.0},
-        }
+        return small_memory(self.dim, self.chunk_size, self.max_step)
 
     def world(self, seed: int) -> Tensor:
         return unit_rows(2, self.context, self.dim, generator=generator("contexts", seed))

@@ -17,6 +17,7 @@ from harness.task import Metric, Task
 from torch import Tensor, nn
 
 from tasks.curves import curve, planes
+from tasks.memories import small_memory
 
 
 class Motifs(NamedTuple):
@@ -54,16 +55,7 @@ class MultiMotif(Task):
             raise ValueError(f"length: got {self.length}, takes {takes}")
 
     def memory(self) -> dict[str, Any]:
-        return {
-            "dim": self.dim,
-            "dim_head": self.dim,
-            "chunk_size": self.chunk_size,
-            "batch_size": self.chunk_size,
-            "qk_rmsnorm": True,
-            "store_with_lookahead_value": True,
-            "default_step_transform_max_lr": self.max_step,
-            "default_model_kwargs": {"depth": 2, "expansion_factor": 2.0},
-        }
+        return small_memory(self.dim, self.chunk_size, self.max_step, store_with_lookahead_value=True)
 
     def batch(self, world: Any, generator: torch.Generator) -> Motifs:
         b, n, d = self.batch_size, self.length + 1, self.dim

@@ -17,6 +17,7 @@ import torch
 from harness.task import Metric, Task
 from torch import Tensor, nn
 
+from tasks.memories import small_memory
 from tasks.pairs import ask, chosen_right, relative_error, tokens_of, unit_rows, write
 
 
@@ -60,15 +61,7 @@ class Needle(Task):
                 raise ValueError(f"{name}: got {getattr(self, name)}, takes{takes}")
 
     def memory(self) -> dict[str, Any]:
-        return {
-            "dim": self.dim,
-            "dim_head": self.dim,
-            "chunk_size": self.chunk_size,
-            "batch_size": self.chunk_size,
-            "qk_rmsnorm": True,
-            "default_step_transform_max_lr": self.max_step,
-            "default_model_kwargs": {"depth": 2, "expansion_factor": 2.0},
-        }
+        return small_memory(self.dim, self.chunk_size, self.max_step)
 
     def batch(self, world: Any, generator: torch.Generator) -> Haystack:
         half = self.dim // 2
