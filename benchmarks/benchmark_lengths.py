@@ -9,7 +9,6 @@ says at which lengths. Finished runs in --out are kept, so that the same command
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -21,6 +20,7 @@ from harness.plots import COLOURS, new_figure, plain, save_png, style
 from harness.results import write_json
 from harness.statistics import spread
 from harness.tables import percent, table
+from harness.training_runs import kept_run
 
 from titans_pytorch.cli.runs import model_of
 from titans_pytorch.cli.settings import config_from, replaced
@@ -28,7 +28,7 @@ from titans_pytorch.models.config import VARIANTS
 from titans_pytorch.tasks.subject import subject_of
 from titans_pytorch.training.config import RunConfig, TaskConfig
 from titans_pytorch.training.errors import TrainingError
-from titans_pytorch.training.run import Run, one_line, train
+from titans_pytorch.training.run import one_line
 
 
 def parser() -> argparse.ArgumentParser:
@@ -68,13 +68,8 @@ def models_of(text: str) -> list[str]:
 def result_of(base: RunConfig, variant: str, seed: int, out: Path) -> dict[str, Any]:
     """Of one training run, or of an earlier one in this folder with the same settings."""
     run = replace(base, model=replace(base.model, variant=variant), train=replace(base.train, seed=seed))
-    path = out / f"{variant}-{seed}" / "result.json"
-    if path.is_file():
-        found = json.loads(path.read_text())
-        if found["config"] == json.loads(run.to_json()):
-            return found
-    print(f"\n== {variant}, seed {seed}")
-    return train(Run(run, path.parent, False, "benchmark_lengths.py"), model_of, subject_of)
+    folder, label = out / f"{variant}-{seed}", f"{variant}, seed {seed}"
+    return kept_run(run, folder, label, "benchmark_lengths.py", model_of, subject_of)
 
 
 def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -1,0 +1,213 @@
+"""Does the memory help a language model on text? train_mac.py's small preset with it, without it, and as large without.
+
+python benchmarks/benchmark_text.py --data data/enwik8 --output-json runs/text.json --output-png runs/text.png
+python benchmarks/benchmark_text.py --data my.txt --seeds 1 --steps 200      # a few minutes
+
+Arms, paired by seed (the same initial draws, the same order of the data, the same steps):
+  memory   the preset
+  none     the same layers without the memory
+  wider    without the memory, its feed-forwards widened until it has as many parameters as `memory`
+Every arm predicts all held-out bytes; `memory` a second time with storing switched off, so that what its weights learn
+at test time is seen apart from what its extra layer gives. Finished runs in --out are kept: the same command goes on.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness.compare import between
+from harness.environment import REPOSITORY, run_record
+from harness.plots import COLOURS, INK, new_figure, save_png, style
+from harness.results import write_json
+from harness.statistics import spread
+from harness.tables import seconds, table
+from harness.training_runs import kept_run
+
+from titans_pytorch.storing import storing_off
+from titans_pytorch.training.checkpoint import load_weights
+from titans_pytorch.training.config import RunConfig, updated
+from titans_pytorch.training.data import load_data
+from titans_pytorch.training.device import autocast_for
+from titans_pytorch.training.errors import TrainingError
+from titans_pytorch.training.evaluate import bits_per_byte
+from titans_pytorch.training.mac import MacConfig, build_mac
+from titans_pytorch.training.run import one_line
+from titans_pytorch.training.text import text_of
+
+LABELS = {
+    "memory": "with memory",
+    "storing_off": "the same, storing off at test",
+    "none": "without memory",
+    "wider": "without, as many parameters",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--data", help="a file, as of train_mac.py [auto]")
+    found.add_argument("--seeds", type=int, default=3, help="how many [3]")
+    found.add_argument("--seed", type=int, default=0, help="the first of them [0]")
+    found.add_argument("--steps", type=int, help="training steps [the preset's]")
+    found.add_argument("--seq-len", type=int, help="bytes of a sequence [the preset's]")
+    found.add_argument("--device", help="auto, cpu, cuda [auto]")
+    found.add_argument("--out", default="runs/text", help="where the runs are kept [runs/text]")
+    found.add_argument("--output-json", metavar="FILE", help="the result")
+    found.add_argument("--output-png", metavar="FILE", help="the figure")
+    return found
+
+
+def preset() -> RunConfig:
+    sys.path.insert(0, str(REPOSITORY))
+    from train_mac import PRESETS
+
+    return replace(PRESETS["small"], preset="small")
+
+
+def arms_of(base: RunConfig) -> dict[str, RunConfig]:
+    without = replace(base.model, memory=False)
+    wider = replace(without, ff_mult=matching_ff_mult(without, parameters(base.model)))
+    return {name: replace(base, model=m) for name, m in (("memory", base.model), ("none", without), ("wider", wider))}
+
+
+def parameters(config: MacConfig) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in build_mac(config, torch.device("meta")).parameters())
+
+
+def matching_ff_mult(config: MacConfig, wanted: int) -> float:
+    """The least, in sixteenths, with which the model has at least `wanted` parameters."""
+    here = parameters(config)
+    grown = parameters(replace(config, ff_mult=config.ff_mult + 1)) - here  # in proportion, but for rounding
+    ff_mult = math.ceil(16 * (config.ff_mult + max(wanted - here, 0) / grown)) / 16
+    while parameters(replace(config, ff_mult=ff_mult)) < wanted:
+        ff_mult += 1 / 16
+    return ff_mult
+
+
+def measured(name: str, run: RunConfig, seed: int, out: Path) -> dict[str, Any]:
+    """What a run found, with the bits per byte of its memory switched off if it has one."""
+    run = replace(run, train=replace(run.train, seed=seed))
+    folder = out / f"{name}-{seed}"
+    found = kept_run(run, folder, f"{name}, seed {seed}", "benchmark_text.py", build_mac, text_of)
+    if run.model.memory and "storing_off" not in found:
+        found["storing_off"] = bits_with_storing_off(run, folder, torch.device(found["device"]))
+        write_json(folder / "result.json", found)
+    return found
+
+
+def bits_with_storing_off(run: RunConfig, folder: Path, device: torch.device) -> float:
+    model = build_mac(run.model, device)
+    load_weights(model, folder / "model.safetensors")
+    context = run.train.seq_len
+    with storing_off(model):
+        return bits_per_byte(
+            model,
+            load_data(run.data).held_out,
+            context=context,
+            stride=run.report.eval_stride or max(1, context // 2),
+            batch_size=run.report.eval_batch_size,
+            device=device,
+            autocast=autocast_for(device, run.train),
+            progress=True,
+        )
+
+
+def summary(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Bits per byte of every arm over the seeds, and the differences that matter, seed by seed."""
+    bits = {name: [run["held_out_bits_per_byte"] for run in runs] for name, runs in found.items()}
+    bits["storing_off"] = [run["storing_off"] for run in found["memory"]]
+    arms = {name: {**asdict(spread(values)), "values": values} for name, values in bits.items()}
+    for name, runs in found.items():
+        arms[name]["parameters"] = runs[0]["parameters"]
+        arms[name]["training_seconds"] = [run["training_seconds"] for run in runs]
+    others = ("none", "wider", "storing_off")
+    versus = [between("bits per byte", "memory", other, bits["memory"], bits[other]) for other in others]
+    return {"arms": arms, "versus": versus, "compressors": found["memory"][0]["compared_with"]}
+
+
+def shown(result: dict[str, Any]) -> str:
+    rows = []
+    for name, label in LABELS.items():
+        arm = result["arms"][name]
+        size = f"{arm['parameters']:,}" if "parameters" in arm else ""
+        took = seconds(min(arm["training_seconds"])) if "training_seconds" in arm else ""
+        rows.append([label, interval(arm), size, took])
+    rows += [[name, f"{value:.3f}", "", ""] for name, value in result["compressors"].items()]
+    lines = [table(["held-out bytes", "bits per byte", "parameters", "training"], rows), ""]
+    for pair in result["versus"]:
+        low_high = "" if pair["low"] is None else f" (95 % interval {pair['low']:+.3f} to {pair['high']:+.3f})"
+        lines.append(f"memory against {pair['other']}: {pair['mean']:+.3f}{low_high}: {pair['verdict']}")
+    return "\n".join(lines)
+
+
+def interval(arm: dict[str, Any]) -> str:
+    half = "" if arm["low"] is None else f" ± {arm['high'] - arm['mean']:.3f}"
+    return f"{arm['mean']:.3f}{half}"
+
+
+def draw(result: dict[str, Any], path: str) -> None:
+    """Means as bars from xz down, seeds as points."""
+    with style():
+        figure = new_figure(7.2, 2.8)
+        axes = figure.subplots()
+        draw_bars(axes, result)
+        axes.set_title(f"bits per byte on held-out text (lower is better), {len(result['run']['seeds'])} seeds")
+    save_png(figure, path)
+
+
+def draw_bars(axes, result: dict[str, Any]) -> None:
+    places = range(len(LABELS))[::-1]
+    means = [result["arms"][name]["mean"] for name in LABELS]
+    for place, (name, colour) in zip(places, zip(LABELS, COLOURS, strict=False), strict=True):
+        arm = result["arms"][name]
+        axes.barh(place, arm["mean"], height=0.6, color=colour, alpha=0.85)
+        axes.plot(arm["values"], [place] * len(arm["values"]), ".", color=INK, markersize=4)
+        axes.annotate(
+            f"{arm['mean']:.3f}", (arm["mean"], place), (6, 0), textcoords="offset points", va="center", fontsize=8
+        )
+    axes.set_yticks(list(places), list(LABELS.values()))
+    lines = ("xz", "gzip -9")
+    for name in lines:
+        axes.axvline(result["compressors"][name], color=INK, linewidth=0.8, linestyle="--")
+        axes.annotate(
+            name, (result["compressors"][name], 1), (2, -8), xycoords=("data", "axes fraction"),
+            textcoords="offset points", fontsize=8,
+        )  # fmt: skip
+    axes.set(xlabel="bits per byte", xlim=(0, 1.15 * max([*means, *(result["compressors"][n] for n in lines)])))
+    axes.grid(visible=False, axis="y")
+
+
+def compare(argv: Sequence[str] | None = None) -> None:
+    args = parser().parse_args(argv)
+    base = preset()
+    given = {"data": args.data, "steps": args.steps, "seq_len": args.seq_len, "device": args.device}
+    try:
+        base = updated(base, {name: value for name, value in given.items() if value is not None})
+    except ValueError as error:
+        raise TrainingError(str(error)) from error
+    if args.seeds < 1:
+        raise TrainingError(f"seeds: got {args.seeds}, takes at least 1")
+    seeds = list(range(args.seed, args.seed + args.seeds))
+    arms = arms_of(base)
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
+    for seed in seeds:  # seed by seed: what is there after an interruption is paired
+        for name, run in arms.items():
+            found[name].append(measured(name, run, seed, Path(args.out)))
+    first = found["memory"][0]
+    words = ["benchmarks/benchmark_text.py", *(sys.argv[1:] if argv is None else argv)]
+    record = run_record(base.to_dict(), seeds, first["device"], first["threads"], words)
+    result = {"benchmark": "text", "data": first["data"], **summary(found), "run": record}
+    print(f"\n{shown(result)}")
+    if args.output_json:
+        write_json(args.output_json, result)
+    if args.output_png:
+        draw(result, args.output_png)
+
+
+if __name__ == "__main__":
+    sys.exit(one_line("benchmark_text.py", compare))
