@@ -1,13 +1,15 @@
 # make train: everything for a first trained model (ARGS="--data my.txt" and other settings).
 # make test: the same for the tests.
+# make docs: the documentation, in site/.
 # make bench-quick: two quick benchmarks, compared with their committed baselines.
 # make baselines: those baselines again, at quick and at full settings (about 15 minutes).
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.installed-docs
 
-.PHONY: train test lint bench-quick baselines clean
+.PHONY: train test lint docs bench-quick baselines clean
 
 train: $(STAMP)
 	$(BIN)/python train_mac.py $(ARGS)
@@ -18,6 +20,11 @@ test: $(STAMP)
 
 lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+# Strict: a warning, a link to nothing or a formula without translation is an error. The variable silences a notice on
+# the future of mkdocs.
+docs: $(DOCS_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --clean
 
 # of the regression check: five seeds, for a spread
 CHECKED := symplectic codebook_transfer
@@ -46,5 +53,10 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet -e ".[test,examples]"
 	touch $(STAMP)
 
+# apart, so that tests do not wait for it
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet -e ".[docs]"
+	touch $(DOCS_STAMP)
+
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist site

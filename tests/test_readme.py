@@ -1,22 +1,15 @@
 """Every Python block of the README runs, one after another, as a reader would run them."""
 
 import re
-from pathlib import Path
 
 import pytest
-import torch
 
-ROOT = Path(__file__).parent.parent
+from .documents import ROOT, run_blocks
 
 
 def test_blocks_run(monkeypatch):
     monkeypatch.chdir(ROOT)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) >= 4
-    torch.manual_seed(0)
-    scope = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), scope)
+    assert run_blocks(ROOT / "README.md") >= 4
 
 
 @pytest.mark.parametrize("name", ["titans_pytorch", "tests", "train_mac.py"])

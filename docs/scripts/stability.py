@@ -1,0 +1,193 @@
+"""Which settings of a memory diverge: the figures of docs/stability.md.
+
+python docs/scripts/stability.py                # about a minute of one core
+python docs/scripts/stability.py --quick        # short streams, to see it run
+
+edge: the largest 2 C theta |k|^2 / d with which a memory that reads one token over and over settles, found by bisection.
+streams: how far a memory's weights move in a long stream, as a multiple of their norm at the start.
+"""
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # the tables of the experiments
+
+from harness.tables import table
+
+from titans_pytorch import MemoryMLP, NeuralMemory
+
+LIMIT = 1e4  # times the norm at the start: it has diverged
+
+
+class Constant:
+    """A step that is the same for every token."""
+
+    def __init__(self, step: float):
+        self.step = step
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(logits, self.step)
+
+
+def logit(share: float) -> float:
+    return math.log(share / (1 - share)) if share > 0 else -100.0
+
+
+# edge
+
+
+def simple(chunk: int, per_token: bool, depth: int, wrapped: bool, eta: float, alpha: float, step: float):
+    """A memory whose keys are its tokens and whose values are them turned, with a constant step, momentum and decay."""
+    dim = 16
+    memory = NeuralMemory(
+        dim,
+        1 if per_token else chunk,
+        batch_size=chunk,
+        model=MemoryMLP(dim, depth),
+        pre_rmsnorm=False,
+        mem_model_norm_add_residual=wrapped,
+        adaptive_step_transform=Constant(step),
+        momentum=eta > 0,
+        init_momentum_bias=logit(eta),
+        init_decay_bias=logit(alpha),
+    ).double()
+    nn.init.eye_(memory.to_keys.weight)
+    nn.init.orthogonal_(memory.to_values.weight)
+    return memory
+
+
+@torch.no_grad()
+def settles(tokens: int, seed: int, **setting) -> bool:
+    """Whether the loss of one token, read over and over, falls below half of where it began, and stays there."""
+    torch.manual_seed(seed)
+    memory = simple(**setting)
+    token = torch.randn(1, 1, memory.dim, dtype=torch.float64)
+    token = token / token.square().mean().sqrt()  # |k|^2 = d
+    seq = token.expand(-1, tokens, -1)
+    _, _, (loss, _) = memory(seq, return_surprises=True)
+    return bool(loss.isfinite().all() and loss[..., tokens // 2 :].max() <= loss[..., 0].max() / 2)
+
+
+def edge(chunk: int, tokens: int, **setting) -> float:
+    """The largest 2 C theta that settles, for the worst of two memories."""
+    low, high = 0.0, 64.0
+    while high - low > 0.02 * high and high > 0.05:
+        middle = (low + high) / 2
+        step = middle / (2 * chunk)
+        kept = all(settles(tokens, seed, chunk=chunk, step=step, **setting) for seed in (0, 1))
+        low, high = (middle, high) if kept else (low, middle)
+    return (low + high) / 2
+
+
+def edges(chunks: int) -> list[tuple]:
+    rows = []
+    bare = {"depth": 1, "wrapped": False, "alpha": 0.0}
+    settings = [
+        ("linear memory, no momentum", {**bare, "eta": 0.0}),
+        ("linear, momentum 0.5", {**bare, "eta": 0.5}),
+        ("linear, momentum 0.9", {**bare, "eta": 0.9}),
+        ("linear, decay 0.1", {**bare, "eta": 0.0, "alpha": 0.1}),
+        ("two layers, no momentum", {**bare, "depth": 2, "eta": 0.0}),
+        ("two layers, wrapped, no momentum", {**bare, "depth": 2, "wrapped": True, "eta": 0.0}),
+    ]
+    for name, setting in tqdm(settings, desc="edge", disable=None):
+        found = [edge(16, 16 * chunks, per_token=per_token, **setting) for per_token in (False, True)]
+        rows.append((name, *(f"{x:.2f}" for x in found)))
+    return rows
+
+
+# streams
+
+DIM, CHUNK = 64, 16
+NORMED = {"qk_rmsnorm": True}
+SETTINGS = {
+    "default, chunk 16": {},
+    "the same, anchor every 16": {"batch_size": 16},
+    "... `qk_rmsnorm`": {"batch_size": 16, **NORMED},
+    "... largest step 0.1": {"batch_size": 16, "default_step_transform_max_lr": 0.1},
+    "... largest step 0.06, `qk_rmsnorm`": {"batch_size": 16, "default_step_transform_max_lr": 0.06, **NORMED},
+    "... `max_grad_norm` 1": {"batch_size": 16, "max_grad_norm": 1.0},
+    "... `spectral_norm_surprises`": {"batch_size": 16, "spectral_norm_surprises": True},
+    "slow decay 0.0025": {"batch_size": 16, "init_decay_bias": -6.0},
+    "slow decay, `qk_rmsnorm`": {"batch_size": 16, "init_decay_bias": -6.0, **NORMED},
+    "slow decay, largest step 0.06, `qk_rmsnorm`": {
+        "batch_size": 16,
+        "init_decay_bias": -6.0,
+        "default_step_transform_max_lr": 0.06,
+        **NORMED,
+    },
+    "slow decay, `max_grad_norm` 1": {"batch_size": 16, "init_decay_bias": -6.0, "max_grad_norm": 1.0},
+    "slow decay, `surprise_threshold` 0.1": {"batch_size": 16, "init_decay_bias": -6.0, "surprise_threshold": 0.1},
+    "slow decay, `gated_transition`": {"batch_size": 16, "init_decay_bias": -6.0, "gated_transition": True},
+    "slow decay, no wrapper": {"batch_size": 16, "init_decay_bias": -6.0, "mem_model_norm_add_residual": False},
+}
+
+
+def build(name: str, seed: int) -> NeuralMemory:
+    torch.manual_seed(seed)
+    if name == "`NeuralMemory.paper`":
+        return NeuralMemory.paper(DIM, 64)
+    return NeuralMemory(DIM, CHUNK, **SETTINGS[name])
+
+
+def streams(tokens: int, seed: int) -> dict[str, torch.Tensor]:
+    rng = torch.Generator().manual_seed(1000 + seed)
+    phrase = torch.randn(1, 32, DIM, generator=rng)
+    return {
+        "noise": torch.randn(1, tokens, DIM, generator=rng),
+        "phrase": phrase.repeat(1, tokens // 32, 1),
+        "one token": phrase[:, :1].expand(-1, tokens, -1),
+    }
+
+
+@torch.no_grad()
+def growth(memory: NeuralMemory, seq: torch.Tensor, piece: int = 512) -> tuple[float, int]:
+    """(norm of the memory's weights, as a multiple of that at the start; tokens read). Stops where it has diverged."""
+    start = math.sqrt(sum(w.square().sum().item() for w in memory.init_weights(1).values()))
+    state, ratio = None, 1.0
+    for at in range(0, seq.shape[1], piece):
+        _, state = memory(seq[:, at : at + piece], state=state)
+        ratio = math.sqrt(sum(w.double().square().sum().item() for w in state.states[0].values())) / start
+        if not ratio < LIMIT:
+            return ratio, at + piece
+    return ratio, seq.shape[1]
+
+
+def growths(tokens: int, seeds: int) -> list[tuple]:
+    rows = []
+    for name in tqdm([*SETTINGS, "`NeuralMemory.paper`"], desc="streams", disable=None):
+        cells = {}
+        for seed in range(seeds):
+            for kind, seq in streams(tokens, seed).items():
+                cells.setdefault(kind, []).append(growth(build(name, seed), seq))
+        rows.append((name, *(cell(found) for found in cells.values())))
+    return rows
+
+
+def cell(found: list[tuple[float, int]]) -> str:
+    """The largest of the seeds, or the first token by which one has diverged."""
+    lost = [read for ratio, read in found if not ratio < LIMIT]
+    return f"lost by {min(lost):,}" if lost else f"{max(ratio for ratio, _ in found):.1f}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=16_384, help="length of a stream [16384]")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="short streams, one seed")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    print(table(("edge of 2 C theta", "a rate per chunk", "a rate per token"), edges(20 if args.quick else 200)))
+    tokens, seeds = (1024, 1) if args.quick else (args.tokens, args.seeds)
+    print(table((f"weights after {tokens:,} tokens", "noise", "phrase", "one token"), growths(tokens, seeds)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
