@@ -3,7 +3,7 @@
 python docs/scripts/stability.py                # about a minute of one core
 python docs/scripts/stability.py --quick        # short streams, to see it run
 
-edge: the largest 2 C theta |k|^2 / d with which a memory that reads one token over and over settles, found by bisection.
+edge: the largest 2 C theta |k|^2 / d with which a memory that reads one token over and over settles.
 streams: how far a memory's weights move in a long stream, as a multiple of their norm at the start.
 """
 
