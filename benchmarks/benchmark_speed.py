@@ -17,6 +17,7 @@ peer's (speed/gate.py). "of matmul": the operations that the algorithm needs (ha
 share of the rate of a large matrix product in the same process.
 
 On a machine that others use, --threads 1 is steadier: threads that wait for each other wait for the others' work too.
+With --clock process the others' time is not counted at all.
 
 Exit status: 0, also where goals are missed or the peer fails; 1 where ours fails or answers wrongly; 2 for bad
 arguments.
@@ -29,7 +30,7 @@ from dataclasses import asdict
 from harness.environment import run_record
 from harness.resident import available_memory
 from harness.results import write_json
-from harness.timing import DTYPES
+from harness.timing import CLOCKS, DTYPES
 from harness.workers import WorkerFailure
 from speed.cases import DEFAULT_CHUNKS, DEFAULT_LENGTHS, QUANTITIES, Case, choose_cases, shortened
 from speed.measure import Arm, Options, default_arms, describe, measure_case, steps
@@ -57,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--engine", default="auto", choices=("auto", "dual", "matrix", "reference"), help="of our memory")
     p.add_argument("--threads", type=positive, help="of each arm (default: torch's choice)")
+    p.add_argument("--clock", default="wall", choices=CLOCKS, help="process: CPU time, with --threads 1")
     p.add_argument("--device", default="cpu", help="cpu or cuda")
     p.add_argument("--dtype", default="float32", choices=DTYPES, help="bfloat16 is autocast")
     p.add_argument("--seed", type=int, default=0)
@@ -77,6 +79,8 @@ def main(argv: list[str] | None = None) -> int:
         )
     except ValueError as error:
         arguments.error(str(error))
+    if args.clock == "process" and (args.threads != 1 or args.device != "cpu"):
+        arguments.error("clock: process counts the time of one thread on a CPU, takes --threads 1 --device cpu")
     if args.quick:
         cases = [shortened(case, QUICK_TOKENS) for case in cases]
     options = options_of(args)
@@ -131,7 +135,13 @@ def options_of(args: argparse.Namespace) -> Options:
     elif args.device == "cpu" and (free := available_memory()) is not None:
         limit = int(0.9 * free)
     return Options(
-        setup={"device": args.device, "dtype": args.dtype, "seed": args.seed, "engine": args.engine},
+        setup={
+            "device": args.device,
+            "dtype": args.dtype,
+            "seed": args.seed,
+            "engine": args.engine,
+            "clock": args.clock,
+        },
         threads=args.threads,
         repeats=args.repeats or (1 if args.quick else 5),
         timeout=args.timeout,

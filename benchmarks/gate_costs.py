@@ -14,14 +14,12 @@ import argparse
 import math
 import re
 import sys
-import time
-from collections.abc import Callable
 
 import torch
 from harness.environment import run_record
 from harness.results import write_json
 from harness.tables import table
-from harness.timing import timed
+from harness.timing import cpu_seconds
 from torch import nn
 from tqdm import tqdm
 
@@ -100,15 +98,6 @@ def build(options: dict, spectral: bool, device: str) -> NeuralMemory:
         spectral_norm_surprises=spectral,
         **{"heads": HEADS, **options},
     ).to(device)
-
-
-def cpu_seconds(work: Callable[[], object], device: str) -> float:
-    """Of one call; on CUDA by the clock."""
-    if device.startswith("cuda"):
-        return timed(work, device)
-    began = time.process_time()
-    work()
-    return time.process_time() - began
 
 
 def train_step(memory: nn.Module, seq: torch.Tensor):

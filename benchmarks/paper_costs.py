@@ -13,10 +13,11 @@ import math
 import sys
 
 import torch
-from gate_costs import cpu_seconds, train_step
+from gate_costs import train_step
 from harness.environment import run_record
 from harness.results import write_json
 from harness.tables import table
+from harness.timing import cpu_seconds
 from torch import nn
 from tqdm import tqdm
 

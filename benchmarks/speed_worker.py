@@ -52,7 +52,7 @@ class Arm:
         getattr(self.subject, what)()
 
     def time(self, what: str, min_seconds: float) -> dict:
-        calls = timed_calls(getattr(self.subject, what), self.setup.device, min_seconds)
+        calls = timed_calls(getattr(self.subject, what), self.setup.device, min_seconds, self.setup.clock)
         return {"calls": calls, "tokens": self.subject.decoded_tokens if what == "decode" else None}
 
     def memory(self) -> dict:
@@ -65,7 +65,7 @@ class Arm:
         return mark.read()
 
     def matmul(self, side: int) -> float:
-        return matmul_rate(self.setup.device, self.setup.dtype, side)
+        return matmul_rate(self.setup.device, self.setup.dtype, side, clock=self.setup.clock)
 
     def engines(self) -> list[str]:
         """Which engine each memory of our library chose."""

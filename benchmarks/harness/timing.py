@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 
+CLOCKS = {"wall": time.perf_counter, "process": time.process_time}  # process: CPU time, of all threads together
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
 
@@ -13,25 +14,31 @@ def synchronise(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def timed(work: Callable[[], object], device: str) -> float:
+def timed(work: Callable[[], object], device: str, clock: str = "wall") -> float:
     """One call."""
+    now = CLOCKS[clock]
     synchronise(device)
-    began = time.perf_counter()
+    began = now()
     work()
     synchronise(device)
-    return time.perf_counter() - began
+    return now() - began
 
 
-def timed_calls(work: Callable[[], object], device: str, min_seconds: float = 0.0) -> list[float]:
+def cpu_seconds(work: Callable[[], object], device: str) -> float:
+    """One call, by the clock that other processes do not move; on CUDA by that of the wall."""
+    return timed(work, device, "wall" if device.startswith("cuda") else "process")
+
+
+def timed_calls(work: Callable[[], object], device: str, min_seconds: float = 0.0, clock: str = "wall") -> list[float]:
     """Every call's seconds: one call, then as many as it takes to fill `min_seconds`."""
     calls, total = [], 0.0
     while not calls or total < min_seconds:
-        calls.append(timed(work, device))
+        calls.append(timed(work, device, clock))
         total += calls[-1]
     return calls
 
 
-def matmul_rate(device: str, dtype: str, side: int = 2048, min_seconds: float = 0.5) -> float:
+def matmul_rate(device: str, dtype: str, side: int = 2048, min_seconds: float = 0.5, clock: str = "wall") -> float:
     """Operations per second of a product of two square matrices, 2 side^3 operations: the best of several calls."""
     a = torch.randn(side, side, device=device, dtype=DTYPES[dtype])
     b = torch.randn(side, side, device=device, dtype=DTYPES[dtype])
@@ -41,4 +48,4 @@ def matmul_rate(device: str, dtype: str, side: int = 2048, min_seconds: float = 
         torch.mm(a, b, out=out)
 
     timed(work, device)
-    return 2 * side**3 / min(timed_calls(work, device, min_seconds))
+    return 2 * side**3 / min(timed_calls(work, device, min_seconds, clock))

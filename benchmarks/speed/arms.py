@@ -23,6 +23,7 @@ class Setup:
     device: str = "cpu"
     dtype: str = "float32"
     seed: int = 0
+    clock: str = "wall"  # or process (harness/timing.py)
     engine: str | None = None  # of our NeuralMemory; None where it has no such argument
 
     @property
