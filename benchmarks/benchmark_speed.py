@@ -135,13 +135,7 @@ def options_of(args: argparse.Namespace) -> Options:
     elif args.device == "cpu" and (free := available_memory()) is not None:
         limit = int(0.9 * free)
     return Options(
-        setup={
-            "device": args.device,
-            "dtype": args.dtype,
-            "seed": args.seed,
-            "engine": args.engine,
-            "clock": args.clock,
-        },
+        setup={name: getattr(args, name) for name in ("device", "dtype", "seed", "engine", "clock")},
         threads=args.threads,
         repeats=args.repeats or (1 if args.quick else 5),
         timeout=args.timeout,
@@ -174,6 +168,7 @@ def save_figure(result: dict, path: str) -> None:
 
     run, setup = result["run"], result["options"]["setup"]
     where = f"{run['device']['name']}, {run['threads']} thread(s), {setup['dtype']}, torch {run['versions']['torch']}"
+    where += {"wall": "", "process": ", CPU time"}[setup["clock"]]
     if not draw(result["cases"], path, where):
         print("nothing to draw", file=sys.stderr)
 
