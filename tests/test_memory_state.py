@@ -70,6 +70,32 @@ def same_state(got, wanted, tolerance=0.0):
     assert_same_tensors(leaves_of(got), leaves_of(wanted), tolerance)
 
 
+@pytest.mark.parametrize(
+    ("chunks", "entries"),
+    [  # entries: how many chunks the memory has learned from that the query at position 0, 1, 2 .. reads
+        (1, [1, 2, 3, 4, 5]),
+        (3, [0, 0, 1, 1, 1, 2, 2, 2, 3]),
+        ((4, 2), [0, 0, 0, 2, 2, 2, 2, 4, 4]),
+        ((2, 4), [0, 0, 0, 1, 1, 1, 1, 2]),
+        ((6, 4), [0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 3]),
+    ],
+)
+def test_which_memory_a_position_reads(chunks, entries):
+    memory = NeuralMemory(DIM, chunks)
+    assert [memory._entry_at(position) for position in range(len(entries))] == entries
+
+
+def test_an_older_memory_is_kept_while_it_is_read():
+    """Reads in groups of 4, chunks of 2: 6 tokens are three chunks, of which token 6 reads what two have left."""
+    memory = build("plain", chunk_size=(4, 2))
+    with torch.no_grad():
+        _, state = memory(tokens("plain", n=6))
+        _, level = memory(tokens("plain", n=7))
+    for name, kept in state.read_weights.items():
+        assert torch.equal(kept, state.updates[name][:, 2])
+    assert level.read_weights is None, "token 7 reads all three"
+
+
 def test_fields():
     first = ("seq_index", "weights", "cache_store_segment", "states", "updates", "active_page_indices")
     assert NeuralMemState._fields[:6] == first

@@ -153,15 +153,20 @@ def test_the_transformer_adds_the_mean_over_its_memories():
         neural_memory_layers=(1, 3),
         neural_memory_segment_len=4,
         neural_memory_kwargs={"surprise_source": "prediction"},
-    )
+        memory_loss_weight=0.25,
+    ).eval()
     ids = torch.randint(0, 16, (2, 25))
     seen = []
     for layer in (model.layers[0], model.layers[2]):
         layer.memory.register_forward_hook(lambda module, args, out: seen.append(auxiliary_loss(out[2])))
     plain, more = model(ids, return_loss=True), model(ids, return_loss=True, memory_loss_weight=0.5)
-    assert len(seen) == 4
-    assert_close(more, plain + 0.5 * (seen[2] + seen[3]) / 2, 1e-6)
+    assert_close(more, plain + 0.5 * (seen[0] + seen[1]) / 2, 1e-6)
+    assert_close(model.train()(ids, return_loss=True), plain + 0.25 * (seen[0] + seen[1]) / 2, 1e-6)
+    assert_close(model(ids, return_loss=True, memory_loss_weight=0.0), plain, 1e-6)
+    assert model(ids).shape == (2, 25, 16)
     more.backward()
     assert all((layer.memory.predictor.predict.weight.grad != 0).any() for layer in (model.layers[0], model.layers[2]))
     with pytest.raises(ValueError, match=r"^memory_loss_weight: got 0.5, takes 0 without return_loss"):
         model(ids, memory_loss_weight=0.5)
+    with pytest.raises(ValueError, match="^memory_loss_weight: got -1, takes a number of at least 0"):
+        model(ids, return_loss=True, memory_loss_weight=-1)

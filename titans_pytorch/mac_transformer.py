@@ -63,6 +63,8 @@ class MemoryAsContextTransformer(nn.Module):
         sliding_window_attn: attention sees a sliding window in place of its own segment.
         neural_mem_weight_residual: a memory's surprises are taken at weights mixed with the memory layer's before it.
         token_emb: module for the embedding, ids [b n] -> [b n dim]; default nn.Embedding.
+        memory_loss_weight: in training mode: how much of the memories' `auxiliary_loss`, the mean over the layers,
+            joins the cross entropy of `return_loss`. A predictor (surprise_source) learns from nothing else.
 
     Raises:
         ValueError: naming the argument, what it got and what it takes.
@@ -93,12 +95,14 @@ class MemoryAsContextTransformer(nn.Module):
         sliding_window_attn: bool = False,
         neural_mem_weight_residual: bool = False,
         token_emb: nn.Module | None = None,
+        memory_loss_weight: float = 0.0,
     ):
         super().__init__()
         positive_int(num_tokens, "num_tokens")
         positive_int(dim, "dim")
         positive_int(depth, "depth")
         positive_int(segment_len, "segment_len")
+        self.memory_loss_weight = _weight(memory_loss_weight)
         count(num_longterm_mem_tokens, "num_longterm_mem_tokens")
         if neural_memory_segment_len is None:
             neural_memory_segment_len = segment_len + num_longterm_mem_tokens
@@ -166,7 +170,7 @@ class MemoryAsContextTransformer(nn.Module):
         disable_flex_attn: bool = False,
         cache: MacCache | None = None,
         return_cache: bool = False,
-        memory_loss_weight: float = 0.0,
+        memory_loss_weight: float | None = None,
     ) -> Tensor | tuple[Tensor, MacCache]:
         """Logits [b n num_tokens] of integer token ids [b n], n >= 1.
 
@@ -177,8 +181,7 @@ class MemoryAsContextTransformer(nn.Module):
             disable_flex_attn: use scaled dot-product attention for this call.
             cache: what an earlier call returned.
             return_cache: return (logits, cache for the tokens that follow). Its size does not depend on n.
-            memory_loss_weight: with return_loss: how much of the memories' `auxiliary_loss`, the mean over the layers,
-                joins the cross entropy. It is also what a memory's predictor (surprise_source) learns from.
+            memory_loss_weight: with return_loss, and in any mode: this in place of the constructor's.
 
         Raises:
             ValueError: for ids of another shape or dtype, out of range (seen on CPU), or another batch's cache.
@@ -189,10 +192,12 @@ class MemoryAsContextTransformer(nn.Module):
         if return_loss:
             if cache is not None or return_cache or ids.shape[1] < 2:
                 raise wrong("return_loss", True, "two tokens or more, and no cache")
-            logits, memory_loss, _ = self._read(ids[:, :-1], disable_flex_attn, memory_loss=memory_loss_weight != 0)
+            own = self.memory_loss_weight if self.training else 0.0
+            weight = own if memory_loss_weight is None else _weight(memory_loss_weight)
+            logits, memory_loss, _ = self._read(ids[:, :-1], disable_flex_attn, memory_loss=weight != 0)
             loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
-            return loss if memory_loss is None else loss + memory_loss_weight * memory_loss
-        if memory_loss_weight != 0:
+            return loss if memory_loss is None else loss + weight * memory_loss
+        if memory_loss_weight:
             raise wrong("memory_loss_weight", memory_loss_weight, "0 without return_loss")
         logits, _, layers = self._read(ids, disable_flex_attn, cache, return_cache)
         start = 0 if cache is None else cache.tokens
@@ -247,6 +252,12 @@ class MemoryAsContextTransformer(nn.Module):
         batch = cache.layers[0].attention.keys.shape[0]
         if batch != ids.shape[0]:
             raise wrong("cache", f"a batch of {batch}", f"the batch of the ids, {ids.shape[0]}")
+
+
+def _weight(value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+        raise wrong("memory_loss_weight", value, "a number of at least 0")
+    return value
 
 
 def _memory_layers(layers: Iterable[int] | None, depth: int) -> set[int]:

@@ -5,7 +5,10 @@ import torch
 from torch import nn
 
 from titans_pytorch import LMMLayer, MACLayer, MAGLayer, MALLayer, NeuralMemory, titans_memory
+from titans_pytorch.models.config import ModelConfig
+from titans_pytorch.models.family import build_model
 from titans_pytorch.models.gates import GATES
+from titans_pytorch.norms import RMSNorm
 from titans_pytorch.storing import storing_off
 
 from ..helpers import assert_close, assert_same_gradients, gradients, randomise
@@ -50,6 +53,16 @@ def test_against_the_twin(name, n, options):
     assert_close(out, wanted, 1e-10)
     leaves = {name: p for name, p in layer.named_parameters() if p.requires_grad} | {"x": x}
     assert_same_gradients(gradients([out], leaves), gradients([wanted], leaves))
+
+
+@pytest.mark.parametrize("variant", LAYERS)
+def test_every_norm_is_the_fast_one(variant):
+    model = build_model(
+        ModelConfig(variant=variant, vocab_size=8, d_model=8, n_layers=1, n_heads=2, mem_heads=2), "meta"
+    )
+    norms = [module for module in model.modules() if isinstance(module, nn.RMSNorm)]
+    assert len(norms) >= 4
+    assert {type(norm) for norm in norms} == {RMSNorm}
 
 
 @pytest.mark.parametrize("name", LAYERS)

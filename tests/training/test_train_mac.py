@@ -105,6 +105,16 @@ def test_the_switches_reach_the_memory(script):
     )
 
 
+def test_the_memory_loss_reaches_the_training_loss(script, arguments, tmp_path):
+    def first_loss(name, *more):
+        assert run(script, arguments, tmp_path / name, "--steps", 1, "--warmup-steps", 1, *more) == 0
+        return read_metrics(tmp_path / name / "metrics.jsonl")[0]["loss"]
+
+    plain, one, two = first_loss("a"), *(first_loss(w, "--memory-loss-weight", w) for w in ("0.5", "1"))
+    assert one > plain
+    assert two - plain == pytest.approx(2 * (one - plain), rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from titans_pytorch.checks import wrong
+from titans_pytorch.norms import RMSNorm
 
 GATES = ("normalised", "silu", "sigmoid")
 
@@ -22,8 +23,8 @@ class Gate(nn.Module):
             raise wrong("gate", kind, f"one of {', '.join(GATES)}")
         self.kind = kind
         normalised = kind == "normalised"
-        self.attended_norm = nn.RMSNorm(dim) if normalised else nn.Identity()
-        self.remembered_norm = nn.RMSNorm(dim) if normalised else nn.Identity()
+        self.attended_norm = RMSNorm(dim) if normalised else nn.Identity()
+        self.remembered_norm = RMSNorm(dim) if normalised else nn.Identity()
         self.to_out = nn.Linear(dim, dim, bias=False)
 
     def forward(self, attended: Tensor, remembered: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from titans_pytorch.blocks import feed_forward
 from titans_pytorch.checks import Words, wrong
+from titans_pytorch.norms import RMSNorm
 from titans_pytorch.sampling import check_ids, min_p_filter, sample
 from titans_pytorch.surprise import auxiliary_loss
 
@@ -61,7 +62,7 @@ class LanguageModel(nn.Module):
         self.token_emb = nn.Embedding(config.vocab_size, config.d_model)
         nn.init.normal_(self.token_emb.weight, std=0.02)
         self.blocks = self.new_blocks(config)
-        self.norm = nn.RMSNorm(config.d_model)
+        self.norm = RMSNorm(config.d_model)
         self.to_logits = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.to_logits.weight = self.token_emb.weight

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from titans_pytorch.checks import Words, wrong
 from titans_pytorch.memory_state import NeuralMemState
 from titans_pytorch.neural_memory import NeuralMemory
+from titans_pytorch.norms import RMSNorm
 
 from .attention import SegmentAttention, SegmentCache
 from .gates import Gate
@@ -67,7 +68,7 @@ class MACLayer(nn.Module):
         memory: NeuralMemory | None = None,
     ):
         super().__init__()
-        self.norm = nn.RMSNorm(dim)
+        self.norm = RMSNorm(dim)
         self.persistent = PersistentTokens(n_persistent, dim)
         self.attention = SegmentAttention(dim, heads, segment)
         self.remember = Remember(check_memory(memory, dim, heads))

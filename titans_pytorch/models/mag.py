@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from titans_pytorch.attention import KeyValueCache
 from titans_pytorch.memory_state import NeuralMemState
 from titans_pytorch.neural_memory import NeuralMemory
+from titans_pytorch.norms import RMSNorm
 
 from .attention import WindowAttention
 from .gates import Gate
@@ -41,7 +42,7 @@ class MAGLayer(nn.Module):
         memory: NeuralMemory | None = None,
     ):
         super().__init__()
-        self.norm = nn.RMSNorm(dim)
+        self.norm = RMSNorm(dim)
         self.attention = WindowAttention(dim, heads, window)
         self.remember = Remember(check_memory(memory, dim, heads), n_persistent)
         self.gate = Gate(dim, gate)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from titans_pytorch.attention import KeyValueCache
 from titans_pytorch.memory_state import NeuralMemState
 from titans_pytorch.neural_memory import NeuralMemory
+from titans_pytorch.norms import RMSNorm
 
 from .attention import WindowAttention
 from .memory import Remember, check_memory
@@ -45,7 +46,7 @@ class MALLayer(nn.Module):
     ):
         super().__init__()
         self.remember = Remember(check_memory(memory, dim, heads), n_persistent)
-        self.norm = nn.RMSNorm(dim)
+        self.norm = RMSNorm(dim)
         self.attention = WindowAttention(dim, heads, window)
         self.to_out = nn.Linear(dim, dim, bias=False)
 

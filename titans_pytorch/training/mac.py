@@ -49,6 +49,7 @@ class MacConfig:
     init_momentum_bias: float | None = setting(None, "start of its momentum, before its sigmoid")
     init_decay_bias: float | None = setting(None, "start of its decay, before its sigmoid")
     memory_max_grad_norm: float | None = setting(None, "soft limit on the norm of the memory's gradients")
+    memory_loss_weight: float = setting(0.0, "of the memories' own loss as a further term of the training loss")
     use_symplectic_gating: bool = setting(False, "symplectic gating of the memory's decay")
     num_pages: int = setting(1, "pages of memory")
     symplectic_page_threshold: float = setting(0.5, "complexity above which the memory turns a page")
@@ -56,6 +57,7 @@ class MacConfig:
     def __post_init__(self):
         positive(self, "dim", "depth", "dim_head", "heads", "ff_mult", "num_residual_streams", "segment_len")
         positive(self, "memory_dim_head", "memory_heads", "memory_depth", "memory_expansion_factor", "num_pages")
+        positive(self, "memory_loss_weight", zero=True)
 
     def memory_kwargs(self) -> dict[str, Any]:
         """Keywords of NeuralMemory."""
@@ -102,6 +104,7 @@ def build_mac(config: MacConfig, device: torch.device) -> nn.Module:
                     config.memory_dim_head, config.memory_depth, expansion_factor=config.memory_expansion_factor
                 ),
                 "neural_memory_kwargs": config.memory_kwargs(),
+                "memory_loss_weight": config.memory_loss_weight,
             }
         model = MemoryAsContextTransformer(
             num_tokens=256,
