@@ -22,7 +22,7 @@ from tasks import transfer
 from tasks.curves import curve_tasks
 
 VERSUS = (("mutation_champion", "random_champion"), ("mutation_champion", "by_hand"))
-WRITING = 16  # tokens of a writing of interference
+WRITING = 8  # tokens of a writing of interference
 
 
 def flags(p: argparse.ArgumentParser) -> None:

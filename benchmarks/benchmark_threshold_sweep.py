@@ -8,6 +8,7 @@ threshold from data instead, see titans_pytorch.calibrate_page_threshold.
 """
 
 import argparse
+import math
 import statistics
 import sys
 from typing import Any
@@ -29,8 +30,9 @@ def flags(p: argparse.ArgumentParser) -> None:
 
 def plan(args: argparse.Namespace, session) -> Plan:
     shared = {"batch_size": args.batch_size, "chunk_size": args.chunk_size}
+    writing = args.chunk_size * math.ceil(8 / args.chunk_size)  # short, so that it is learned in these few steps
     tasks = [
-        Interference(dim=args.dim, pairs=2 * args.chunk_size - 4, **shared),
+        Interference(dim=args.dim, pairs=writing - 4, **shared),
         Follow("spiral", dim=args.dim, length=args.seq_len, **shared),
     ]
     arms = [

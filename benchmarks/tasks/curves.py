@@ -72,9 +72,7 @@ class Follow(Task):
 
     def errors(self, memory: nn.Module, curves: Curves, state=None) -> Tensor:
         """[n]: of each answer."""
-        answers, _ = memory(curves.noisy[:, :-1], state=state)
-        wanted = curves.clean[:, 1:]
-        return (answers - wanted).square().mean(dim=(0, 2)) / wanted.square().mean()
+        return relative(memory(curves.noisy[:, :-1], state=state)[0], curves.clean)
 
     def loss(self, model: nn.Module, batch: Curves) -> Tensor:
         return self.errors(model, batch).mean()
@@ -85,7 +83,7 @@ class Follow(Task):
 
     def constant(self, train, test) -> Mapping[str, float]:
         mean = torch.cat([c.clean for c in train]).mean(dim=(0, 1))
-        errors = [(c.clean[:, 1:] - mean).square().mean(dim=(0, 2)) / c.clean[:, 1:].square().mean() for c in test]
+        errors = [relative(mean.expand_as(c.clean[:, 1:]), c.clean) for c in test]
         first, second = torch.stack(errors).mean(dim=0).chunk(2)
         return {"error": second.mean().item(), "error_first": first.mean().item()}
 
@@ -179,9 +177,9 @@ class Recovery(Follow):
         return self.scored(self.answers(model, batch), batch)
 
     def scored(self, answers: Tensor, batch: Mapping[str, Tensor]) -> dict[str, float]:
-        wanted, n, half = batch["clean"][:, 1:], self.length, self.length // 2
-        error = (answers - wanted).square().mean(dim=(0, 2)) / wanted.square().mean()
-        turned = angle_between(answers, wanted, batch["plane"]).mean(dim=0)
+        n, half = self.length, self.length // 2
+        error = relative(answers, batch["clean"])
+        turned = angle_between(answers, batch["clean"][:, 1:], batch["plane"]).mean(dim=0)
         pre, perturbed, post = slice(half, n - 1), slice(n + half, 2 * n - 1), slice(2 * n, 2 * n + half)
         found = {
             "clean_mse_pre": error[pre].mean().item(),
@@ -198,6 +196,13 @@ class Recovery(Follow):
         mean = torch.cat([c["clean"] for c in train]).mean(dim=(0, 1))
         scores = [self.scored(mean.expand_as(c["clean"][:, 1:]), c) for c in test]
         return {name: sum(s[name] for s in scores) / len(scores) for name in scores[0]}
+
+
+def relative(answers: Tensor, clean: Tensor) -> Tensor:
+    """Mean squared error of each answer over the mean square of what is asked for, the next vector: [b n d] and
+    [b n+1 d] -> [n]."""
+    wanted = clean[:, 1:]
+    return (answers - wanted).square().mean(dim=(0, 2)) / wanted.square().mean()
 
 
 def angle_between(ours: Tensor, theirs: Tensor, plane: Tensor) -> Tensor:

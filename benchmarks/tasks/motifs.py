@@ -16,7 +16,7 @@ import torch
 from harness.task import Metric, Task
 from torch import Tensor, nn
 
-from tasks.curves import curve, planes
+from tasks.curves import curve, planes, relative
 from tasks.memories import small_memory
 
 
@@ -74,7 +74,7 @@ class MultiMotif(Task):
         return Motifs(clean + self.noise * torch.randn(b, n, d, generator=generator), clean, boundary)
 
     def errors(self, memory: nn.Module, batch: Motifs) -> Tensor:
-        return relative(memory(batch.noisy[:, :-1])[0], batch)
+        return relative(memory(batch.noisy[:, :-1])[0], batch.clean)
 
     def loss(self, model: nn.Module, batch: Motifs) -> Tensor:
         return self.errors(model, batch).mean()
@@ -89,11 +89,5 @@ class MultiMotif(Task):
 
     def constant(self, train, test) -> Mapping[str, float]:
         mean = torch.cat([m.clean for m in train]).mean(dim=(0, 1))
-        scores = [self.scored(relative(mean.expand_as(m.clean[:, 1:]), m), m) for m in test]
+        scores = [self.scored(relative(mean.expand_as(m.clean[:, 1:]), m.clean), m) for m in test]
         return {name: sum(s[name] for s in scores) / len(scores) for name in scores[0]}
-
-
-def relative(answers: Tensor, batch: Motifs) -> Tensor:
-    """Error of each answer over the mean square of what is asked for: [n]."""
-    wanted = batch.clean[:, 1:]
-    return (answers - wanted).square().mean(dim=(0, 2)) / wanted.square().mean()

@@ -37,8 +37,8 @@ NAMES = {
 
 def flags(p: argparse.ArgumentParser, pages: int = 2) -> None:
     """Of memories and tasks."""
-    p.add_argument("--dim", type=whole(4), default=16, help="of a token (even)")
-    p.add_argument("--seq-len", type=whole(5), default=16, help="tokens of one writing, 4 of them context")
+    p.add_argument("--dim", type=whole(4), default=32, help="of a token (even)")
+    p.add_argument("--seq-len", type=whole(5), default=8, help="tokens of one writing, 4 of them context")
     p.add_argument("--batch-size", type=whole(1), default=8)
     p.add_argument("--chunk-size", type=whole(1), default=8)
     p.add_argument("--pages", type=whole(1), default=pages)
