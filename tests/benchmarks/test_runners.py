@@ -77,7 +77,7 @@ def marked(name):
     return pytest.param(name, marks=[pytest.mark.slow] if name.removeprefix("benchmark_") in LONG else [])
 
 
-@pytest.mark.parametrize("name", map(marked, RUNNERS))
+@pytest.mark.parametrize("name", [marked(name) for name in RUNNERS])
 def test_the_same_command_gives_the_same_numbers(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     benchmark = import_module(name).BENCHMARK
