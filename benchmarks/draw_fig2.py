@@ -1,0 +1,116 @@
+"""fig2.png: what it gives. Speed and memory against the peer over length, bits per byte, paging under interference.
+
+python benchmarks/draw_fig2.py              # fig2.png of the repository, from benchmarks/results
+python benchmarks/draw_fig2.py --chunk 16 other.png
+
+Each result file says at "command" how it was measured: speed_sweep.json, text.json and paging.json.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from benchmark_text import draw_bars
+from harness.environment import REPOSITORY
+from harness.plots import COLOURS, INK, new_figure, plain, save_png, style
+from speed.figure import ARM_COLOURS, ARM_LABELS
+from speed.report import value
+
+RESULTS = REPOSITORY / "benchmarks" / "results"
+PAGING = {
+    "recognised": "pages, turned by a gate\nthat knows the context",
+    "recognised/plain": "plain memory, as large",
+    "recognised/never": "the same pages, never turned",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("png", nargs="?", default=str(REPOSITORY / "fig2.png"), help="where to [fig2.png]")
+    arguments.add_argument("--chunk", type=int, default=4, help="which chunk size of the sweep [4]")
+    args = arguments.parse_args(argv)
+    try:
+        read = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in ("speed_sweep", "text", "paging")}
+        chunks = sorted({record["case"]["chunk"] for record in read["speed_sweep"]["cases"]})
+        if args.chunk not in chunks:
+            arguments.error(f"chunk: got {args.chunk}, takes one of {', '.join(map(str, chunks))}")
+        draw(read, args.chunk, args.png)
+    except (OSError, ValueError) as error:
+        print(f"draw_fig2.py: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def draw(read: dict, chunk: int, path: str) -> None:
+    cases = [record for record in read["speed_sweep"]["cases"] if record["case"]["chunk"] == chunk]
+    with style():
+        figure = new_figure(10.4, 6.2)
+        (speed, memory), (text, paging) = figure.subplots(2, 2)
+        draw_over_length(speed, cases, "train", lambda took, tokens: tokens / took)
+        speed.set(title="a training step of the memory: tokens per second", ylabel="tokens/s")
+        draw_over_length(memory, cases, "memory", lambda taken, tokens: taken / 1e6)
+        memory.set(title="what it takes: peak memory over idle", ylabel="MB")
+        speed.legend(loc="best", fontsize=8)
+        draw_bars(text, read["text"])
+        text.set_title(f"bits per byte on held-out Wikipedia, {len(read['text']['run']['seeds'])} seeds")
+        draw_interference(paging, read["paging"]["tasks"]["interference"])
+    save_png(figure, path)
+
+
+def draw_over_length(axes, cases, quantity: str, shown) -> None:
+    for arm, colour in ARM_COLOURS.items():
+        points = sorted(
+            (record["case"]["tokens"], shown(measured, record["case"]["tokens"]))
+            for record in cases
+            if (measured := value(record, arm, quantity)) is not None
+        )
+        if not points:
+            continue
+        dashes = "--" if arm == "attention" else "-"
+        axes.plot(*zip(*points, strict=True), dashes, marker="o", color=colour, label=ARM_LABELS[arm])
+        if arm == "peer" and len(points) < len(cases):
+            axes.annotate(
+                "then out of memory or time", points[-1], (8, -3), textcoords="offset points", fontsize=8, color=colour
+            )
+    lengths = sorted({record["case"]["tokens"] for record in cases})
+    axes.set(xscale="log", yscale="log", xlabel="tokens of a sequence")
+    axes.set_xticks(lengths, [f"{n:,}" for n in lengths])
+    axes.set_xticks([], minor=True)
+    plain(axes.yaxis)
+
+
+def draw_interference(axes, task: dict) -> None:
+    """What was stored of A, before and after B was stored with the same keys."""
+    places = range(len(PAGING))[::-1]
+    for place, arm in zip(places, PAGING, strict=True):
+        metrics = task["arms"][arm]["metrics"]
+        for metric, shift, colour, label in (
+            ("error_a_before", 0.2, COLOURS[2], "before"),
+            ("error_a_after", -0.2, COLOURS[1], "after"),
+        ):
+            found = metrics[metric]
+            half = found["high"] - found["mean"]
+            axes.barh(place + shift, found["mean"], height=0.36, color=colour, xerr=half, ecolor=INK, capsize=2,
+                      label=f"{label} B is stored" if place == 0 else None)  # fmt: skip
+            axes.annotate(
+                f"{found['mean']:.2f}",
+                (found["high"], place + shift),
+                (5, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+            )
+    axes.set_yticks(list(places), list(PAGING.values()))
+    seeds = task["arms"]["recognised"]["metrics"]["error_a_after"]["n"]
+    axes.set(
+        title=f"error of what was stored of A, {seeds} seeds",
+        xlabel="relative error (1: nothing is known)",
+        xlim=(0, 0.75),
+    )
+    axes.grid(visible=False, axis="y")
+    axes.legend(loc="upper right", fontsize=8)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
