@@ -220,3 +220,34 @@ def test_the_committed_tasks(name):
             assert subject.task.payload <= asked[0] // window * window
         else:
             assert asked[0] - (ids.index(0) + 1) > window + run.model.conv_kernel
+
+
+def test_a_step_that_overshoots_is_named(task_run, tmp_path, capsys):
+    """Keys of RMS norm 1: 2 C theta, here with C = 4 and theta up to 2. Unit norm: an eighth of it."""
+    _, config = task_run
+    words = ["train", "--config", config, "--vocab-size", "18", "--max-step", "2", "--steps", "1"]
+    assert main([*words, "--out", str(tmp_path / "unit")]) == 0
+    assert "may overshoot" not in capsys.readouterr().out
+    assert main([*words, "--qk-norm", "rms", "--out", str(tmp_path / "rms")]) == 0
+    said = capsys.readouterr().out
+    (gain,) = result(tmp_path / "rms")["memory_gains"].values()
+    assert 2 < gain < 2 * 4 * 2
+    assert f"2 C theta is {gain:.2g} in blocks.0" in said
+    assert main(["analyze", str(tmp_path / "rms"), "--length", "24"]) == 0
+    found = json.loads((tmp_path / "rms" / "analysis" / "memory.json").read_text())["memories"][0]["gain"]
+    assert found == pytest.approx(gain, rel=0.5)
+    said = capsys.readouterr().out
+    assert f"largest 2 C theta {found:.2g}\n" in said
+    assert "may overshoot" in said
+
+
+def test_a_loss_that_overflows_names_the_step(task_run, tmp_path, capsys):
+    _, config = task_run
+    words = ["--vocab-size", "18", "--qk-norm", "rms", "--max-step", "1e9", "--no-use-momentum", "--mem-layers", "1"]
+    assert main(["train", "--config", config, *words, "--out", str(tmp_path / "run")]) == 1
+    error = capsys.readouterr().err
+    assert re.search(r"step 1: the (loss|gradient norm) is (nan|inf); the checkpoint of step 0 is kept in ", error)
+    assert re.search(
+        r"; on text that repeats itself memories may overshoot: 2 C theta is [\d.]+e\+\d+ in blocks", error
+    )
+    assert error.strip().count("\n") == error[: error.index("titans train:")].count("\n")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..checks import positive_int
 from ..neural_memory import NeuralMemory
+from ..overshoot import watch_gains
 from ..storing import memories_of
 
 __all__ = ["MemoryTrace", "trace_memories"]
@@ -26,7 +27,8 @@ class MemoryTrace:
 
     surprise: the memory's loss before it learns. step, decay, momentum: as learned from the token (momentum empty
     without). change: after each piece of `piece` tokens |M - M_0| / |M_0|, over all weights; moved: the same against
-    the piece before.
+    the piece before. gain: the largest of any token, above 2 a memory can overshoot (see `overshoot`); None where that
+    does not apply.
     """
 
     name: str
@@ -38,6 +40,7 @@ class MemoryTrace:
     momentum: list[float] = field(default_factory=list)
     change: list[float] = field(default_factory=list)
     moved: list[float] = field(default_factory=list)
+    gain: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -53,13 +56,15 @@ def trace_memories(model: nn.Module, ids: Tensor, piece: int = 32) -> list[Memor
     watchers = [_Watcher(name, memory, piece, ids.shape[0]) for name, memory in memories_of(model).items()]
     training = model.training
     model.eval()
-    with _watched(watchers):
+    with _watched(watchers), watch_gains(model) as gains:
         cache = None
         for part in ids.split(piece, dim=1):
             _, cache = model(part, cache=cache, return_cache=True)
             for watcher in watchers:
                 watcher.end_of_piece()
     model.train(training)
+    for watcher in watchers:
+        watcher.trace.gain = gains.get(watcher.trace.name)
     return [watcher.trace for watcher in watchers]
 
 

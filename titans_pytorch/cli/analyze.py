@@ -13,6 +13,7 @@ from titans_pytorch.analysis.plot import plot_traces
 from titans_pytorch.analysis.trace import trace_memories
 from titans_pytorch.cli.inputs import held_out_text, parser_for, whole, write_json
 from titans_pytorch.cli.runs import load_run
+from titans_pytorch.overshoot import overshoot_note
 from titans_pytorch.storing import memories_of
 from titans_pytorch.tasks.subject import task_of
 from titans_pytorch.training.config import TaskConfig
@@ -52,5 +53,8 @@ def analyze_command(argv: list[str]) -> None:
     for trace in traces:
         means = {name: sum(v) / len(v) for name in ("surprise", "step", "decay") if (v := getattr(trace, name))}
         shown = ", ".join(f"{name} {value:.3g}" for name, value in means.items())
-        print(f"{trace.name}: mean {shown}; weights changed by {trace.change[-1]:.1%} of their start")
+        gain = "" if trace.gain is None else f"; largest 2 C theta {trace.gain:.2g}"
+        print(f"{trace.name}: mean {shown}; weights changed by {trace.change[-1]:.1%} of their start{gain}")
+    if note := overshoot_note({trace.name: trace.gain for trace in traces if trace.gain is not None}):
+        print(note)
     print(f"{out}/ holds memory.json" + (" and memory.png" if drawn else "; matplotlib is not installed: no picture"))

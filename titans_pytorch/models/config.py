@@ -53,7 +53,9 @@ class ModelConfig:
     chunk_size: int = setting(64, "tokens whose surprises are taken at the same weights, eq. 16")
     use_momentum: bool = setting(True, "past surprise carries on, eq. 9 and 10")
     use_decay: bool = setting(True, "the memory forgets, eq. 13")
-    max_step: float = setting(0.1, "largest step of the memory: theta is a sigmoid times this")
+    max_step: float = setting(
+        0.1, "largest step of the memory: theta is a sigmoid times this; rms: at most 1 / chunk_size cannot overshoot"
+    )
     surprise_threshold: float | None = setting(None, "a token that surprises less changes nothing (none: all count)")
     surprise_source: Literal["memory", "prediction"] = setting(
         "memory",

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from titans_pytorch.overshoot import overshoot_note, watch_gains
 from titans_pytorch.training.checkpoint import Progress, last_checkpoint, load_checkpoint, save_checkpoint
 from titans_pytorch.training.config import TrainConfig
 from titans_pytorch.training.device import autocast_for
@@ -24,7 +25,7 @@ from titans_pytorch.training.errors import TrainingError
 from titans_pytorch.training.metrics import MetricsLog
 from titans_pytorch.training.optim import build_optimizer, learning_rate, set_learning_rate
 from titans_pytorch.training.processes import Alone
-from titans_pytorch.training.rows import answers_in, loss_on
+from titans_pytorch.training.rows import Rows, answers_in, loss_on
 from titans_pytorch.training.stages import Stages
 from titans_pytorch.training.subjects import Subject
 
@@ -168,7 +169,9 @@ class Trainer:
         mean = float(processes.mean(total))
         for name, value in (("loss", mean), ("gradient norm", float(norm))):
             if not math.isfinite(value):
-                raise TrainingError(f"step {progress.step + 1}: the {name} is {value}; {self.kept()}")
+                raise TrainingError(
+                    f"step {progress.step + 1}: the {name} is {value}; {self.kept()}{self.cause(batch)}"
+                )
         self.optimizer.step()
         progress.step += 1
         seconds = time.perf_counter() - began
@@ -196,6 +199,13 @@ class Trainer:
         if self.saved_step != self.progress.step and self.processes.main:
             save_checkpoint(self.checkpoints, self.model, self.optimizer, self.progress, self.about)
             self.saved_step = self.progress.step
+
+    def cause(self, batch: Tensor | Rows) -> str:
+        """What may be why a batch has no finite loss, as a further part of the message."""
+        with torch.no_grad(), watch_gains(self.model) as gains:
+            self.model((batch.ids if isinstance(batch, Rows) else batch[:, :-1]).to(self.device))
+        note = overshoot_note(gains)
+        return f"; {note}" if note else ""
 
     def kept(self) -> str:
         if self.saved_step is None:

@@ -39,7 +39,8 @@ def draw_loss_curve(metrics: Path, target: Path, title: str, levels: dict[str, f
         axes.axhline(value, color="gray", linestyle=style, linewidth=1, label=f"{name} {value:.2f}")
     axes.set(xlabel="step", ylabel="bits per byte", title=title)
     axes.grid(alpha=0.3)
-    axes.legend()
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
     beside = target.with_name(f"{target.name}.part")
     figure.savefig(beside, dpi=120, format="png")
     os.replace(beside, target)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from titans_pytorch.overshoot import overshoot_note, watch_gains
 from titans_pytorch.training.checkpoint import last_checkpoint, read_training, save_weights
 from titans_pytorch.training.config import RunConfig, from_dict, settings_of, updated
 from titans_pytorch.training.device import describe_device, resolve_device
@@ -184,11 +185,15 @@ def check_subject(run: Run, subject: Subject) -> None:
 def conclude(run: Run, trainer: Trainer) -> dict[str, Any]:
     """The weights, the final measurements, the loss curve; returns the record of the run."""
     save_weights(trainer.model, run.out / "model.safetensors")
-    found = trainer.subject.conclude(trainer.model, run.out, trainer.device, trainer.autocast)
+    with watch_gains(trainer.model) as gains:
+        found = trainer.subject.conclude(trainer.model, run.out, trainer.device, trainer.autocast)
+    if note := overshoot_note(gains):
+        print(note)
     draw(run, trainer.subject.levels(found))
     return found | {
         "training_seconds": round(trainer.progress.seconds, 1),
         "steps": trainer.progress.step,
+        "memory_gains": gains,
         f"trained_on_{trainer.subject.counted}": tokens_seen(trainer),
         "seed": run.config.train.seed,
         "processes": trainer.processes.count,
