@@ -68,7 +68,7 @@ def fields(result: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
 
 
 QUICK = {"steps": 3, "batch_size": 4, "thresholds": numbers("0.1,0.5")}
-BENCHMARK = Benchmark("threshold_sweep", __doc__, plan, flags=flags, fields=fields, quick=QUICK, steps=100)
+BENCHMARK = Benchmark("threshold_sweep", __doc__, plan, flags=flags, fields=fields, quick=QUICK, steps=80)
 
 if __name__ == "__main__":
     sys.exit(BENCHMARK.main())
