@@ -121,7 +121,7 @@ def test_the_package_lists_its_names():
 # lowest first; what is not named belongs to the memory
 LAYERS = ["checks", "ops", "memory", "transformer", "training", "tasks", "models", "analysis", "cli", "hf"]
 TRANSFORMER = {"attention", "axial_positions", "blocks", "longterm_tokens", "mac_transformer", "residual_streams"}
-TRANSFORMER |= {"sampling", "peer_checkpoint", "peer_checkpoint_mac"}
+TRANSFORMER |= {"decoding", "sampling", "peer_checkpoint", "peer_checkpoint_mac"}
 
 
 def layer(module: str) -> int:

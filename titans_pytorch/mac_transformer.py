@@ -17,6 +17,7 @@ from .attention import SegmentedAttention, count, flex_attention
 from .axial_positions import axial_positions
 from .blocks import Earlier, LayerCache, MemoryAsContextLayer, ViewSelector, feed_forward
 from .checks import positive_int, wrong
+from .decoding.decoder import Decoder, can_decode
 from .longterm_tokens import insert_longterm, places, remove_longterm
 from .neural_memory import NeuralMemory
 from .norms import RMSNorm
@@ -243,6 +244,11 @@ class MemoryAsContextTransformer(nn.Module):
         """Continue prompts [b n], n >= 1 -> the ids after them [b seq_len - n]; see `sampling.sample`."""
         check_ids("prompt", prompt, self.ids_below)
         return sample(self, prompt, seq_len, temperature, filter_fn, filter_kwargs, show_progress, use_cache)
+
+    def decoder(self, cache: MacCache) -> Decoder | None:
+        """What reads the tokens after `cache` one at a time, at less cost than calls of the model do and with the same
+        numbers, while no parameter changes and gradients are off; None where there is no gain (see `can_decode`)."""
+        return Decoder(self, cache) if can_decode(self, cache.layers[0].attention.keys.shape[0]) else None
 
     def _check_cache(self, ids: Tensor, cache: MacCache | None) -> None:
         if cache is None:

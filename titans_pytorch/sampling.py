@@ -63,6 +63,21 @@ def check_ids(name: str, ids: Tensor, num_tokens: int | None = None) -> None:
             raise wrong(name, f"token id {low if low < 0 else high}", f"ids from 0 to {num_tokens - 1}")
 
 
+def cached_logits(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """A function of ids [b n], one longer in each call: logits [b v] of the last. Only the new ids are read."""
+    cache = decoder = None
+
+    def next_logits(ids: Tensor) -> Tensor:
+        nonlocal cache, decoder
+        if decoder is not None:
+            return decoder.step(ids[:, -1:])
+        logits, cache = model(ids if cache is None else ids[:, -1:], cache=cache, return_cache=True)
+        decoder = model.decoder(cache) if hasattr(model, "decoder") else None
+        return logits[:, -1]
+
+    return next_logits
+
+
 @torch.no_grad()
 def sample(
     model: nn.Module,
@@ -78,7 +93,8 @@ def sample(
 
     Args:
         model: called as `model(ids)` -> logits [b n v]; with the cache as `model(ids, cache=..., return_cache=True)` ->
-            (logits, cache), on the prompt and then on one new token at a time. It is in eval mode meanwhile.
+            (logits, cache), on the prompt and then on one new token at a time, unless `model.decoder(cache)` gives
+            something with `step(ids [b 1])` -> logits [b v] for these. It is in eval mode meanwhile.
         prompt: token ids [b n], n >= 1.
         seq_len: tokens of prompt and continuation together.
         temperature: of the softmax that is drawn from, after the filter; 0 takes the likeliest token.
@@ -94,16 +110,12 @@ def sample(
 
     start = prompt.shape[1]
     ids = torch.nn.functional.pad(prompt.long(), (0, max(seq_len - start, 0)))
-    was_training, cache = model.training, None
+    was_training = model.training
     model.eval()
     try:
+        next_logits = cached_logits(model) if use_cache else lambda ids: model(ids)[:, -1]
         for n in tqdm(range(start, seq_len), disable=not show_progress):
-            if use_cache:
-                fresh = ids[:, :n] if cache is None else ids[:, n - 1 : n]
-                logits, cache = model(fresh, cache=cache, return_cache=True)
-            else:
-                logits = model(ids[:, :n])
-            logits = logits[:, -1]
+            logits = next_logits(ids[:, :n])
             if filter_fn is not None:
                 logits = filter_fn(logits, **(filter_kwargs or {}))
             ids[:, n] = gumbel_sample(logits, temperature)

@@ -1,0 +1,76 @@
+"""SegmentedAttention for one token: keys and values of all tokens in reach lie in a buffer of fixed size, behind the
+persistent ones, and a new token's are written into it.
+
+Letters: b batch, h heads, d features of a head, p persistent keys, w slots
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from titans_pytorch.attention import KeyValueCache, RotaryPositions, SegmentedAttention
+
+AHEAD = 64  # positions whose angles are computed together
+
+
+class Turns:
+    """By which complex numbers the pairs of a token's query, key and value are multiplied, the value's being one."""
+
+    def __init__(self, rotary: RotaryPositions, dtype: torch.dtype):
+        self.freqs, self.dtype = rotary.freqs, dtype
+        self.first, self.table = 0, ()
+
+    def at(self, position: int) -> Tensor:
+        """[3 1 1 d/2]"""
+        if not 0 <= position - self.first < len(self.table):
+            self.first = position
+            positions = torch.arange(position, position + AHEAD, dtype=self.freqs.dtype)
+            angles = torch.outer(positions, self.freqs)
+            turn = torch.complex(angles.cos().to(self.dtype), angles.sin().to(self.dtype))
+            self.table = torch.stack((turn, turn, torch.ones_like(turn)), dim=1)[:, :, None, None].unbind(0)
+        return self.table[position - self.first]
+
+
+class AttentionStep:
+    """Tokens [b 1 d] one after the other, from `cache` on; `cache` gives it back."""
+
+    def __init__(self, attention: SegmentedAttention, cache: KeyValueCache, turns: Turns):
+        self.attention, self.turns, self.position = attention, turns, cache.position
+        b, _, count, _ = cache.keys.shape
+        _, heads, self.persistent, width = attention.persistent_memory.shape
+        self.shape = (b, 3, heads, 1, width)
+        # a sliding query sees its own key and `window` before it
+        self.slots = attention.window + attention.sliding
+        self.buffer = cache.keys.new_empty(b, 2, heads, self.persistent + self.slots, width)
+        self.buffer[:, :, :, : self.persistent] = attention.persistent_memory
+        at = self._slots(count)
+        self.buffer[:, 0, :, at], self.buffer[:, 1, :, at] = cache.keys, cache.values
+
+    def step(self, seq: Tensor, first_values: Tensor | None, gate: Tensor | None) -> tuple[Tensor, Tensor]:
+        """seq [b 1 d]; the first layer's values [b h 1 d] where they are mixed in; what multiplies the output. Returns
+        the output [b 1 d] and this layer's values."""
+        own, (b, _, heads, _, width) = self.attention, self.shape
+        normed = own.norm(seq)
+        pairs = torch.view_as_complex(own.to_qkv(normed).view(b, 3, heads, 1, width // 2, 2))
+        turned = torch.view_as_real(pairs * self.turns.at(self.position)).view(self.shape)
+        values = turned.select(1, 2)
+        if own.to_value_mix is not None:
+            values.lerp_(first_values, own.to_value_mix(normed).sigmoid().view(b, heads, 1, 1))
+        slot = self.position % self.slots
+        self.buffer.narrow(3, self.persistent + slot, 1).copy_(turned.narrow(1, 1, 2))
+        self.position += 1
+        seen = min(self.position, self.slots) if own.sliding else slot + 1
+        keys, all_values = self.buffer.narrow(3, 0, self.persistent + seen).unbind(1)
+        out = F.scaled_dot_product_attention(turned.select(1, 0), keys, all_values, scale=own.scale)
+        out = own.to_out(out.reshape(b, 1, heads * width))
+        return (out if gate is None else out * gate), values
+
+    def cache(self) -> KeyValueCache:
+        """What SegmentedAttention carries: the keys that a later query can see."""
+        window = self.attention.window
+        count = min(window, self.position) if self.attention.sliding else self.position % window
+        return KeyValueCache(*self.buffer[:, :, :, self._slots(count)].unbind(1), self.position)
+
+    def _slots(self, count: int) -> Tensor:
+        """Where the last `count` keys lie."""
+        return torch.arange(self.position - count, self.position) % self.slots + self.persistent

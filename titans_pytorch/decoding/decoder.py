@@ -1,0 +1,162 @@
+"""Decoder: a MemoryAsContextTransformer that reads one token after the other.
+
+The numbers are those of `model(ids, cache=cache, return_cache=True)` with a token at a time. What depends on parameters
+alone is computed once, states are kept in place, and nothing is checked twice.
+
+Letters: b batch, s streams, d features, v tokens of the vocabulary
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from titans_pytorch.attention import SegmentedAttention
+from titans_pytorch.blocks import Earlier, LayerCache, MemoryAsContextLayer
+from titans_pytorch.longterm_tokens import places
+from titans_pytorch.neural_memory import NeuralMemory
+from titans_pytorch.residual_streams import FEW
+
+from .attention import AttentionStep, Turns
+from .connection import CODES, connection_step
+from .memory import memory_step
+
+
+class LayerStep:
+    """A MemoryAsContextLayer: its three branches in their order."""
+
+    def __init__(self, layer: MemoryAsContextLayer, cache: LayerCache, turns: Turns):
+        self.layer = layer
+        self.attention = AttentionStep(layer.attention, cache.attention, turns)
+        self.attention_connection = connection_step(layer.attention_connection)
+        self.feed_forward_connection = connection_step(layer.feed_forward_connection)
+        self.memory = None if layer.memory is None else memory_step(layer.memory, cache.memory)
+        if self.memory is not None:
+            self.memory_connection = connection_step(layer.memory_connection)
+
+    def step(self, streams: Tensor, earlier: Earlier) -> tuple[Tensor, Earlier]:
+        """streams [b 1 s d]; `earlier` in, `earlier` for the next layer out."""
+        layer, gate = self.layer, None
+        if self.memory is not None:
+            branch, read = self.memory_connection.read(streams)
+            views = branch if layer.view_selector is None else layer.view_selector(branch, earlier.activations)
+            retrieved, updates = self.memory.step(views, earlier.updates)
+            if layer.gate_attn_output:
+                gate = retrieved.sigmoid()
+            else:
+                streams = self.memory_connection.write(read, retrieved)
+            if layer.leave_updates:
+                earlier = earlier._replace(updates=updates)
+
+        attn_in, read = self.attention_connection.read(streams)
+        attn_out, values = self.attention.step(attn_in, earlier.values, gate)
+        streams = self.attention_connection.write(read, attn_out)
+
+        ff_in, read = self.feed_forward_connection.read(streams)
+        ff_out = layer.feed_forward(ff_in)
+        streams = self.feed_forward_connection.write(read, ff_out)
+
+        if earlier.values is None:
+            earlier = earlier._replace(values=values)
+        if layer.leave_activations:
+            earlier = earlier._replace(activations=(*earlier.activations, attn_in, attn_out, ff_in, ff_out))
+        return streams, earlier
+
+    def cache(self) -> LayerCache:
+        return LayerCache(self.attention.cache(), None if self.memory is None else self.memory.state())
+
+
+class AxialPositions:
+    """The embedding of one place after the other; a row of the grid is computed when it begins."""
+
+    def __init__(self, embedding: nn.Module, width: int, dtype: torch.dtype):
+        self.row_net, column_net = embedding.mlps
+        self.width, self.dtype = width, dtype
+        self.columns = column_net(torch.arange(width, dtype=embedding.dtype)[:, None])
+        self.row, self.places = -1, ()
+
+    def at(self, place: int) -> Tensor:
+        """[d]"""
+        row, column = divmod(place, self.width)
+        if row != self.row:
+            number = torch.full((1, 1), float(row), dtype=self.columns.dtype)
+            self.row, self.places = row, (self.row_net(number) + self.columns).to(self.dtype).unbind(0)
+        return self.places[column]
+
+
+class Decoder:
+    """Without gradients, while no parameter changes; see `can_decode`. cache: what `model` returned."""
+
+    def __init__(self, model: nn.Module, cache):
+        self.model, self.tokens, self.segment_len = model, cache.tokens, model.segment_len
+        self.longterm = model.longterm_mems.unbind(0)
+        self.place = places(cache.tokens, model.segment_len, len(self.longterm))
+        dtype = model.longterm_mems.dtype
+        self.positions = AxialPositions(model.axial_pos_emb, model.memory_segment_len, dtype)
+        shared: list[Turns] = []
+        self.layers = [
+            LayerStep(layer, layer_cache, _turns(layer.attention, shared, dtype))
+            for layer, layer_cache in zip(model.layers, cache.layers, strict=True)
+        ]
+
+    def step(self, ids: Tensor) -> Tensor:
+        """The next token's ids, long [b 1] -> logits [b v]."""
+        model = self.model
+        if self.tokens and self.tokens % self.segment_len == 0:
+            for token in self.longterm:
+                self._read(token.expand(ids.shape[0], 1, -1))
+        x = self._read(model.token_emb(ids))
+        self.tokens += 1
+        return model.to_logits(model.norm(x))[:, 0]
+
+    def _read(self, x: Tensor) -> Tensor:
+        """What stands at the next place, [b 1 d] -> [b 1 d]."""
+        streams, earlier = self.model.expand_streams(x + self.positions.at(self.place)), Earlier()
+        for layer in self.layers:
+            streams, earlier = layer.step(streams, earlier)
+        self.place += 1
+        return self.model.reduce_streams(streams)
+
+    def caches(self) -> tuple[int, tuple[LayerCache, ...]]:
+        """Tokens read, and each layer's cache: the fields of what `model` returns."""
+        return self.tokens, tuple(layer.cache() for layer in self.layers)
+
+
+def _turns(attention: SegmentedAttention, shared: list[Turns], dtype: torch.dtype) -> Turns:
+    """Layers whose angles are equal share them."""
+    for turns in shared:
+        if torch.equal(turns.freqs, attention.rotary_emb.freqs):
+            return turns
+    shared.append(Turns(attention.rotary_emb, dtype))
+    return shared[-1]
+
+
+def can_decode(model: nn.Module, batch: int) -> bool:
+    """Whether a Decoder gives the model's numbers, and sooner: a few rows in float32 or float64 on a CPU, and nobody
+    listens (hooks) to or has replaced the modules whose `forward` it does not call."""
+    parameter = model.longterm_mems
+    bypassed: list[tuple[nn.Module, type]] = []
+    for layer in model.layers:
+        bypassed += [(layer, MemoryAsContextLayer), (layer.attention, SegmentedAttention)]
+        if layer.memory is not None:
+            bypassed.append((layer.memory, NeuralMemory))
+    own = all(type(module).forward is kind.forward for module, kind in bypassed)
+    silent = [model, *(module for module, _ in bypassed)]
+    return (
+        own
+        and batch <= FEW
+        and parameter.device.type == "cpu"
+        and not torch.is_autocast_enabled("cpu")
+        and all(p.dtype == parameter.dtype for p in model.parameters())
+        and parameter.dtype in CODES
+        and not model.training
+        and not _hooked(silent)
+    )
+
+
+def _hooked(modules: Sequence[nn.Module]) -> bool:
+    everywhere = torch.nn.modules.module
+    hooks = [everywhere._global_forward_hooks, everywhere._global_forward_pre_hooks]
+    for module in modules:
+        hooks += [module._forward_hooks, module._forward_pre_hooks]
+    return any(hooks)

@@ -1,0 +1,85 @@
+"""NeuralMemory for one token: it waits for its chunk and reads the memory; the token that completes a chunk stores it.
+
+Letters: b batch, h heads, B rows (b h), d and e the sides of a weight
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from titans_pytorch.engines.fast import FastEngine
+from titans_pytorch.memory_state import NeuralMemState
+from titans_pytorch.neural_memory import NeuralMemory
+from titans_pytorch.projections import output, queries
+
+
+class HeldWeights:
+    """`Weights` of a memory as it stands: x [B 1 d], weights [B d e], vectors [B d]."""
+
+    def __init__(self, weights: Mapping[str, Tensor]):
+        self.weights = {name: w if w.ndim == 3 else w.unsqueeze(1) for name, w in weights.items()}
+
+    def matmul(self, x, name):
+        return torch.bmm(x, self.weights[name])
+
+    def mul(self, x, name):
+        return x * self.weights[name]
+
+
+class MemoryStep:
+    """Views [b 1 d], or [3 b 1 d], one after the other, from `state` on; `state` gives it back."""
+
+    def __init__(self, memory: NeuralMemory, state: NeuralMemState):
+        self.memory = memory
+        waiting = state.cache_store_segment
+        self.waiting, self.count = [waiting], waiting.shape[-2]
+        self.stored = state._replace(cache_store_segment=None)
+        self.weights = HeldWeights(state.states[0])
+
+    def step(self, views: Tensor, prev_weights) -> tuple[Tensor, Mapping[str, Tensor] | None]:
+        """What is retrieved [b 1 d], and the memory's `updates` if a chunk was stored."""
+        memory, updates = self.memory, None
+        query, store = (views[0], views[1:]) if memory.diff_views else (views, views)
+        self.waiting.append(store)
+        self.count += 1
+        if self.count == memory.store_chunk_size:
+            chunk = torch.cat(self.waiting, dim=-2)
+            _, state, _, _ = memory._store(chunk, self.stored, prev_weights, None, None)
+            self.waiting, self.count, updates = [state.cache_store_segment], 0, state.updates
+            self.stored = state._replace(cache_store_segment=None, updates=None)
+            self.weights = HeldWeights(state.states[0])
+        tokens = memory.retrieve_norm(query)
+        asked = queries(memory, tokens, None)[0]
+        read = memory.engine.model.with_weights(asked.flatten(0, 1), self.weights)
+        return output(memory, read.view(asked.shape), tokens), updates
+
+    def state(self) -> NeuralMemState:
+        return self.stored._replace(cache_store_segment=torch.cat(self.waiting, dim=-2))
+
+
+class AnyMemoryStep:
+    """The same of any memory, by its own call."""
+
+    def __init__(self, memory: NeuralMemory, state: NeuralMemState):
+        self.memory, self.next_state = memory, state
+
+    def step(self, views, prev_weights):
+        out, state = self.memory(views, state=self.next_state, prev_weights=prev_weights)
+        self.next_state = state._replace(updates=None)
+        return out, state.updates
+
+    def state(self):
+        return self.next_state
+
+
+def memory_step(memory: NeuralMemory, state: NeuralMemState) -> MemoryStep | AnyMemoryStep:
+    plain = (
+        memory.retrieve_chunk_size == memory.store_chunk_size
+        and memory.tokenwise
+        and memory.queries_conv is None
+        and not memory.reads_one_page
+        and isinstance(memory.engine, FastEngine)
+        and state.cache_store_mask is None
+    )
+    return (MemoryStep if plain else AnyMemoryStep)(memory, state)
