@@ -45,9 +45,7 @@ class FewTokens:
         posts: list[float] = []
         for at in range(0, n * s, s):
             mix = []
-            for constants, product, norm in zip(
-                self.static, products[at : at + s], norms[at : at + s], strict=True
-            ):
+            for constants, product, norm in zip(self.static, products[at : at + s], norms[at : at + s], strict=True):
                 gain = 1.0 / (norm if norm > TINY else TINY)
                 pre, *row = [c + gain * p for c, p in zip(constants, product, strict=True)]
                 numbers.append(0.5 + 0.5 * tanh(0.5 * pre))

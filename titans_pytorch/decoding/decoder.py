@@ -147,7 +147,7 @@ def can_decode(model: nn.Module, batch: int) -> bool:
         and batch <= FEW
         and parameter.device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
-        and all(p.dtype == parameter.dtype for p in model.parameters())
+        and all(p.dtype == parameter.dtype for name, p in model.named_parameters() if not name.endswith("freqs"))
         and parameter.dtype in CODES
         and not model.training
         and not _hooked(silent)

@@ -1,0 +1,142 @@
+"""The decoder against the model's own calls: logits and everything that is carried."""
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from titans_pytorch.decoding.connection import FewTokens
+from titans_pytorch.decoding.memory import AnyMemoryStep, MemoryStep
+from titans_pytorch.mac_transformer import MacCache
+from titans_pytorch.neural_memory import NeuralMemory
+from titans_pytorch.residual_streams import FEW
+
+from .helpers import assert_close
+from .mac_options import OPTIONS, build, draw_ids
+
+MEMORIES = {
+    "plain": {},
+    "orders": {"momentum_order": 2, "learned_momentum_combine": True, "max_grad_norm": 0.5, "gated_transition": True},
+    "lookahead": {"store_with_lookahead_value": True, "num_kv_per_token": 2, "post_rmsnorm": True},
+    "paper": {"qkv_conv_kernel": 3, "qk_rmsnorm": False, "qk_l2norm": True, "output_gate": "silu"},
+    "threshold": {"surprise_threshold": 0.9, "surprise_source": "prediction"},
+    "reference": {"engine": "reference"},
+}
+
+
+def same(got, wanted, limit):
+    """Of what is carried: everything but the history."""
+    if isinstance(wanted, torch.Tensor):
+        assert_close(got, wanted, limit)
+    elif isinstance(wanted, tuple):
+        for one, other in zip(got, wanted, strict=True):
+            same(one, other, limit)
+    elif isinstance(wanted, Mapping):
+        assert list(got) == list(wanted)
+        for name in wanted:
+            same(got[name], wanted[name], limit)
+    else:
+        assert got == wanted
+
+
+def both(model, prompt, n, seed=0):
+    """The decoder's logits and cache after n tokens, and the model's own."""
+    ids = draw_ids(prompt.shape[0], n, seed + 1)
+    with torch.no_grad():
+        _, cache = model(prompt, return_cache=True)
+        decoder, got, wanted = model.decoder(cache), [], []
+        for token in ids.unbind(1):
+            got.append(decoder.step(token[:, None]))
+            logits, cache = model(token[:, None], cache=cache, return_cache=True)
+            wanted.append(logits[:, 0])
+    return (torch.stack(got), MacCache(*decoder.caches())), (torch.stack(wanted), cache)
+
+
+def check(model, prompt, n, seed=0, limit=1e-9):
+    (got, got_cache), (wanted, cache) = both(model, prompt, n, seed)
+    assert_close(got, wanted, limit)
+    same(got_cache, cache, limit)
+
+
+@settings(max_examples=25, deadline=None)
+@given(OPTIONS, st.integers(1, FEW), st.integers(1, 25), st.integers(0, 99))
+def test_numbers_are_the_models(options, batch, prompt_len, seed):
+    model = build(options, seed).eval()
+    check(model, draw_ids(batch, prompt_len, seed), 13, seed)
+
+
+@pytest.mark.parametrize("name", MEMORIES)
+@pytest.mark.parametrize("sliding", [False, True])
+def test_any_memory(name, sliding):
+    kwargs = {"qk_rmsnorm": True, "default_step_transform_max_lr": 0.1, "dim_head": 5, "heads": 2, **MEMORIES[name]}
+    options = {"depth": 2, "segment_len": 4, "num_longterm_mem_tokens": 1, "neural_memory_segment_len": 3, "batches": 2}
+    model = build({**options, "sliding_window_attn": sliding, "neural_memory_kwargs": kwargs}).eval()
+    with torch.no_grad():
+        decoder = model.decoder(model(draw_ids(1, 2), return_cache=True)[1])
+    direct = name not in ("paper", "reference")
+    assert all(isinstance(x.memory, MemoryStep if direct else AnyMemoryStep) for x in decoder.layers)
+    assert all(isinstance(x.feed_forward_connection, FewTokens) for x in decoder.layers)
+    check(model, draw_ids(2, 6), 17)
+
+
+def test_a_prompt_of_any_length_and_its_cache_again():
+    """A decoder begins where another ends, and where the model's own calls do."""
+    model = build({"depth": 2, "segment_len": 5, "num_longterm_mem_tokens": 2, "neural_memory_segment_len": 3}).eval()
+    ids = draw_ids(1, 40)
+    with torch.no_grad():
+        wanted = model(ids)
+        for n in (1, 5, 11, 20):
+            _, cache = model(ids[:, :n], return_cache=True)
+            for end in (n + 4, n + 9):
+                decoder = model.decoder(cache)
+                for t in range(cache.tokens, end):
+                    assert_close(decoder.step(ids[:, t : t + 1]), wanted[:, t], 1e-9)
+                cache = MacCache(*decoder.caches())
+
+
+def test_float32_is_as_good_as_the_models():
+    model = build({"depth": 2, "segment_len": 8, "num_longterm_mem_tokens": 1}).eval()
+    with torch.no_grad():
+        wanted = model(draw_ids(1, 60))[:, 6:]
+        model.float()
+        _, cache = model(draw_ids(1, 60)[:, :6], return_cache=True)
+        decoder = model.decoder(cache)
+        got = torch.stack([decoder.step(token[:, None]) for token in draw_ids(1, 60)[:, 6:].unbind(1)], dim=1)
+        error, own = ((x.double() - wanted).abs().max() for x in (got, model(draw_ids(1, 60))[:, 6:]))
+    assert error < 3 * own + 1e-6
+
+
+class Other(NeuralMemory):
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, **kwargs)
+
+
+def test_when_there_is_none():
+    model = build({"depth": 2, "segment_len": 4}).eval()
+
+    def decoder(batch=1):
+        with torch.no_grad():
+            return model.decoder(model(draw_ids(batch, 3), return_cache=True)[1])
+
+    assert decoder() is not None
+    assert decoder(FEW + 1) is None
+    model.train()
+    assert decoder() is None
+    model.eval()
+    for module in (model, model.layers[1], model.layers[1].attention, model.layers[0].memory):
+        hook = module.register_forward_hook(lambda *_: None)
+        assert decoder() is None
+        hook.remove()
+    with nn.modules.module.register_module_forward_hook(lambda *_: None):
+        assert decoder() is None
+    model.layers[0].memory.__class__ = Other
+    assert decoder() is None
+    model.layers[0].memory.__class__ = NeuralMemory
+    with torch.autocast("cpu"):
+        assert decoder() is None
+    assert decoder() is not None
+    model.bfloat16()
+    assert decoder() is None
