@@ -66,16 +66,20 @@ class RotaryPositions(RotaryEmbedding):
 
 
 class SegmentedAttention(nn.Module):
-    """Causal attention whose cost is linear in the number of tokens.
+    """Causal attention within segments or a sliding window, whose cost is linear in the number of tokens: the attention
+    of memory as context (arXiv 2501.00663, section 4.1, persistent memory: eq. 19), with rotary positions (arXiv
+    2104.09864).
 
     Args:
         dim: features of a token.
         segment_len: tokens of a segment; with the long-term tokens that follow it, it makes a window.
         num_persist_mem_tokens: learned keys and values per head that every query sees.
         num_longterm_mem_tokens: long-term tokens after each segment.
-        dim_head, heads: features per head, number of heads.
+        dim_head: features per head, an even number.
+        heads: number of heads.
         sliding: a query sees its own key and as many before it as a window is long; else its own block, causally.
-        accept_value_residual: mix in the first layer's values, by a learned sigmoid gate per token and head.
+        accept_value_residual: mix in the first layer's values (arXiv 2410.17897), by a learned sigmoid gate per token
+            and head.
         attend_kwargs: `dropout` (probability, in training), `scale` (default dim_head ** -0.5); `flash` is ignored.
         use_flex_attn: flex attention on CUDA (it has no backward on CPU); elsewhere, and in float64 or with a cache,
             scaled dot-product attention.

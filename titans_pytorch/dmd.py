@@ -25,12 +25,17 @@ from .ops.modes import without_autocast
 class DynamicModeDecomposition(nn.Module):
     """One-step error of projected DMD: snapshots [.. n d] -> mean squared error [..] over n - 1 steps and d features.
 
-    Zero for linear systems (with enough snapshots to see their modes) and for fewer than two snapshots. Singular values
-    below max(n, d) eps times the largest (in float64 about 1e-7 times) are left out as rounding. Differentiable: slopes
-    are finite where singular values are zero or equal. A sequence that is not finite has error NaN.
+    With X the snapshots 1..n-1 as columns, Y the snapshots 2..n and X = U S V^T cut at rank r: the mean square of Y - U
+    U^T Y V V^T (Schmid 2010, doi 10.1017/S0022112010001217). Zero for linear systems (with enough snapshots to see
+    their modes) and for fewer than two snapshots. Singular values below max(n, d) eps times the largest (in float64
+    about 1e-7 times) are left out as rounding. Differentiable: slopes are finite where singular values are zero or
+    equal. A sequence that is not finite has error NaN.
 
     Args:
-        rank: how many singular directions of X to keep, all by default. ValueError unless a positive int.
+        rank: how many singular directions of X to keep, all by default.
+
+    Raises:
+        ValueError: for a rank that is not a positive int.
     """
 
     def __init__(self, rank: int | None = None):
@@ -38,9 +43,18 @@ class DynamicModeDecomposition(nn.Module):
         self.rank = None if rank is None else checks.int_between("rank", rank)
 
     def forward(self, x: Tensor, return_eigenvalues: bool = False):
-        """x [.. n d] -> error [..], or (error, eigenvalues) with the eigenvalues of U^T Y V S^-1, complex [.. r].
+        """The error of sequences.
 
-        r = min(rank, n - 1, d); below the numerical rank they are zero. They carry no gradient.
+        Args:
+            x: snapshots [.. n d], floating point.
+            return_eigenvalues: also the eigenvalues of U^T Y V S^-1, complex [.. r], r = min(rank, n - 1, d); below the
+                numerical rank they are zero. They carry no gradient.
+
+        Returns:
+            error [..], or (error, eigenvalues).
+
+        Raises:
+            ValueError: for another shape or dtype.
         """
         if x.ndim < 2:
             raise ValueError(f"x: got shape {tuple(x.shape)}, takes snapshots [.. n d]")

@@ -39,31 +39,41 @@ class MacCache(NamedTuple):
 
 
 class MemoryAsContextTransformer(nn.Module):
-    """Token ids [b n] -> logits [b n num_tokens].
+    """Token ids [b n] -> logits [b n num_tokens]: the language model of titans-pytorch.
 
-    Each layer reads and writes a neural memory, attends within segments (or a sliding window) and feeds forward.
+    Each layer reads and writes a neural memory, attends within segments (or a sliding window) and feeds forward. After
+    memory as context of Titans (arXiv 2501.00663, section 4.1), from which it differs: what is read from memory joins
+    the tokens, not attention's context (see `TitansMAC` for the paper's). Residual streams: hyper-connections (arXiv
+    2409.19606). Attention mixes in the first layer's values (arXiv 2410.17897).
 
-    Args:
-        num_tokens, dim, depth: vocabulary, features, layers.
-        segment_len: tokens of a segment.
-        neural_memory_segment_len: the memory's chunk; default segment_len + num_longterm_mem_tokens.
-        neural_mem_gate_attn_output: the memory's output does not join the residual: its sigmoid multiplies attention's.
-        neural_memory_add_value_residual: accepted, no effect.
-        num_longterm_mem_tokens: learned tokens behind every complete segment.
-        num_persist_mem_tokens: learned keys and values in each attention layer.
-        neural_memory_batch_size: tokens after which surprises are taken at new weights.
-        neural_memory_qkv_receives_diff_views: the memory's query, key and value views are learned mixtures of its input
-            and the earlier layers' branch inputs and outputs (not in layer 1).
-        dim_head, heads: of attention.
-        ff_mult: width of the feed-forward.
+    Args: Size
+        num_tokens: vocabulary; ids are below it.
+        dim: features of a token.
+        depth: layers.
+        ff_mult: width of the feed-forward as a multiple of dim (of which two thirds: it is gated).
         num_residual_streams: hyper-connection streams; 1 is a plain residual.
+        token_emb: module for the embedding, ids [b n] -> [b n dim]; default nn.Embedding.
+
+    Args: Attention
+        segment_len: tokens of a segment.
+        num_longterm_mem_tokens: learned tokens behind every complete segment.
+        num_persist_mem_tokens: learned keys and values in each attention layer (eq. 19).
+        dim_head: features of a head.
+        heads: how many.
+        sliding_window_attn: attention sees a sliding window in place of its own segment.
+        use_flex_attn: flex attention on CUDA.
+
+    Args: Memory
+        neural_memory_layers: which layers have a memory, counted from 1; default all, () none.
+        neural_memory_segment_len: the memory's chunk; default segment_len + num_longterm_mem_tokens.
+        neural_memory_batch_size: tokens after which surprises are taken at new weights.
         neural_memory_model: the network whose weights are the memory, copied for each layer; default: NeuralMemory's.
         neural_memory_kwargs: further arguments of NeuralMemory; modules among them are copied for each layer.
-        neural_memory_layers: which layers have a memory, counted from 1; default all, () none.
-        use_flex_attn: flex attention on CUDA.
-        sliding_window_attn: attention sees a sliding window in place of its own segment.
+        neural_memory_qkv_receives_diff_views: the memory's query, key and value views are learned mixtures of its input
+            and the earlier layers' branch inputs and outputs (not in layer 1).
         neural_mem_weight_residual: a memory's surprises are taken at weights mixed with the memory layer's before it.
-        token_emb: module for the embedding, ids [b n] -> [b n dim]; default nn.Embedding.
+        neural_mem_gate_attn_output: the memory's output does not join the residual: its sigmoid multiplies attention's.
+        neural_memory_add_value_residual: accepted, no effect.
         memory_loss_weight: in training mode: how much of the memories' `auxiliary_loss`, the mean over the layers,
             joins the cross entropy of `return_loss`. A predictor (surprise_source) learns from nothing else.
 
@@ -241,7 +251,23 @@ class MemoryAsContextTransformer(nn.Module):
         show_progress: bool = True,
         use_cache: bool = False,
     ) -> Tensor:
-        """Continue prompts [b n], n >= 1 -> the ids after them [b seq_len - n]; see `sampling.sample`."""
+        """Continues prompts; see `sampling.sample`.
+
+        Args:
+            prompt: token ids [b n], n >= 1.
+            seq_len: tokens of prompt and continuation together.
+            temperature: of the softmax that is drawn from, after the filter; 0 takes the likeliest token.
+            filter_fn: logits [b v] -> logits [b v]; None: none.
+            filter_kwargs: its keywords.
+            show_progress: show a progress bar.
+            use_cache: do not compute earlier tokens again: the same tokens, each at a constant cost.
+
+        Returns:
+            The ids after the prompts [b seq_len - n].
+
+        Raises:
+            ValueError: for a prompt that is not integers [b n] below the vocabulary, or a temperature below 0.
+        """
         check_ids("prompt", prompt, self.ids_below)
         return sample(self, prompt, seq_len, temperature, filter_fn, filter_kwargs, show_progress, use_cache)
 

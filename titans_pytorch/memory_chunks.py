@@ -34,14 +34,18 @@ class MemoryChunks(MemoryParts):
     """The part of NeuralMemory that prepares what is stored."""
 
     def span(self, tokens: Tensor, first: int, anchor_chunks: int | None = None) -> Span:
-        """Complete chunks, tokens [(2) b m*c d], normalised. anchor_chunks: None for those of `batch_size`."""
+        """Complete chunks, tokens [(2) b m*c d], normalised; `first` is the absolute index of the first chunk.
+        anchor_chunks: chunks that share an anchor, None for those of `batch_size`.
+        """
         tokens = self.store_norm(tokens)
         key_view, value_view = tokens if self.diff_views else (tokens, tokens)
         anchor_chunks = anchor_chunks or batch_chunks(self.batch_size, self.store_chunk_size)
         return Span(key_view, value_view, self.store_chunk_size, first, anchor_chunks)
 
     def gated_rates(self, span: Span, carry: GateCarry, with_residual: bool = False) -> Gated:
-        """The rates of a span, after what gates, kinetics and pages do to them."""
+        """The rates of a span, after what gates, kinetics and pages do to them. carry: what these carry from span to
+        span; with_residual: also the mixture with an earlier layer's weights.
+        """
         rates = self.rates(span.tokens, span.chunk, with_residual)
         if self.lookahead:
             rates = replace(rates, step=rates.step[:, :, :-1])
@@ -55,8 +59,18 @@ class MemoryChunks(MemoryParts):
         residual: ResidualSource | None,
         carry: ChunkCarry,
     ) -> tuple[StoreChunks, ChunkCarry, Tensor | None]:
-        """What an engine stores of a span, with a mask [b m*c]; what the next span looks back on; and the predictor's
-        error [b m*c], where there is one."""
+        """What an engine stores of a span.
+
+        Args:
+            span: of complete chunks.
+            gated: its rates, from `gated_rates`.
+            mask: bool [b m*c], or None.
+            residual: an earlier layer's updates, or None.
+            carry: what chunks look back on.
+
+        Returns:
+            The chunks; what the next span looks back on; and the predictor's error [b m*c], where there is one.
+        """
         c, h, u = span.chunk, self.internal_heads, self.kv_per_token
         keys, values, tail = keys_and_values(self, span.tokens, span.values, c, carry.store_conv)
         keys, values, rates = keys.flatten(0, 1), values.flatten(0, 1), gated.rates

@@ -22,17 +22,21 @@ from .ops import vjp
 class TapedWeights(Protocol):
     """What `with_vjp` is given. Both calls return (y, back), back giving the gradient of the input."""
 
-    def matmul(self, x: Tensor, name: str): ...
+    def matmul(self, x: Tensor, name: str):
+        """x [.. d] @ W, the parameter of that name [d d']."""
 
-    def mul(self, x: Tensor, name: str): ...
+    def mul(self, x: Tensor, name: str):
+        """x [.. d] * w, the parameter of that name [d]."""
 
 
 class Weights(Protocol):
-    """What `with_weights` is given: x [.. d] @ W, and x * w."""
+    """What `with_weights` is given."""
 
-    def matmul(self, x: Tensor, name: str) -> Tensor: ...
+    def matmul(self, x: Tensor, name: str) -> Tensor:
+        """x [.. d] @ W, the parameter of that name [d d']."""
 
-    def mul(self, x: Tensor, name: str) -> Tensor: ...
+    def mul(self, x: Tensor, name: str) -> Tensor:
+        """x [.. d] * w, the parameter of that name [d]."""
 
 
 class Untaped:
@@ -80,12 +84,17 @@ class MemoryModel(nn.Module):
     tokenwise = True
 
     def with_vjp(self, x: Tensor, weights: TapedWeights):
+        """([.. n d] at x, the way back: a function from the gradient of that to the gradient of x), with every
+        parameter used through `weights`, by its name: `weights.matmul(x, name)`, `weights.mul(x, name)`.
+        """
         raise NotImplementedError
 
     def with_weights(self, x: Tensor, weights: Weights) -> Tensor:
+        """[.. n d] at x, parameters used through `weights`."""
         return self.with_vjp(x, Untaped(weights))[0]
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [.. n d] -> [.. n d], with the module's own parameters."""
         return self.with_weights(x, OwnWeights(self))
 
 
@@ -114,7 +123,14 @@ class LayerNormGamma(MemoryModel):
 
 
 class ResidualNorm(MemoryModel):
-    """The wrapper round every memory: LayerNorm(model(x)) * (gamma + 1) + x."""
+    """The wrapper round a memory: LayerNorm(model(x)) * (gamma + 1) + x, eps 1e-5; gamma [dim] starts at zero.
+
+    From titans-pytorch; the paper has neither norm nor residual.
+
+    Args:
+        dim: features of a token.
+        model: [.. n dim] -> [.. n dim].
+    """
 
     def __init__(self, dim: int, model: nn.Module):
         super().__init__()
@@ -123,6 +139,7 @@ class ResidualNorm(MemoryModel):
 
     @property
     def tokenwise(self):
+        """Whether a token's output depends on that token alone: as in the model."""
         return getattr(self.model, "tokenwise", False)
 
     def with_vjp(self, x, weights):
@@ -135,11 +152,24 @@ class ResidualNorm(MemoryModel):
         return self.norm.with_weights(y, Scoped(weights, "norm.")) + x
 
     def forward(self, x):
+        """x [.. n d] -> [.. n d]."""
         return self.norm(self.model(x)) + x
 
 
 class MemoryMLP(MemoryModel):
-    """x W_0, then gelu before each further W; widths dim, int(dim * expansion_factor) ..., dim."""
+    """x W_0, then gelu before each further W; widths dim, int(dim * expansion_factor) ..., dim.
+
+    The memory of Titans (arXiv 2501.00663, section 3.1: L_M layers; one layer is a matrix-valued memory). Weights start
+    Xavier-uniform.
+
+    Args:
+        dim: features of a token.
+        depth: matrices, L_M.
+        expansion_factor: hidden width as a multiple of dim.
+
+    Raises:
+        ValueError: naming the argument, what it got and what it takes.
+    """
 
     def __init__(self, dim: int, depth: int, expansion_factor: float = 2.0):
         super().__init__()
@@ -159,7 +189,18 @@ class MemoryMLP(MemoryModel):
 
 
 class FactorizedMemoryMLP(MemoryModel):
-    """x A_j B_j per layer, A [dim, k], B [k, dim]; gelu before each layer but the first."""
+    """x A_j B_j per layer, A [dim, k], B [k, dim]; gelu before each layer but the first.
+
+    From titans-pytorch. Weights start Xavier-uniform.
+
+    Args:
+        dim: features of a token.
+        depth: layers.
+        k: the rank of each.
+
+    Raises:
+        ValueError: naming the argument, what it got and what it takes.
+    """
 
     def __init__(self, dim: int, depth: int, k: int = 32):
         super().__init__()
@@ -181,8 +222,18 @@ class FactorizedMemoryMLP(MemoryModel):
 
 
 class MemorySwiGluMLP(MemoryModel):
-    """x + (a * gelu(g)) W_2 per layer, (a, g) the halves of x W_1, inner width int(dim * expansion_factor * 2 / 3);
-    LayerNormGamma at the end. Weights start standard normal."""
+    """x + (a * gelu(g)) W_2 per layer, (a, g) the halves of x W_1; LayerNorm times (gamma + 1) at the end.
+
+    A gated feed-forward (arXiv 2002.05202) as memory; from titans-pytorch. Weights start standard normal.
+
+    Args:
+        dim: features of a token.
+        depth: layers.
+        expansion_factor: the inner width is int(dim * expansion_factor * 2 / 3).
+
+    Raises:
+        ValueError: naming the argument, what it got and what it takes.
+    """
 
     def __init__(self, dim: int, depth: int = 1, expansion_factor: float = 4.0):
         super().__init__()
@@ -218,8 +269,19 @@ class MemorySwiGluMLP(MemoryModel):
 
 
 class GatedResidualMemoryMLP(MemoryModel):
-    """branch = gelu(x W_1) W_2; gates = sigmoid([branch, x] W_g), W_g [2 dim, dim]; x + gates (branch - x) per
-    layer; a dim x dim projection at the end."""
+    """branch = gelu(x W_1) W_2; gates = sigmoid([branch, x] W_g), W_g [2 dim, dim]; x + gates (branch - x) per layer; a
+    dim x dim projection at the end.
+
+    From titans-pytorch. Weights start Xavier-uniform.
+
+    Args:
+        dim: features of a token.
+        depth: layers.
+        expansion_factor: hidden width of a branch as a multiple of dim.
+
+    Raises:
+        ValueError: naming the argument, what it got and what it takes.
+    """
 
     def __init__(self, dim: int, depth: int, expansion_factor: float = 4.0):
         super().__init__()
@@ -260,7 +322,16 @@ class GatedResidualMemoryMLP(MemoryModel):
 class MemoryAttention(MemoryModel):
     """Causal attention among the tokens of one chunk, q and k of unit norm, in parallel with gelu(x F_1) F_2.
 
-    Its reads depend on the other queries of the read group, so it is not tokenwise.
+    Its reads depend on the other queries of the read group, so it is not tokenwise. From titans-pytorch, whose reads
+    put a zero query in front. Weights start Xavier-uniform.
+
+    Args:
+        dim: features of a token.
+        scale: of the scores.
+        expansion_factor: width of F_1 as a multiple of dim.
+
+    Raises:
+        ValueError: naming the argument, what it got and what it takes.
     """
 
     tokenwise = False

@@ -243,7 +243,7 @@ class MemoryParts(nn.Module):
     # state
 
     def init_weights(self, batch: int) -> dict[str, Tensor]:
-        """The learned initial weights for each row and head: name -> [(b h) ...]."""
+        """The learned initial weights for each row of a batch and each head: name -> [(batch h) ...]."""
         h, batch = self.internal_heads, positive_int(batch, "batch")
         out = {}
         for name, p in zip(self.parameter_names, self.memory_model_parameters, strict=True):
@@ -254,7 +254,7 @@ class MemoryParts(nn.Module):
         return out
 
     def init_momentum(self, batch: int) -> dict[str, Tensor]:
-        """Zeros, name -> [o (b h) ...]; empty without momentum."""
+        """Zeros for each row of a batch: name -> [o (batch h) ...]; empty without momentum."""
         if not self.momentum_order:
             return {}
         zeros = self.init_weights(batch)

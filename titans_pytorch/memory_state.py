@@ -168,7 +168,9 @@ class NeuralMemState(NamedTuple):
 
     @classmethod
     def from_tensordict(cls, td) -> "NeuralMemState":
-        """The state again, `updates` apart. All rows must stand at the same position (ValueError)."""
+        """The state again from what `to_tensordict` gave, td, without `updates`. All rows must stand at the same
+        position (ValueError).
+        """
         if tuple(td.batch_size) != (td.numel(),) or td.numel() == 0:
             raise wrong(
                 "td", Words(f"batch size {tuple(td.batch_size)}"), "one dim of rows, at least one (see flatten)"

@@ -28,79 +28,117 @@ __all__ = ["AssocScan", "NeuralMemState", "NeuralMemory", "mem_state_detach"]
 
 
 class NeuralMemory(MemoryChunks):
-    """Reads [b n d], writes what it reads into the weights of a small network, and answers from them: [b n d].
+    """Reads [b n d], writes what it reads into the weights of a small network M, and answers from them: [b n d].
 
-    Args:
+    The rule of Titans (arXiv 2501.00663): surprise is the gradient of |M(k) - v|^2 (eq. 12) and echoes, S_t = eta
+    S_{t-1} - theta gradient; the memory fades and learns, M_t = (1 - alpha) M_{t-1} + S_t (eq. 13, 14); a read is M(q)
+    (eq. 15); the tokens of a chunk are written at once (eq. 16 to 18). `paper` builds it as published; the defaults are
+    those of the package titans-pytorch. Every option is causal, and any way of cutting a sequence into calls gives the
+    same outputs (with pages: see page_switch_every).
+
+    Args: Size and network
         dim: features of the sequence.
         chunk_size: tokens per chunk, an int or (retrieve, store). Momentum and decay act once per store chunk.
         batch_size: tokens between moves of the anchor, at which surprises are taken, to the memory; None: the anchor
-            stays at the initial weights. A multiple of the store chunk. chunk_size = 1 with a batch size is the
-            paper's rule.
-        dim_head: features per head (default dim); needed with more than one head.
+            stays at the initial weights. A multiple of the store chunk. chunk_size = 1 with a batch size is the paper's
+            rule.
         heads: memories side by side, each with its own keys, values, queries and weights.
-        model: the memory network, [.. n dim_head] -> [.. n dim_head]; default MemoryMLP(dim_head,
-            **default_model_kwargs).
-        store_memory_loss_fn: (prediction, target) [.. d] -> [..]; default the mean squared error over d.
-        adaptive_step_transform: what turns the step's logits [b n h*u] into steps; default a sigmoid times
-            default_step_transform_max_lr.
-        per_parameter_lr_modulation: a learned factor in (0, max_mem_layer_modulation) per chunk, head and parameter.
-        per_head_learned_parameters: own initial weights for each head.
-        attn_pool_chunks: chunks stand for the learned softmax pool of their tokens instead of their mean.
-        momentum, momentum_order: surprise echoes, eq. 9 and 10, repeated on its own output `order` times.
-        learned_momentum_combine, learned_combine_include_zeroth: mix the orders (and the raw surprise) per chunk.
-        num_kv_per_token: keys and values per token.
-        qkv_receives_diff_views: seq is [3 b n d], the query, key and value views.
-        pre_rmsnorm, post_rmsnorm, qk_rmsnorm: norms before, after, and on queries and keys (keeps long streams finite).
-        max_grad_norm: soft limit of each chunk's gradient per parameter.
-        use_accelerated_scan: the accelerated-scan kernel in the reference engine, where it runs.
-        activation: after the key, value and query maps (and their convolutions).
-        init_adaptive_step_bias, init_momentum_bias, init_decay_bias: start values of these logits (weights at zero).
-        accept_weight_residual: forward takes `prev_weights`, an earlier memory layer's `updates`.
-        spectral_norm_surprises: orthogonalise each matrix update by Newton-Schulz.
-        gated_transition: at each batch boundary the memory becomes anchor + sigmoid(g) (memory - anchor), g learned.
+        dim_head: features per head (default dim); needed with more than one head.
+        model: the memory network, [.. n dim_head] -> [.. n dim_head], a module without buffers; default
+            MemoryMLP(dim_head, **default_model_kwargs).
+        default_model_kwargs: of that MemoryMLP: depth, and expansion_factor.
         mem_model_norm_add_residual: wrap the model as LayerNorm(model(x)) (gamma + 1) + x.
+        per_head_learned_parameters: own initial weights for each head.
+        num_kv_per_token: keys and values per token.
+
+    Args: Rates
+        default_step_transform_max_lr: the largest step theta: a sigmoid times this.
+        adaptive_step_transform: in place of that, what turns the step's logits [b n h*u] into steps.
+        per_parameter_lr_modulation: a learned factor of the surprise per chunk, head and parameter of the model.
+        max_mem_layer_modulation: its largest value; it is a sigmoid times this.
+        momentum: surprise echoes, eq. 10.
+        momentum_order: how often: the echo is repeated on its own output.
+        learned_momentum_combine: mix the orders per chunk by a learned softmax; else the last is used.
+        learned_combine_include_zeroth: the raw surprise joins that mixture.
+        attn_pool_chunks: for momentum and decay a chunk stands for the learned softmax pool of its tokens instead of
+            their mean.
+        init_adaptive_step_bias: the step's logit at the start, its weights at zero; None: as nn.Linear starts.
+        init_momentum_bias: the same of momentum.
+        init_decay_bias: the same of decay.
+
+    Args: What is written
+        store_memory_loss_fn: (prediction, target) [.. d] -> [..]; default the mean squared error over d.
+        max_grad_norm: soft limit of each chunk's gradient per parameter.
+        spectral_norm_surprises: orthogonalise each matrix update by Newton-Schulz, as Muon does.
+        gated_transition: at each batch boundary the memory becomes anchor + sigmoid(g) (memory - anchor), g learned.
+        accept_weight_residual: forward takes `prev_weights`, an earlier memory layer's `updates`, mixed into the
+            anchor.
         store_with_lookahead_value: key t goes with value t + 1 within a chunk.
+        surprise_threshold: a pair whose surprise is below it is not learned from (its step is 0), and a chunk of such
+            pairs alone neither fades the memory nor moves its momentum; may be set at any time. Masks do not matter to
+            it.
+        surprise_source: "memory", the pair's loss at the anchor (eq. 12); or "prediction", the mean square error of a
+            learned linear prediction of the normalised token, made one token before, which all pairs of the token
+            share. The predictor learns from `auxiliary_loss` alone.
+
+    Args: Queries, keys, values, output
+        pre_rmsnorm: RMSNorm of the sequence before store and before retrieve.
+        post_rmsnorm: RMSNorm of what each head reads.
+        qk_rmsnorm: RMSNorm of queries and keys (keeps long streams finite).
+        qk_l2norm: queries and keys of unit norm, after the activation (section 4.4). Better without
+            mem_model_norm_add_residual, whose LayerNorm magnifies the gradients at what is so small.
+        activation: after the key, value and query maps (and their convolutions).
         qkv_conv_kernel: a causal convolution over this many tokens, each channel on its own, after the query, key and
             value maps and before the activation (section 4.4); what it looks back on is carried in the state. It sees
             tokens that are masked.
-        qk_l2norm: queries and keys of unit norm, after the activation (section 4.4). Better without
-            mem_model_norm_add_residual, whose LayerNorm magnifies the gradients at what is so small.
         output_gate: "sigmoid" or "silu": RMSNorm of what each head reads, times this of a linear map of the query view
             [dim -> heads * dim_head], then the output projection, also with one head (section 4.4). It takes the place
             of the gate per head.
-        surprise_threshold: a pair whose surprise is below it is not learned from (its step is 0), and a chunk of such
-            pairs alone neither fades the memory nor moves its momentum; may be set at any time. Masks do not matter to
-            it. surprise_source: "memory", the pair's loss at the anchor (eq. 12); or "prediction", the mean square
-            error of a learned linear prediction of the normalised token, made one token before, which all pairs of the
-            token share. The predictor learns from `auxiliary_loss` alone.
-        use_symplectic_gating: a chunk's decay is multiplied by 1 - scale * complexity, the largest of its tokens' by
-            SymplecticGating(dim, **symplectic_gate_kwargs), or by `symplectic_gate`, a module of one's own. scale is
-            learned, from 0.5. The module is given tokens [b n d], the normalised key view of the complete chunks being
-            stored behind as many earlier tokens as its attribute `context` says (1), and gives [b n 1]; with keyed or
-            hierarchical paging it is called with return_manifold_state = True and gives ([b n 1], dict(phase_angle =
-            [b n pairs]) or None). It is called once in each call that completes a chunk, with a batch_size once for
-            each batch window of it, unless its attribute `causal` is True: that more tokens change none of its scores.
-        use_dmd_gating: the same with tanh of the DMD error over the last `dmd_window` tokens (16, or the chunk if
-            longer). Both gates together need combine_symplectic_and_dmd: the mean of scores and of scales.
-        kinetics_coupling, kinetics_mix, kinetics_eps: where steps are large beside the decay, decay shrinks and steps
-            grow (gating/kinetics.py); mix 0 changes nothing.
+        qkv_receives_diff_views: seq is [3 b n d], the query, key and value views.
+
+    Args: Gates of the decay
+        use_symplectic_gating: a chunk's decay is multiplied by 1 - scale * complexity, the largest of its tokens'.
+            scale is learned, from 0.5.
+        symplectic_gate_kwargs: complexity is by SymplecticGating(dim, **symplectic_gate_kwargs).
+        symplectic_gate: or by this module of one's own. It is given tokens [b n d], the normalised key view of the
+            complete chunks being stored behind as many earlier tokens as its attribute `context` says (1), and gives [b
+            n 1]; with keyed or hierarchical paging it is called with return_manifold_state = True and gives ([b n 1],
+            dict(phase_angle = [b n pairs]) or None). It is called once in each call that completes a chunk, with a
+            batch_size once for each batch window of it, unless its attribute `causal` is True: that more tokens change
+            none of its scores.
+        use_dmd_gating: the same with tanh of the DMD error of the last tokens.
+        dmd_window: how many these are (16, or the chunk if longer).
+        combine_symplectic_and_dmd: needed with both gates together: the mean of scores and of scales.
+        kinetics_coupling: where steps are large beside the decay, decay shrinks and steps grow (gating/kinetics.py).
+        kinetics_mix: how much, in [0, 1]; 0 changes nothing.
+        kinetics_eps: keeps its ratio of step to step and decay finite.
+
+    Args: Pages
         num_pages: copies of the heads, all read together, of which each row writes one: it starts on page 0 and turns
-            to another where a chunk's complexity exceeds `symplectic_page_threshold` (0.5, with DMD 0.4; may be set at
-            any time, see `calibrate_page_threshold`) or, in its place, the `page_threshold_quantile` of the
-            complexities of the last `page_threshold_window` chunks. On the other pages nothing moves.
+            to another where a chunk's complexity exceeds a threshold. On the other pages nothing moves. Needs a gate.
+            The buffer `page_switch_events` counts.
+        symplectic_page_threshold: that threshold (0.5, with DMD 0.4); may be set at any time, see
+            `calibrate_page_threshold`.
+        page_threshold_quantile: or, in its place, this quantile of the complexities of the last chunks.
+        page_threshold_window: how many these are.
         page_switch_every: at most one switch in each window of as many tokens, a multiple of the store chunk, counted
             from position 0. None: at most one in a call, or a batch window of it, so that pages depend on how a
             sequence is cut into calls.
         manifold_state_keyed_paging: turn to the page in whose share of the circle the gate's phase angle lies; without
             a phase, and by default, to the next page.
-        hierarchical_paging, coarse_pages, fine_pages, hierarchy_mix: a coarse page by complexity, a fine one by the
-            phase; mixed with the next page.
+        hierarchical_paging: turn to a coarse page by complexity, in it to a fine one by the phase.
+        coarse_pages: how many; coarse_pages * fine_pages is num_pages. Default: the most even split.
+        fine_pages: how many in each, default the larger part.
+        hierarchy_mix: share of that page in a mixture with the next page, in [0, 1].
         page_router: turn to a page of one's own choice, (page, complexity, angle) -> page, elementwise; angle is None
             unless it has `uses_phase = True`.
         read_active_page_only: a token reads the page that was active when the last chunk was written that it reads, and
             no other; by default all pages, joined as heads are. Tokens of a chunk that turns a page read the new one
             from its last token on. Pages that are not read get no gradient there.
+
+    Args: Computation
         engine: "auto" chooses by counting operations; "dual", "matrix" and "reference" give the same numbers.
+        use_accelerated_scan: the accelerated-scan kernel in the reference engine, where it runs.
 
     Raises:
         ValueError: naming the argument, what it got and what it takes.
@@ -108,8 +146,15 @@ class NeuralMemory(MemoryChunks):
 
     @classmethod
     def paper(cls, dim: int, segment: int = 64, *, dim_head: int | None = None, **changes) -> "NeuralMemory":
-        """The memory as the paper describes it, gradients taken at the start of each `segment` tokens; `changes`: any
-        keywords in place of its own or beside them. See `presets.paper_memory_kwargs`."""
+        """The memory as the paper describes it.
+
+        Args:
+            dim: features of the sequence.
+            segment: C, tokens between moves of the weights at which gradients are taken (eq. 16).
+            dim_head: features per head (default dim).
+            changes: any keywords of the constructor, or of `presets.paper_memory_kwargs`, in place of its own or beside
+                them.
+        """
         return cls(dim, **paper_memory_kwargs(dim if dim_head is None else dim_head, segment, **changes))
 
     # the three calls
@@ -143,6 +188,9 @@ class NeuralMemory(MemoryChunks):
 
         Returns:
             (retrieved [b n d], next_state), and (loss, step) if asked for.
+
+        Raises:
+            ValueError: for another shape or dtype, or a state of another memory, batch size or position.
         """
         views = inputs.as_views(seq, store_seq, self.dim, self.diff_views)
         state = NeuralMemState(0) if state is None else state
@@ -179,10 +227,23 @@ class NeuralMemory(MemoryChunks):
         mask: Tensor | None = None,
         return_surprises: bool = True,
     ):
-        """Stores seq [b n d] ([2 b n d] with diff views), which begins at token `seq_index`, a multiple of the chunk.
+        """Stores complete chunks without reading.
 
-        weights: the anchor, name -> [(b h) ...]; past_state: (memory, momentum).
-        Returns (updates, next_state), and (loss, step) if asked for.
+        Args:
+            seq: [b n d] ([2 b n d] with diff views), which begins at token `seq_index`.
+            weights: the anchor, name -> [(b h) ...]; None: the initial weights.
+            past_state: (memory, momentum), as `states` of a NeuralMemState; None: the memory starts at the anchor.
+            seq_index: a multiple of the store chunk.
+            prev_weights: as in forward.
+            mask: [b n] bool, as store_mask in forward.
+            return_surprises: return (loss, step) too, as in forward.
+
+        Returns:
+            (updates, next_state), and (loss, step) if asked for. updates: name -> [(b h) (chunks + 1) ...], the memory
+            before each chunk and after the last.
+
+        Raises:
+            ValueError: for another shape, dtype or position.
         """
         if not isinstance(seq_index, int) or seq_index < 0 or seq_index % self.store_chunk_size:
             raise wrong("seq_index", seq_index, f"a multiple of the store chunk size, {self.store_chunk_size}")
@@ -199,9 +260,20 @@ class NeuralMemory(MemoryChunks):
         return (next_state.updates, next_state, surprises) if return_surprises else (next_state.updates, next_state)
 
     def retrieve_memories(self, seq: Tensor, weights: Mapping[str, Tensor], page: Tensor | None = None) -> Tensor:
-        """Reads seq [b n d] from given weights: name -> [(b h) ...], the same for every token, or `updates`
-        [(b h) (chunks + 1) ...], seq then beginning at their first chunk. page: the one that is read, long [b] or [b n]
-        (read_active_page_only, which needs it). Returns [b n d]."""
+        """Reads from given weights.
+
+        Args:
+            seq: [b n d].
+            weights: name -> [(b h) ...], the same for every token, or `updates` [(b h) (chunks + 1) ...], seq then
+                beginning at their first chunk.
+            page: the one that is read, long [b] or [b n] (read_active_page_only, which needs it).
+
+        Returns:
+            [b n d].
+
+        Raises:
+            ValueError: for other shapes, or updates that lack what these tokens read.
+        """
         seq = inputs.as_query_view(seq, self.dim)
         inputs.check_dtype(seq, self.to_queries.weight, "seq")
         expected = self._expected(seq)

@@ -13,9 +13,14 @@ IN_SEQUENCE = (*RATES[1:], "retrieve_gate", "to_queries", "to_keys", "to_values"
 
 
 def load_peer_state_dict(module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    """Loads a state dict of the peer's NeuralMemory or MemoryAsContextTransformer, built with the same arguments.
+    """Loads weights that the package titans-pytorch saved.
 
-    Raises ValueError, naming the keys, on anything that is missing, left over, or of another shape.
+    Args:
+        module: a NeuralMemory or a MemoryAsContextTransformer, built with the same arguments as the one that was saved.
+        state_dict: its state dict.
+
+    Raises:
+        ValueError: naming the keys, on anything that is missing, left over, or of another shape.
     """
     if isinstance(module, NeuralMemory):
         translated = translate_memory_keys(module, state_dict)

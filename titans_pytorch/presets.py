@@ -35,6 +35,9 @@ def paper_memory_kwargs(
         depth, expansion_factor: of MemoryMLP.
         max_step: the largest theta of the paper's loss; default 4 / segment.
         changes: any keywords of NeuralMemory, in place of these or beside them.
+
+    Raises:
+        ValueError: naming the argument, what it got and what it takes.
     """
     positive_int(dim_head, "dim_head")
     positive_int(segment, "segment")

@@ -13,7 +13,15 @@ from .checks import positive_int, wrong
 
 
 def min_p_filter(logits: Tensor, min_p: float = 0.1) -> Tensor:
-    """Drop tokens less likely than min_p times the likeliest (arXiv 2407.01082)."""
+    """Drops tokens less likely than min_p times the likeliest (arXiv 2407.01082).
+
+    Args:
+        logits: [.. v].
+        min_p: in [0, 1]; else ValueError.
+
+    Returns:
+        [.. v], -inf where dropped.
+    """
     if not 0 <= min_p <= 1:
         raise wrong("min_p", min_p, "a number in [0, 1]")
     probs = logits.softmax(dim=-1)
@@ -21,14 +29,30 @@ def min_p_filter(logits: Tensor, min_p: float = 0.1) -> Tensor:
 
 
 def top_k_filter(logits: Tensor, k: int = 50) -> Tensor:
-    """Keep the k likeliest tokens."""
+    """Keeps the k likeliest tokens.
+
+    Args:
+        logits: [.. v].
+        k: at least 1; else ValueError.
+
+    Returns:
+        [.. v], -inf where dropped.
+    """
     positive_int(k, "k")
     values, indices = logits.topk(min(k, logits.shape[-1]), dim=-1)
     return torch.full_like(logits, -torch.inf).scatter(-1, indices, values)
 
 
 def top_p_filter(logits: Tensor, p: float = 0.9) -> Tensor:
-    """Keep the fewest likeliest tokens that together have probability p or more (arXiv 1904.09751)."""
+    """Keeps the fewest likeliest tokens that together have probability p or more (arXiv 1904.09751).
+
+    Args:
+        logits: [.. v].
+        p: in (0, 1]; else ValueError.
+
+    Returns:
+        [.. v], -inf where dropped.
+    """
     if not 0 < p <= 1:
         raise wrong("p", p, "a number in (0, 1]")
     values, indices = logits.sort(dim=-1, descending=True, stable=True)
@@ -39,7 +63,15 @@ def top_p_filter(logits: Tensor, p: float = 0.9) -> Tensor:
 
 
 def gumbel_sample(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Draw from softmax(logits / temperature): [... v] -> [...]. Temperature 0 takes the likeliest."""
+    """Draws from softmax(logits / temperature).
+
+    Args:
+        logits: [.. v].
+        temperature: 0 takes the likeliest; ValueError below.
+
+    Returns:
+        Token ids, long [..].
+    """
     if temperature < 0:
         raise wrong("temperature", temperature, "a number of at least 0")
     if temperature == 0:

@@ -19,7 +19,7 @@ def memories_of(model: nn.Module) -> dict[str, NeuralMemory]:
 
 
 def stop_storing(model: nn.Module) -> Callable[[], None]:
-    """From here on no token is stored and nothing fades, until what is returned is called."""
+    """From here on no memory of `model` stores a token, and nothing fades, until what is returned is called."""
     hooks = [memory.rates.register_forward_hook(_still) for memory in memories_of(model).values()]
 
     def resume() -> None:

@@ -70,12 +70,18 @@ def of_rows(x: Tensor, batch: int) -> Tensor:
 
 
 def auxiliary_loss(surprises: Sequence[Tensor]) -> Tensor:
-    """A scalar to train on beside the task's loss: the mean loss of the pairs that were learned from (step above 0, so
-    neither masked nor too little surprising ones), and the mean error of the predictor where there is one.
+    """A scalar to train on beside the task's loss.
 
-    surprises: what a call with return_surprises = True returned last, of one NeuralMemory. The gradient reaches the
+    The mean loss (eq. 12 of arXiv 2501.00663) of the pairs that were learned from (step above 0, so neither masked nor
+    too little surprising ones), and the mean error of the predictor where there is one. The gradient reaches the
     initial weights, the keys and the values (which it can also shrink: give it a small weight), and the predictor,
     which learns from nothing else. 0 where nothing was learned from.
+
+    Args:
+        surprises: what a call with return_surprises = True returned last, of one NeuralMemory.
+
+    Raises:
+        ValueError: for anything else.
     """
     if not isinstance(surprises, tuple | list) or len(surprises) not in (2, 3):
         takes = "(loss, step), as a NeuralMemory returns them with return_surprises = True"

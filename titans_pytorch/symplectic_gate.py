@@ -25,30 +25,43 @@ from .gating.selection import adaptive_k, top_k_mask
 class SymplecticGating(nn.Module):
     """Complexity of each token given the tokens before it: tokens [b n d] -> [b n 1] in [0, 1].
 
-    The base score is the twist: with unit-norm linear maps q, k of the tokens, tanh of the norm of
-    q_t * k_{t-1} - q_{t-1} * k_t. It is 0 at the first token and wherever a token repeats the one before. Every option
-    is causal but a budget without `budget_window`.
+    The base score is the twist: with unit-norm linear maps q, k of the tokens, tanh of the norm of q_t * k_{t-1} -
+    q_{t-1} * k_t. It is 0 at the first token and wherever a token repeats the one before. Every option is causal but a
+    budget without `budget_window`. Not from a paper: from displague's fork of titans-pytorch.
 
-    Args:
+    Args: Features
         dim: features per token.
         gated: scores gate(x) * relu(magnitude(x)) in place of x; both are linear maps.
         diag: these maps are elementwise (with `gated`).
-        gate_threshold, gate_mode: "hard" is gate_pre > threshold with the gradient of sigmoid(gate_pre) (straight
-            through), "soft" is sigmoid(gate_pre).
-        top_k, adaptive_topk_ratio, adaptive_topk_min_k: keep exactly the k features of each token with the largest
-            gate_pre (of equal ones those with lower index), zero elsewhere (with `gated`). Adaptive:
-            k = ceil(tanh(mean |gate_pre|) * ratio * dim), at least min_k. At most one of the two.
-        phase_mix, phase_pairs: share of the phase score: mean angle, over pi, that pairs of a linear map turn by.
-            `phase_pairs` defaults to dim // 2.
-        codebook_mix, codebook_size, codebook_temperature, codebook_topk: share of the codebook score, blended after
-            phase: total variation between consecutive tokens' soft assignments, over the top k entries if asked.
-        quorum_mix, quorum_window, quorum_threshold, quorum_temperature: complexity *= (1 - mix) + mix * quorum, with
-            quorum = sigmoid((mean of the last `quorum_window` scores - threshold) / temperature).
-        budget_topk_ratio, budget_window: zero the quorum but at the top ceil(ratio * n) positions of the sequence,
-            which reads the future; with a window w, a position keeps it if among the top ceil(ratio * w) of the last w.
-        dim_free: scales the twist's norm by sqrt(dim), as it shrinks like 1 / sqrt(dim) on noise.
+        gate_mode: "hard": gate_pre > threshold with the gradient of sigmoid(gate_pre) (straight through); "soft":
+            sigmoid(gate_pre).
+        gate_threshold: that threshold.
+        top_k: keep exactly the k features of each token with the largest gate_pre (of equal ones those with lower
+            index), zero elsewhere (with `gated`).
+        adaptive_topk_ratio: in its place: k = ceil(tanh(mean |gate_pre|) * ratio * dim).
+        adaptive_topk_min_k: at least so many.
 
-    Raises ValueError for values out of range, both top-k options, or a budget without a quorum.
+    Args: Scores
+        dim_free: scales the twist's norm by sqrt(dim), as it shrinks like 1 / sqrt(dim) on noise.
+        phase_mix: share of the phase score: mean angle, over pi, that pairs of a linear map turn by.
+        phase_pairs: how many pairs; default dim // 2.
+        codebook_mix: share of the codebook score, blended after phase: total variation between consecutive tokens' soft
+            assignments.
+        codebook_size: entries.
+        codebook_temperature: of the assignments.
+        codebook_topk: over the top k entries alone.
+
+    Args: Quorum
+        quorum_mix: complexity *= (1 - mix) + mix * quorum.
+        quorum_window: quorum = sigmoid((mean of so many last scores - threshold) / temperature).
+        quorum_threshold: see there.
+        quorum_temperature: see there.
+        budget_topk_ratio: zero the quorum but at the top ceil(ratio * n) positions of the sequence, which reads the
+            future.
+        budget_window: with a window w, a position keeps it if among the top ceil(ratio * w) of the last w.
+
+    Raises:
+        ValueError: for values out of range, both top-k options, or a budget without a quorum.
     """
 
     def __init__(
@@ -144,11 +157,23 @@ class SymplecticGating(nn.Module):
         return_manifold_state: bool = False,
         return_quorum_map: bool = False,
     ):
-        """x [b n d] -> complexity [b n 1], or a tuple of it and what is asked for, in this order:
+        """Complexity of tokens, and what it is made of.
 
-        moment map [b n d]; phase map, codebook map [b n 1] (the scores; 0 without the option); quorum map [b n 1]
-        (after the budget; 1 without a quorum); sparse k, long [b n 1] (None without `gated` and a top-k option);
-        manifold state (see `extract_manifold_state`).
+        Args:
+            x: tokens [b n d].
+            return_moment_map: also the twist's moment [b n d].
+            return_phase_map: also the phase score [b n 1]; 0 without `phase_mix`.
+            return_codebook_map: also the codebook score [b n 1]; 0 without `codebook_mix`.
+            return_sparse_k: also how many features were kept, long [b n 1]; None without `gated` and a top-k option.
+            return_manifold_state: also what `extract_manifold_state` gives.
+            return_quorum_map: also the quorum after the budget [b n 1]; 1 without a quorum.
+
+        Returns:
+            Complexity [b n 1], or a tuple of it and what is asked for, in the order: moment, phase, codebook, quorum,
+            sparse k, manifold state.
+
+        Raises:
+            ValueError: for another shape, or tokens that are not floating point.
         """
         self._check_tokens(x)
         n, dtype = x.shape[1], x.dtype
@@ -196,9 +221,15 @@ class SymplecticGating(nn.Module):
         return {"phase_radius": radius.to(x.dtype), "phase_angle": angle.to(x.dtype)}
 
     def compute_sparse_mask(self, gate_pre: Tensor, return_k: bool = False):
-        """Which features the top-k options keep. gate_pre [b n d] -> bool [b n d], or (mask, k long [b n 1]).
+        """Which features the top-k options keep: exactly k in each token, of equal values those with lower index. All
+        without a top-k option.
 
-        Exactly k True in each token, of equal values those with lower index. Without a top-k option: all.
+        Args:
+            gate_pre: [b n d], what is compared.
+            return_k: also return k, long [b n 1].
+
+        Returns:
+            bool [b n d], or (mask, k).
         """
         d = gate_pre.shape[-1]
         if self.adaptive_topk_ratio is not None:
@@ -211,10 +242,16 @@ class SymplecticGating(nn.Module):
         return (mask, k) if return_k else mask
 
     def apply_quorum_policy(self, score: Tensor, return_budget_k: bool = False):
-        """Scores [b n 1] -> (adjusted, quorum), each [b n 1], or (adjusted, quorum, k).
+        """Scores after the quorum and its budget.
 
-        k: the int ceil(ratio * length) of positions that a budget keeps, the length being the sequence's or the
-        budget's window; n without a budget. Without a quorum: the scores as they are, and ones.
+        Args:
+            score: [b n 1].
+            return_budget_k: also return k, the int ceil(ratio * length) of positions that a budget keeps, the length
+                being the sequence's or the budget's window; n without a budget.
+
+        Returns:
+            (adjusted, quorum), each [b n 1], or (adjusted, quorum, k). Without a quorum: the scores as they are, and
+            ones.
         """
         n, level = score.shape[1], score.squeeze(-1)
         quorum, budget_k = torch.ones_like(score), n

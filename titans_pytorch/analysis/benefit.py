@@ -20,8 +20,16 @@ __all__ = ["Benefit", "benefit_on_task", "benefit_on_text", "memory_change"]
 
 @dataclass(frozen=True)
 class Benefit:
-    """A measure with storing on and off, over the same rows; gain: how much better with, in its unit, and low, high
-    the ends of its 95 % interval (normal, paired by row)."""
+    """A measure with storing on and off, over the same rows.
+
+    measure: what is measured.
+    on: its mean with storing.
+    off: its mean with storing switched off.
+    gain: how much better with, in the measure's unit.
+    low: the lower end of the gain's 95 % interval (normal, paired by row).
+    high: its upper end.
+    rows: how many were measured.
+    """
 
     measure: str
     on: float
@@ -33,6 +41,7 @@ class Benefit:
 
     @property
     def verdict(self) -> str:
+        """ "storing helps", "storing harms", or "no difference found" where the interval holds zero."""
         if self.low > 0:
             return "storing helps"
         if self.high < 0:
@@ -52,7 +61,15 @@ def paired(measure: str, on: Sequence[float], off: Sequence[float], lower_is_bet
 
 @torch.no_grad()
 def benefit_on_text(model: nn.Module, windows: Tensor, skip: int = 0, batch_size: int = 8, device="cpu") -> Benefit:
-    """Bits per token of windows [b n + 1], the first `skip` predictions of each left out."""
+    """Bits per token, with storing on and off.
+
+    Args:
+        model: ids [b n] -> logits [b n v].
+        windows: ids [b n + 1].
+        skip: leave out the first predictions of each, so many.
+        batch_size: rows in one forward pass.
+        device: where the model computes.
+    """
     training = model.training
     model.eval()
 
@@ -72,7 +89,16 @@ def benefit_on_text(model: nn.Module, windows: Tensor, skip: int = 0, batch_size
 
 
 def benefit_on_task(model: nn.Module, task: Task, rows: int, length: int, batch_size: int = 8, device="cpu") -> Benefit:
-    """Accuracy on held-out rows of a task."""
+    """Accuracy on held-out rows of a task, with storing on and off.
+
+    Args:
+        model: ids [b n] -> logits [b n v].
+        task: of `build_task`.
+        rows: how many.
+        length: tokens of a row.
+        batch_size: rows in one forward pass.
+        device: where the model computes.
+    """
 
     def accuracy():
         return task.score(model, rows, length, batch_size, device).by_row
@@ -83,5 +109,5 @@ def benefit_on_task(model: nn.Module, task: Task, rows: int, length: int, batch_
 
 
 def memory_change(model: nn.Module, ids: Tensor) -> dict[str, float]:
-    """|M - M_0| / |M_0| of each memory after reading ids [b n], by its name."""
+    """|M - M_0| / |M_0| of each memory of `model` after reading ids [b n], by its name."""
     return {trace.name: trace.change[-1] for trace in trace_memories(model, ids, piece=ids.shape[1])}

@@ -23,7 +23,16 @@ def smoothed(values: list[float], width: int) -> list[float]:
 
 
 def plot_traces(traces: list[MemoryTrace], target: Path, title: str = "") -> bool:
-    """A PNG of every trace over position, thin, with a running mean. False where matplotlib is not installed."""
+    """Draws every trace over position, thin, with a running mean, to a PNG.
+
+    Args:
+        traces: of `trace_memories`.
+        target: the file; its folder is made.
+        title: of the picture.
+
+    Returns:
+        False where matplotlib is not installed (the extra `bench`), and nothing is drawn.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:

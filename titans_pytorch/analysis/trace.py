@@ -25,10 +25,16 @@ Tensors = dict[str, Tensor]
 class MemoryTrace:
     """Means over rows and heads; one entry for each stored token, or chunk of `tokens_per_entry` tokens.
 
-    surprise: the memory's loss before it learns. step, decay, momentum: as learned from the token (momentum empty
-    without). change: after each piece of `piece` tokens |M - M_0| / |M_0|, over all weights; moved: the same against
-    the piece before. gain: the largest of any token, above 2 a memory can overshoot (see `overshoot`); None where that
-    does not apply.
+    name: of the memory, in its model.
+    tokens_per_entry: tokens of a chunk.
+    piece: tokens of a piece.
+    surprise: the memory's loss before it learns.
+    step: as learned from the token.
+    decay: as learned from the token.
+    momentum: as learned from the token; empty without.
+    change: after each piece |M - M_0| / |M_0|, over all weights.
+    moved: the same against the piece before.
+    gain: the largest of any token, above 2 a memory can overshoot (see `overshoot`); None where that does not apply.
     """
 
     name: str
@@ -43,14 +49,21 @@ class MemoryTrace:
     gain: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
+        """As a dict, for JSON."""
         return asdict(self)
 
 
 @torch.no_grad()
 def trace_memories(model: nn.Module, ids: Tensor, piece: int = 32) -> list[MemoryTrace]:
-    """Reads ids [b n] in pieces, the state carried, and says what each memory did. One trace per memory of the model.
+    """Reads in pieces, the state carried, and says what each memory did.
 
-    The model takes `model(ids, cache=..., return_cache=True)`, as those of the family do.
+    Args:
+        model: takes `model(ids, cache=..., return_cache=True)`, as those of the family do.
+        ids: [b n].
+        piece: tokens of a piece, at whose end a memory's weights are looked at.
+
+    Returns:
+        A trace for each memory of the model.
     """
     positive_int(piece, "piece")
     watchers = [_Watcher(name, memory, piece, ids.shape[0]) for name, memory in memories_of(model).items()]

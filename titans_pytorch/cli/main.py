@@ -27,7 +27,14 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command and returns its exit status: 0, 1 after an error in one line, 2 after a mistake in the options."""
+    """Runs a command of `titans`.
+
+    Args:
+        argv: the command and its options; None: sys.argv.
+
+    Returns:
+        The exit status: 0, 1 after an error in one line, 2 after a mistake in the options.
+    """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(__doc__.strip())
@@ -51,12 +58,15 @@ def run_command(name: str, argv: list[str]) -> int:
 
 
 def train_main() -> int:
+    """`titans-train`: the same as `titans train`."""
     return run_command("train", sys.argv[1:])
 
 
 def infer_main() -> int:
+    """`titans-infer`: the same as `titans sample`."""
     return run_command("sample", sys.argv[1:])
 
 
 def analyze_main() -> int:
+    """`titans-analyze`: the same as `titans analyze`."""
     return run_command("analyze", sys.argv[1:])

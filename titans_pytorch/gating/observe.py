@@ -22,13 +22,19 @@ from .stages import GateCarry, Stages
 
 @dataclass(frozen=True)
 class GateTrace:
-    """Of the chunks that one call would store, m = floor(tokens / chunk).
+    """What gates and pages did in one call, of the chunks that it would store, m = floor(tokens / chunk).
 
-    complexity_tokens [b n], complexity [b m]: of each token, and the largest of each chunk; None with kinetics alone.
-    With DMD a token has its chunk's score (or the mean of that and its own, with both gates). decay_before,
-    decay_after [b h m]: of each chunk, without and with gates and kinetics. page long [b m]: which one a chunk is
-    written to. switched bool [b m]: whether it turned to it. limit [b m]: what its complexity had to exceed. windows
-    long [m]: in which switch window it lies. pages: how many there are. chunk: tokens per chunk.
+    complexity_tokens: [b n], of each token; None with kinetics alone. With DMD a token has its chunk's score (or the
+    mean of that and its own, with both gates).
+    complexity: [b m], the largest of each chunk; None with kinetics alone.
+    decay_before: [b h m], of each chunk, without gates and kinetics.
+    decay_after: [b h m], with them.
+    page: long [b m], which one a chunk is written to.
+    switched: bool [b m], whether it turned to it.
+    limit: [b m], what its complexity had to exceed.
+    windows: long [m], in which switch window it lies.
+    pages: how many there are.
+    chunk: tokens per chunk.
     """
 
     complexity_tokens: Tensor | None
@@ -55,10 +61,19 @@ class GateTrace:
 
 @torch.no_grad()
 def gate_trace(memory, seq: Tensor, state: NeuralMemState | None = None) -> GateTrace:
-    """What the gates, kinetics and pages of a NeuralMemory would do if it were called with seq (and state), of which
-    nothing is written or counted. Only complete chunks are seen.
+    """What the gates, kinetics and pages of a memory would do if it were called, of which nothing is written or
+    counted. Only complete chunks are seen.
 
-    seq: as in NeuralMemory's forward. Raises ValueError for a memory without gates, or too few tokens for a chunk.
+    Args:
+        memory: a NeuralMemory with gates or kinetics.
+        seq: as in its forward.
+        state: what it carries, as in its forward.
+
+    Returns:
+        A GateTrace.
+
+    Raises:
+        ValueError: for a memory without gates, or too few tokens for a chunk.
     """
     if not isinstance(getattr(memory, "gating", None), Stages) or not memory.gating.stages:
         takes = "a NeuralMemory with use_symplectic_gating, use_dmd_gating or kinetics_coupling"
@@ -95,18 +110,21 @@ def gate_trace(memory, seq: Tensor, state: NeuralMemState | None = None) -> Gate
 
 
 def calibrate_page_threshold(memory, tokens: Tensor, target_switch_rate: float, set_threshold: bool = False) -> float:
-    """The page threshold with which a memory would turn a page in this share of its switch windows.
+    """The page threshold with which a memory would turn a page in a given share of its switch windows.
 
     A switch window is what allows one switch: `page_switch_every` tokens, or a call (or a `batch_size` window of it).
     The sample's windows are ranked by their largest complexity, and the threshold is laid between two of them so that
-    the share above comes closest to the target: with few windows, or many of equal complexity, that may be some way
-    off (`gate_trace(...).switch_rate` says what is reached). It holds for data like the sample and the present weights.
+    the share above comes closest to the target: with few windows, or many of equal complexity, that may be some way off
+    (`gate_trace(...).switch_rate` says what is reached). It holds for data like the sample and the present weights.
 
     Args:
         memory: a NeuralMemory with pages and a fixed threshold.
         tokens: a sample, as NeuralMemory's forward takes it.
         target_switch_rate: switches per window and row, in [0, 1].
         set_threshold: also make it the memory's `symplectic_page_threshold`.
+
+    Raises:
+        ValueError: for another memory, or a rate outside [0, 1].
     """
     checks.fraction("target_switch_rate", target_switch_rate)
     pages = _pages(memory)
@@ -137,7 +155,20 @@ def threshold_for_rate(highest: Tensor, rate: float) -> float:
 
 def plot_gate_trace(trace: GateTrace, path, row: int = 0) -> Path:
     """Draws one row of a trace to a PNG file: complexity against its limit, decay before and after, pages and how much
-    each was written. Needs matplotlib (the extra `bench`)."""
+    each was written. Needs matplotlib (the extra `bench`).
+
+    Args:
+        trace: of `gate_trace`.
+        path: the file; its folder is made.
+        row: which row of the batch.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: for a row that the trace does not have.
+        ImportError: without matplotlib.
+    """
     from matplotlib.figure import Figure
 
     path = Path(path)

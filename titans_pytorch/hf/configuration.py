@@ -12,8 +12,15 @@ FIELDS = {field.name: field.default for field in dataclasses.fields(ModelConfig)
 
 
 class TitansHFConfig(PreTrainedConfig):
-    """Keywords: any setting of ModelConfig, and transformers' own. The names that transformers uses for width, blocks
-    and heads are read from ours (hidden_size is d_model)."""
+    """ModelConfig as a configuration of transformers. The names that transformers uses for width, blocks and heads are
+    read from ours (hidden_size is d_model).
+
+    Args:
+        kwargs: any setting of ModelConfig by its name, and transformers' own.
+
+    Raises:
+        ValueError: for settings that ModelConfig does not take.
+    """
 
     model_type = "titans"
     attribute_map = {"hidden_size": "d_model", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
@@ -34,7 +41,7 @@ class TitansHFConfig(PreTrainedConfig):
 
     @classmethod
     def of(cls, config: ModelConfig | TitansConfig, **kwargs: Any) -> "TitansHFConfig":
-        """From the library's own configuration."""
+        """From the library's own `config`, a TitansConfig or its model section; `kwargs` are transformers' own."""
         config = config.model if isinstance(config, TitansConfig) else config
         if not isinstance(config, ModelConfig):
             raise wrong("config", Words(type(config).__name__), "a TitansConfig or its model section")

@@ -16,7 +16,15 @@ __all__ = ["convert", "main"]
 
 
 def convert(run: Path, out: Path) -> None:
-    """Writes config.json and model.safetensors; raises TrainingError where `run` holds no run."""
+    """Writes a run as a model of transformers: config.json and model.safetensors.
+
+    Args:
+        run: the folder that `titans train` left.
+        out: a new or an empty folder.
+
+    Raises:
+        TrainingError: where `run` holds no run, or `out` holds something.
+    """
     from titans_pytorch.hf import TitansForCausalLM, TitansHFConfig
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -32,6 +40,7 @@ def convert(run: Path, out: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command line, `argv` or sys.argv; returns its exit status: 0, or 1 after an error in one line."""
     parser = argparse.ArgumentParser("titans_pytorch.hf.convert", description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="the folder of a run")
     parser.add_argument("out", type=Path, help="a new folder")

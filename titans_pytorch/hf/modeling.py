@@ -20,7 +20,11 @@ from .configuration import TitansHFConfig
 
 
 class TitansCache:
-    """A ModelState as `generate` wants it: past_key_values."""
+    """A ModelState as `generate` wants it: past_key_values.
+
+    Args:
+        state: what the model returned.
+    """
 
     is_compileable = False
 
@@ -28,16 +32,19 @@ class TitansCache:
         self.state = state
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens read; the same in every layer, whatever `layer_idx`."""
         return self.state.tokens
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Rows [r] in the order that beam search goes on with."""
+        """Takes the rows `beam_idx` [r], in the order that beam search goes on with."""
         self.state = self.state.rows(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
+        """Takes the rows `indices` [r]."""
         self.reorder_cache(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each row `repeats` times, one after the other."""
         rows = next(tensor for tensor in _tensors(self.state.layers))
         self.reorder_cache(torch.arange(self.state.batch, device=rows.device).repeat_interleave(repeats))
 
@@ -51,7 +58,12 @@ def _tensors(value: Any):
 
 
 class TitansPreTrainedModel(PreTrainedModel):
-    """What loading, saving and placing need to know."""
+    """What transformers needs to know for loading, saving and placing.
+
+    Args:
+        config: a TitansHFConfig.
+        inputs, kwargs: transformers' own.
+    """
 
     config_class = TitansHFConfig
     base_model_prefix = "model"
@@ -68,10 +80,13 @@ class TitansPreTrainedModel(PreTrainedModel):
 
 
 class TitansForCausalLM(TitansPreTrainedModel, GenerationMixin):
-    """MAC, MAG, MAL, LMM or the plain transformer, as config.variant says.
+    """MAC, MAG, MAL, LMM (arXiv 2501.00663, section 4) or the plain transformer, as config.variant says.
 
     `generate` reads prompts of one length: a memory would read padding, too. Padding behind a row is fine in training,
     where labels of -100 leave it out of the loss.
+
+    Args:
+        config: a TitansHFConfig.
     """
 
     _tied_weights_keys = {"model.to_logits.weight": "model.token_emb.weight"}
@@ -82,15 +97,19 @@ class TitansForCausalLM(TitansPreTrainedModel, GenerationMixin):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
+        """The embedding of tokens."""
         return self.model.token_emb
 
     def set_input_embeddings(self, value: nn.Module) -> None:
+        """Puts the module `value` in its place."""
         self.model.token_emb = value
 
     def get_output_embeddings(self) -> nn.Module:
+        """The map to logits."""
         return self.model.to_logits
 
     def set_output_embeddings(self, value: nn.Module) -> None:
+        """Puts the module `value` in its place."""
         self.model.to_logits = value
 
     def forward(
@@ -105,11 +124,27 @@ class TitansForCausalLM(TitansPreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple:
-        """Logits [b n v] of ids [b n] (or embeddings [b n d]), which with past_key_values follow those it has read.
+        """Logits of ids which, with past_key_values, follow those it has read.
 
-        labels [b n]: the mean cross entropy of labels[:, 1:], shifted here, -100 left out; with `memory_loss_weight`
-        the memories' loss joins in training. attention_mask [b n] may hide padding at the end of rows, not before it,
-        nor any where a cache is asked for. logits_to_keep: the last so many (0: all), or which.
+        Args:
+            input_ids: long [b n].
+            attention_mask: [b n]; may hide padding at the end of rows, not before it, nor any where a cache is asked
+                for.
+            past_key_values: the TitansCache that the call before returned.
+            inputs_embeds: embedded tokens [b n d] in place of input_ids.
+            labels: long [b n]; the loss is the mean cross entropy (nats) of labels[:, 1:], shifted here, -100 left out.
+                With `memory_loss_weight` the memories' loss joins in training.
+            use_cache: return past_key_values; by default outside training, where there are no labels.
+            return_dict: False: a tuple of what there is of loss, logits, past_key_values.
+            logits_to_keep: the last so many (0: all), or which.
+            kwargs: of the loss function.
+
+        Returns:
+            CausalLMOutputWithPast: loss, logits [b n v], past_key_values.
+
+        Raises:
+            ValueError: for both or neither of input_ids and inputs_embeds, another cache, or a mask that hides padding
+                where it would be read.
         """
         if (input_ids is None) == (inputs_embeds is None):
             got = Words("both" if input_ids is not None else "neither")

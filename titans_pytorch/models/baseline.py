@@ -25,9 +25,15 @@ torch.serialization.add_safe_globals([PlainState])
 
 
 class TransformerBaseline(LanguageModel):
-    """Full causal attention over everything read; no memory."""
+    """Full causal attention over everything read; no memory. By x-transformers: rotary positions (arXiv 2104.09864),
+    SwiGLU (arXiv 2002.05202), RMSNorm. Its state grows with what was read.
+
+    Args:
+        config: a ModelConfig.
+    """
 
     def new_blocks(self, config: ModelConfig) -> nn.Module:
+        """The decoder of x-transformers that a configuration, config, describes."""
         from x_transformers import Decoder
 
         head = config.d_model // config.n_heads
@@ -47,6 +53,7 @@ class TransformerBaseline(LanguageModel):
         )
 
     def run(self, x: Tensor, states: tuple | None) -> tuple[Tensor, tuple, Surprises]:
+        """Embedded tokens x [b n d] through the blocks, after what `states` holds: (x, states, [])."""
         from x_transformers.attend import Intermediates
         from x_transformers.x_transformers import LayerIntermediates
 

@@ -94,11 +94,19 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TitansConfig:
-    """Sections: model, data (text, or a task where it has the setting `task`), training, report. Read a setting as
-    `config.model.window`; give settings by their own names alone, which no two sections share:
+    """Everything a run of a model of the family depends on, in sections. Read a setting as `config.model.window`; give
+    settings by their own names alone, which no two sections share:
 
         config = TitansConfig.small(variant="mag", window=256, lr=3e-4)
         config = config.replace(steps=10)
+
+    Unknown names, wrong types and impossible values raise ValueError.
+
+    Args:
+        model: a ModelConfig.
+        data: a DataConfig (text), or a TaskConfig.
+        training: a TrainConfig.
+        report: a ReportConfig.
     """
 
     model: ModelConfig = ModelConfig()
@@ -108,12 +116,14 @@ class TitansConfig:
 
     @classmethod
     def of(cls, **settings) -> "TitansConfig":
-        """The defaults, with the given settings."""
+        """The defaults, with the given `settings`."""
         return cls().replace(**settings)
 
     @classmethod
     def preset(cls, name: str, **settings) -> "TitansConfig":
-        """tiny, small (170M parameters), medium (340M) or large (760M), with the given settings."""
+        """The preset of a `name`, tiny, small (170M parameters), medium (340M) or large (760M), with the given
+        `settings`.
+        """
         from .presets import PRESETS, preset
 
         if name not in PRESETS:
@@ -122,36 +132,43 @@ class TitansConfig:
 
     @classmethod
     def tiny(cls, **settings) -> "TitansConfig":
+        """The preset for minutes on two CPU cores, with the given `settings`."""
         return cls.preset("tiny", **settings)
 
     @classmethod
     def small(cls, **settings) -> "TitansConfig":
+        """The preset of 170M parameters, with the given `settings`."""
         return cls.preset("small", **settings)
 
     @classmethod
     def medium(cls, **settings) -> "TitansConfig":
+        """The preset of 340M parameters, with the given `settings`."""
         return cls.preset("medium", **settings)
 
     @classmethod
     def large(cls, **settings) -> "TitansConfig":
+        """The preset of 760M parameters, with the given `settings`."""
         return cls.preset("large", **settings)
 
     def replace(self, **settings) -> "TitansConfig":
-        """With settings replaced by name, whatever section they are in."""
+        """With `settings` replaced by name, whatever section they are in. ValueError for unknown names and wrong
+        values.
+        """
         return updated(self, settings)
 
     def to_run(self, preset: str = "") -> RunConfig:
-        """The same as what the training loop takes."""
+        """The same as what the training loop takes; `preset` names it."""
         return RunConfig(self.model, self.data, self.training, self.report, preset)
 
     # files
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Section -> setting -> value."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, sections: dict[str, dict[str, Any]]) -> "TitansConfig":
-        """What is missing keeps its default."""
+        """From `sections` as `to_dict` gives them. What is missing keeps its default; ValueError for unknown names."""
         known = {f.name: f.default for f in dataclasses.fields(cls)}
         if not isinstance(sections, dict):
             raise wrong("configuration", Words(type(sections).__name__), f"sections {', '.join(known)}")
@@ -164,25 +181,29 @@ class TitansConfig:
         return cls(**found)
 
     def to_json(self) -> str:
+        """As JSON."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "TitansConfig":
+        """From JSON `text`. ValueError where it is not JSON, or not a configuration."""
         return cls.from_dict(json.loads(text))
 
     def to_yaml(self) -> str:
+        """As YAML."""
         import yaml
 
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
     @classmethod
     def from_yaml(cls, text: str) -> "TitansConfig":
+        """From YAML `text`. ValueError where it is not YAML, or not a configuration."""
         from .yaml_text import read_yaml
 
         return cls.from_dict(read_yaml(text) or {})
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes .yaml, .yml or .json, beside and renamed."""
+        """Writes to `path`, .yaml, .yml or .json, beside and renamed. ValueError for another ending."""
         path = Path(path)
         text = self.to_json() if _format(path) == "json" else self.to_yaml()
         beside = path.with_name(f"{path.name}.part")
@@ -191,7 +212,7 @@ class TitansConfig:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "TitansConfig":
-        """Reads .yaml, .yml or .json; ValueError names the file and what is wrong in it."""
+        """Reads `path`, .yaml, .yml or .json. ValueError names the file and what is wrong in it."""
         path = Path(path)
         read = cls.from_json if _format(path) == "json" else cls.from_yaml
         try:

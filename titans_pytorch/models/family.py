@@ -43,7 +43,11 @@ def memory_of(config: ModelConfig) -> NeuralMemory:
 
 
 class TitansMAC(LanguageModel):
-    """Memory as context: see `MACLayer`."""
+    """Memory as context, a language model of `MACLayer` blocks (arXiv 2501.00663, section 4.1).
+
+    Args:
+        config: a ModelConfig.
+    """
 
     def new_layer(self, config: ModelConfig) -> MACLayer:
         c = config
@@ -51,7 +55,11 @@ class TitansMAC(LanguageModel):
 
 
 class TitansMAG(LanguageModel):
-    """Memory as a gate: see `MAGLayer`."""
+    """Memory as a gate, a language model of `MAGLayer` blocks (arXiv 2501.00663, section 4.2).
+
+    Args:
+        config: a ModelConfig.
+    """
 
     def new_layer(self, config: ModelConfig) -> MAGLayer:
         c = config
@@ -59,7 +67,11 @@ class TitansMAG(LanguageModel):
 
 
 class TitansMAL(LanguageModel):
-    """Memory as a layer: see `MALLayer`."""
+    """Memory as a layer, a language model of `MALLayer` blocks (arXiv 2501.00663, section 4.3).
+
+    Args:
+        config: a ModelConfig.
+    """
 
     def new_layer(self, config: ModelConfig) -> MALLayer:
         c = config
@@ -67,7 +79,11 @@ class TitansMAL(LanguageModel):
 
 
 class TitansLMM(LanguageModel):
-    """The memory alone: see `LMMLayer`."""
+    """The memory alone, a language model of `LMMLayer` blocks (arXiv 2501.00663, section 4.3).
+
+    Args:
+        config: a ModelConfig.
+    """
 
     def new_layer(self, config: ModelConfig) -> LMMLayer:
         return LMMLayer(config.d_model, config.mem_heads, config.n_persistent, memory_of(config))
@@ -83,7 +99,15 @@ MODELS: dict[str, type[LanguageModel]] = {
 
 
 def build_model(config: TitansConfig | ModelConfig, device: torch.device | str | None = None) -> nn.Module:
-    """The language model that the configuration names, with fresh weights, on `device` ("meta" allocates nothing)."""
+    """The language model that a configuration names, with fresh weights.
+
+    Args:
+        config: a TitansConfig, or its model section.
+        device: where to put it; "meta" allocates nothing.
+
+    Raises:
+        ValueError: for anything but a configuration, or settings that do not go together.
+    """
     if isinstance(config, TitansConfig):
         config = config.model
     if not isinstance(config, ModelConfig):

@@ -51,7 +51,11 @@ class Block(nn.Module):
 class LanguageModel(nn.Module):
     """Token ids [b n] -> logits [b n v]. A model of the family says what `new_layer(config)` is.
 
-    gradient_checkpointing: in training compute each block's activations again in the backward pass.
+    With the attribute `gradient_checkpointing` (False), each block's activations are computed again in the backward
+    pass of training.
+
+    Args:
+        config: a ModelConfig.
     """
 
     def __init__(self, config: ModelConfig):
@@ -68,10 +72,12 @@ class LanguageModel(nn.Module):
             self.to_logits.weight = self.token_emb.weight
 
     def new_blocks(self, config: ModelConfig) -> nn.Module:
+        """A block for each of `config.n_layers`."""
         blocks = (Block(self.new_layer(config), config.d_model, config.ffn_mult) for _ in range(config.n_layers))
         return nn.ModuleList(blocks)
 
     def new_layer(self, config: ModelConfig) -> nn.Module:
+        """The layer of one block, as `config` says: [b n d] -> [b n d], with a state."""
         raise NotImplementedError
 
     def forward(
@@ -113,7 +119,15 @@ class LanguageModel(nn.Module):
         return out if len(out) > 1 else out[0]
 
     def run(self, x: Tensor, states: tuple | None) -> tuple[Tensor, tuple, Surprises]:
-        """Embedded tokens [b n d] through the blocks."""
+        """Embedded tokens through the blocks.
+
+        Args:
+            x: [b n d].
+            states: a state for each block, or None where a sequence begins.
+
+        Returns:
+            x [b n d] after the last block, the states, and the surprises of each block.
+        """
         states = (None,) * len(self.blocks) if states is None else states
         after, surprises = [], []
         again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
@@ -135,7 +149,24 @@ class LanguageModel(nn.Module):
         show_progress: bool = False,
         use_cache: bool = True,
     ) -> Tensor:
-        """Continue prompts [b n], n >= 1 -> the ids after them [b seq_len - n]; see `sampling.sample`."""
+        """Continues prompts; see `sampling.sample`.
+
+        Args:
+            prompt: token ids [b n], n >= 1.
+            seq_len: tokens of prompt and continuation together.
+            temperature: of the softmax that is drawn from, after the filter; 0 takes the likeliest token.
+            filter_fn: logits [b v] -> logits [b v]; None: none.
+            filter_kwargs: its keywords.
+            show_progress: show a progress bar.
+            use_cache: do not compute earlier tokens again: each token at a constant cost (with the plain transformer it
+                grows).
+
+        Returns:
+            The ids after the prompts [b seq_len - n].
+
+        Raises:
+            ValueError: for a prompt that is not integers [b n] below the vocabulary, or a temperature below 0.
+        """
         check_ids("prompt", prompt, self.config.vocab_size)
         return sample(self, prompt, seq_len, temperature, filter_fn, filter_kwargs, show_progress, use_cache)
 
@@ -146,7 +177,9 @@ class LanguageModel(nn.Module):
         return loss + self.memory_loss(surprises)
 
     def memory_loss(self, surprises: Surprises) -> Tensor | float:
-        """What the memories add to the training loss; 0 in eval mode."""
+        """What the memories add to the training loss: `memory_loss_weight` times the mean of their `auxiliary_loss`. 0
+        in eval mode. surprises: as a call with return_surprises = True returns them.
+        """
         weight = self.config.memory_loss_weight
         if not (weight and self.training and surprises):
             return 0.0

@@ -15,13 +15,17 @@ class LMMState(NamedTuple):
 
 
 class LMMLayer(nn.Module):
-    """[b n d] -> [b n d]: the memory reads persistent tokens, then the sequence, and answers at every token.
+    """[b n d] -> [b n d]: the memory reads persistent tokens, then the sequence, and answers at every token (arXiv
+    2501.00663, section 4.3).
 
     Args:
         dim: features of a token.
         heads: of the memory, where none is given.
-        n_persistent: persistent tokens.
+        n_persistent: persistent tokens (eq. 19).
         memory: a NeuralMemory of this dim; None: `titans_memory(dim, heads=heads)`.
+
+    Raises:
+        ValueError: naming the argument, what it got and what it takes.
     """
 
     def __init__(self, dim: int, heads: int = 1, n_persistent: int = 0, memory: NeuralMemory | None = None):
@@ -29,6 +33,15 @@ class LMMLayer(nn.Module):
         self.remember = Remember(check_memory(memory, dim, heads), n_persistent)
 
     def forward(self, x: Tensor, state: LMMState | None = None, return_surprises: bool = False):
-        """(out [b n d], state), and (loss, step), each [b h n], if asked. The residual is the caller's."""
+        """Reads the tokens that follow those in the state.
+
+        Args:
+            x: tokens [b n d].
+            state: what the call before returned; None where a sequence begins.
+            return_surprises: also return (loss, step), each [b h n], as NeuralMemory does.
+
+        Returns:
+            (out [b n d], state), and (loss, step) if asked for. The residual is the caller's.
+        """
         read, _, memory, surprises = self.remember(x, None if state is None else state.memory)
         return (read, LMMState(memory), surprises) if return_surprises else (read, LMMState(memory))

@@ -47,15 +47,22 @@ class MACState(NamedTuple):
 
 
 class MACLayer(nn.Module):
-    """[b n d] -> [b n d], segment by segment; see the file's head.
+    """[b n d] -> [b n d], segment by segment: memory as context (arXiv 2501.00663, eq. 21 to 25).
+
+    Of each segment S, with M the memory at its start and P the persistent tokens: h = M(S W_q) is retrieved, y is
+    causal attention over P || h || S, the memory learns y, and answers o = gate(y, M(y)). How this is made causal
+    stands at the file's head.
 
     Args:
         dim: features of a token.
         heads: of attention, and of the memory where none is given.
         segment: tokens of a segment.
-        n_persistent: persistent tokens.
+        n_persistent: persistent tokens (eq. 19).
         gate: "normalised" (the paper's), "silu" or "sigmoid"; see `Gate`.
         memory: a NeuralMemory of this dim; None: `titans_memory(dim, heads=heads)`.
+
+    Raises:
+        ValueError: naming the argument, what it got and what it takes.
     """
 
     def __init__(
@@ -80,7 +87,16 @@ class MACLayer(nn.Module):
         self.looks_back = 0 if conv is None else len(conv.weight) - 1
 
     def forward(self, x: Tensor, state: MACState | None = None, return_surprises: bool = False):
-        """(out [b n d], state), and (loss, step), each [b h n], if asked. The residual is the caller's."""
+        """Reads the tokens that follow those in the state.
+
+        Args:
+            x: tokens [b n d].
+            state: what the call before returned; None where a sequence begins.
+            return_surprises: also return (loss, step), each [b h n], as NeuralMemory does.
+
+        Returns:
+            (out [b n d], state), and (loss, step) if asked for. The residual is the caller's.
+        """
         x = self.norm(x)
         if state is None:
             state = MACState(0, None, None, None, x[:, :0])

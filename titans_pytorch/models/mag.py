@@ -20,16 +20,20 @@ class MAGState(NamedTuple):
 
 
 class MAGLayer(nn.Module):
-    """[b n d] -> [b n d]. With x~ = persistent || x: attention over x~ in a sliding window from which the persistent
-    tokens are always seen, the memory reads x~, and a gate joins the two.
+    """[b n d] -> [b n d]: memory as a gate (arXiv 2501.00663, eq. 26 to 28). With x~ = persistent || x: attention over
+    x~ in a sliding window from which the persistent tokens are always seen, the memory reads x~, and a gate joins the
+    two.
 
     Args:
         dim: features of a token.
         heads: of attention, and of the memory where none is given.
         window: tokens before its own that a query sees.
-        n_persistent: persistent tokens.
+        n_persistent: persistent tokens (eq. 19).
         gate: "normalised" (the paper's), "silu" or "sigmoid"; see `Gate`.
         memory: a NeuralMemory of this dim; None: `titans_memory(dim, heads=heads)`.
+
+    Raises:
+        ValueError: naming the argument, what it got and what it takes.
     """
 
     def __init__(
@@ -48,7 +52,16 @@ class MAGLayer(nn.Module):
         self.gate = Gate(dim, gate)
 
     def forward(self, x: Tensor, state: MAGState | None = None, return_surprises: bool = False):
-        """(out [b n d], state), and (loss, step), each [b h n], if asked. The residual is the caller's."""
+        """Reads the tokens that follow those in the state.
+
+        Args:
+            x: tokens [b n d].
+            state: what the call before returned; None where a sequence begins.
+            return_surprises: also return (loss, step), each [b h n], as NeuralMemory does.
+
+        Returns:
+            (out [b n d], state), and (loss, step) if asked for. The residual is the caller's.
+        """
         before, cache = (None, None) if state is None else state
         x = self.norm(x)
         attended, cache = self.attention(x, self.remember.persistent(), cache)

@@ -25,15 +25,18 @@ class MALState(NamedTuple):
 
 
 class MALLayer(nn.Module):
-    """[b n d] -> [b n d]: the memory reads persistent || x; attention in a sliding window over its answers, of which
-    those at the persistent tokens are always seen.
+    """[b n d] -> [b n d]: memory as a layer (arXiv 2501.00663, eq. 29 to 31). The memory reads persistent || x;
+    attention in a sliding window over its answers, of which those at the persistent tokens are always seen.
 
     Args:
         dim: features of a token.
         heads: of attention, and of the memory where none is given.
         window: tokens before its own that a query sees.
-        n_persistent: persistent tokens.
+        n_persistent: persistent tokens (eq. 19).
         memory: a NeuralMemory of this dim; None: `titans_memory(dim, heads=heads)`.
+
+    Raises:
+        ValueError: naming the argument, what it got and what it takes.
     """
 
     def __init__(
@@ -51,7 +54,16 @@ class MALLayer(nn.Module):
         self.to_out = nn.Linear(dim, dim, bias=False)
 
     def forward(self, x: Tensor, state: MALState | None = None, return_surprises: bool = False):
-        """(out [b n d], state), and (loss, step), each [b h n], if asked. The residual is the caller's."""
+        """Reads the tokens that follow those in the state.
+
+        Args:
+            x: tokens [b n d].
+            state: what the call before returned; None where a sequence begins.
+            return_surprises: also return (loss, step), each [b h n], as NeuralMemory does.
+
+        Returns:
+            (out [b n d], state), and (loss, step) if asked for. The residual is the caller's.
+        """
         before, cache, prefix = (None, None, None) if state is None else state
         read, first, before, surprises = self.remember(x, before)
         prefix = first if state is None else prefix

@@ -32,16 +32,18 @@ def titans_memory(
     surprise_threshold: float | None = None,
     **options,
 ) -> NeuralMemory:
-    """`NeuralMemory.paper` with the settings of a ModelConfig: step, momentum and decay of each token; surprises taken
-    at the weights at the start of each `chunk_size` tokens (eq. 16); convolution, SiLU and norm on queries and keys; a
-    normalised and gated output.
+    """`NeuralMemory.paper` with the settings of a ModelConfig: step, momentum and decay of each token (arXiv
+    2501.00663, eq. 13 and 14); surprises taken at the weights at the start of each `chunk_size` tokens (eq. 16);
+    convolution, SiLU and norm on queries and keys; a normalised and gated output (section 4.4).
 
     Args:
         dim: features of a token.
         heads: memories side by side, of dim / heads features.
-        depth, hidden: matrices of the memory network, and its hidden features (4 * dim / heads).
+        depth: matrices of the memory network.
+        hidden: its hidden features (4 * dim / heads).
         chunk_size: tokens between moves of the weights at which surprises are taken.
-        momentum, decay: whether past surprise carries on, and whether the memory forgets.
+        momentum: past surprise carries on.
+        decay: the memory forgets.
         max_step: largest step, for a loss that is the mean over features.
         conv_kernel: tokens that the convolution sees; 0 or 1: none.
         qk_norm: "l2", "rms" or "none".
@@ -50,6 +52,9 @@ def titans_memory(
         init_scale: of the initial weights, as a multiple of Xavier's.
         surprise_threshold: a token whose surprise is below it changes nothing.
         options: further keywords of NeuralMemory. init_decay_bias is -6 by default: decay starts at 0.0025 a token.
+
+    Raises:
+        ValueError: naming the argument, what it got and what it takes.
     """
     positive_int(dim, "dim"), positive_int(heads, "heads"), positive_number(init_scale, "init_scale")
     if dim % heads:

@@ -50,9 +50,13 @@ def scan(
 
 
 class AssocScan(nn.Module):
-    """`scan` as a module: AssocScan(use_accelerated=False)(gates, inputs, prev=None).
+    """`scan` as a module: h_t = g_t h_{t-1} + x_t along dim 1.
 
-    Raises ValueError where gates [b n (...)] or prev [b ...] do not fit the inputs [b n ...].
+    Args:
+        use_accelerated: the accelerated-scan kernel where it runs: CUDA, with Triton.
+
+    Raises:
+        ValueError: where gates [b n (...)] or prev [b ...] do not fit the inputs [b n ...].
     """
 
     def __init__(self, use_accelerated: bool = False):
@@ -60,6 +64,16 @@ class AssocScan(nn.Module):
         self.use_accelerated = use_accelerated
 
     def forward(self, gates: Tensor, inputs: Tensor, prev: Tensor | None = None) -> Tensor:
+        """h_t = gates_t h_{t-1} + inputs_t.
+
+        Args:
+            gates: [b n ...], of the shape of inputs or one that expands to it.
+            inputs: [b n ...].
+            prev: h_{-1}, [b ...]; None: zeros.
+
+        Returns:
+            h, of the shape of inputs.
+        """
         b, n, *rest = inputs.shape
         sizes = zip(gates.shape, inputs.shape, strict=False)
         if gates.shape[:2] != (b, n) or gates.ndim > inputs.ndim or not all(g in (1, x) for g, x in sizes):

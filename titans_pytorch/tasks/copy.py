@@ -58,7 +58,7 @@ class Copy(Task):
         return sum(1 / (self.symbols - i) for i in range(self.payload)) / self.payload
 
     def mark_at(self, length: int) -> int:
-        """The place of the mark in a row."""
+        """The place of the mark in a row of `length` tokens."""
         mark = length - self.payload
         return mark if self.segment_len is None else mark // self.segment_len * self.segment_len
 

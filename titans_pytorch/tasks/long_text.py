@@ -21,7 +21,16 @@ ASKS = "\nWhat is the pass key? The pass key is "
 
 @dataclass(frozen=True)
 class LongText:
-    """Windows of `length` bytes from a text (plain, .gz or .zip; 'stdlib': the source of Python's own library)."""
+    """Long windows of a text.
+
+    Args:
+        data: a file, plain, .gz or .zip; 'stdlib': the source of Python's own library.
+        length: bytes of a window.
+        data_dir: where unpacked copies are kept.
+
+    Raises:
+        ValueError: for a length that leaves no window.
+    """
 
     data: str
     length: int = 4096
@@ -44,7 +53,14 @@ class LongText:
 
     @torch.no_grad()
     def bits_by_position(self, model: nn.Module, windows: int = 8, parts: int = 8, device="cpu") -> list[float]:
-        """Mean bits per byte in each of `parts` equal parts of the windows: falls where a model uses its context."""
+        """Mean bits per byte in equal parts of the windows: falls where a model uses its context.
+
+        Args:
+            model: ids [b n] -> logits [b n 256].
+            windows: how many are read.
+            parts: how many parts of a window.
+            device: where the model computes.
+        """
         total = torch.zeros(self.length, dtype=torch.float64)
         training = model.training
         model.eval()

@@ -50,14 +50,17 @@ class Needle(Task):
 
     @property
     def asked(self) -> int:
+        """Tokens that are asked for."""
         return 1 if self.kind == "position" else self.digits
 
     @property
     def first_section(self) -> int:
+        """The first token that opens a section."""
         return FIRST + self.symbols
 
     @property
     def first_hay(self) -> int:
+        """The first token of hay."""
         return self.first_section + self.sections
 
     @property

@@ -19,7 +19,15 @@ TASKS: dict[str, type[Task]] = {task.name: task for task in (Copy, Patterns, Nee
 
 
 def build_task(name: str, settings: Mapping[str, Any] | None = None) -> Task:
-    """The task of that name. Raises ValueError for unknown names, naming the nearest known one."""
+    """A task by its name.
+
+    Args:
+        name: copy, patterns, needle, recall, variables or text_passkey.
+        settings: of the task, by their names; what is missing keeps its default.
+
+    Raises:
+        ValueError: for unknown names, naming the nearest known one, and for wrong values.
+    """
     if name not in TASKS:
         raise ValueError(f"unknown task {name}{_nearest(name, TASKS)}; known: {', '.join(TASKS)}")
     kind, settings = TASKS[name], dict(settings or {})

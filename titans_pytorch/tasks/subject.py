@@ -97,7 +97,9 @@ class TaskSubject:
 
 
 def task_of(data: TaskConfig, train: TrainConfig) -> Task:
-    """The task that the settings name; its length and seed are those of training."""
+    """The task that the settings of `data` name; its length and seed are those of `train`. TrainingError for wrong
+    ones.
+    """
     for name, owner in (("length", "seq_len"), ("seed", "seed")):
         if name in data.settings:
             raise TrainingError(f"data.settings: got {name}, which {owner} of training sets")
@@ -108,7 +110,7 @@ def task_of(data: TaskConfig, train: TrainConfig) -> Task:
 
 
 def subject_of(config: RunConfig):
-    """Text or a task, as the data section says."""
+    """Text or a task, as the data section of `config` says. TrainingError where the model knows too few tokens."""
     if not isinstance(config.data, TaskConfig):
         return text_of(config)
     task = task_of(config.data, config.train)

@@ -23,8 +23,16 @@ Model = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Score:
-    """accuracy: share of answers that are right; exact: share of rows with every answer right; loss in nats;
-    by_row: the accuracy of each row."""
+    """Of a model on held-out rows of a task.
+
+    accuracy: share of answers that are right.
+    exact: share of rows with every answer right.
+    loss: mean over answers, nats.
+    answers: how many were asked.
+    rows: in how many rows.
+    length: tokens of a row.
+    by_row: the accuracy of each row.
+    """
 
     accuracy: float
     exact: float
@@ -52,7 +60,10 @@ class Task:
         if self.length < self.shortest:
             raise wrong("length", self.length, f"at least {self.shortest} for this {self.name} task")
 
-    vocab_size: ClassVar[int]
+    @property
+    def vocab_size(self) -> int:
+        """Tokens are below this."""
+        raise NotImplementedError
 
     @property
     def shortest(self) -> int:
@@ -61,6 +72,7 @@ class Task:
 
     @property
     def answer_ids(self) -> range:
+        """The tokens that an answer can be."""
         raise NotImplementedError
 
     @property
@@ -69,7 +81,7 @@ class Task:
         return 1 / len(self.answer_ids)
 
     def row(self, rng: torch.Generator, length: int) -> tuple[Tensor, Tensor]:
-        """(ids [n], targets [n])"""
+        """A row of `length` tokens, drawn with `rng`: (ids [n], targets [n], IGNORE where nothing is asked)."""
         raise NotImplementedError
 
     def solve(self, ids: list[int]) -> dict[int, int]:
@@ -79,7 +91,20 @@ class Task:
     # rows
 
     def batch(self, position: int, size: int, length: int | None = None, held_out: bool = False) -> Rows:
-        """Rows `position` to `position + size` of an endless sequence; a row does not depend on its neighbours."""
+        """Rows of an endless sequence; a row does not depend on its neighbours.
+
+        Args:
+            position: the first.
+            size: how many.
+            length: tokens of a row; None: the task's own.
+            held_out: of a sequence that is not trained on.
+
+        Returns:
+            Rows: ids and targets, long [size length].
+
+        Raises:
+            ValueError: for a length in which a row does not fit.
+        """
         length = self.length if length is None else positive_int(length, "length")
         if length < self.shortest:
             raise wrong("length", length, f"at least {self.shortest} for this {self.name} task")
@@ -88,6 +113,7 @@ class Task:
         return Rows(ids, targets)
 
     def row_at(self, index: int, length: int, held_out: bool) -> tuple[Tensor, Tensor]:
+        """Row `index` of `length` tokens, as `batch` gives it; held_out: of those that are not trained on."""
         return self.row(self._rng(index, length, held_out), length)
 
     def _rng(self, index: int, length: int, held_out: bool) -> torch.Generator:
@@ -106,7 +132,9 @@ class Task:
         return logits
 
     def guesser(self, seed: int = 0) -> Model:
-        """A model that guesses among the possible answers: its accuracy is about the level of chance or below."""
+        """A model that guesses among the possible answers: its accuracy is about the level of chance or below. seed: of
+        its guesses.
+        """
         rng = torch.Generator().manual_seed(seed)
 
         def guess(ids: Tensor) -> Tensor:
@@ -127,7 +155,16 @@ class Task:
         device: torch.device | str = "cpu",
         autocast: Callable[[], AbstractContextManager] = nullcontext,
     ) -> Score:
-        """Of a model, ids [b n] -> logits [b n v], on held-out rows: always the same ones for a seed and length."""
+        """Of a model on held-out rows: always the same ones for a seed and length.
+
+        Args:
+            model: ids [b n] -> logits [b n v].
+            sequences: rows.
+            length: tokens of a row; None: the task's own.
+            batch_size: rows in one forward pass.
+            device: where the model computes.
+            autocast: makes the context it computes in.
+        """
         length = self.length if length is None else length
         training = isinstance(model, nn.Module) and model.training
         if training:

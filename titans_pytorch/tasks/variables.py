@@ -40,6 +40,7 @@ class Variables(Task):
 
     @property
     def statements(self) -> int:
+        """Statements that a row begins with."""
         return self.chains * (self.hops + 1)
 
     @property

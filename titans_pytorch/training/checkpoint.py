@@ -38,7 +38,12 @@ WEIGHTS, TRAINING = "model.safetensors", "training.pt"
 
 @dataclass
 class Progress:
-    """How far a run has come: optimizer steps, windows of data used, seconds spent training."""
+    """How far a run has come.
+
+    step: optimizer steps.
+    position: windows of data used.
+    seconds: spent training.
+    """
 
     step: int = 0
     position: int = 0
@@ -46,7 +51,9 @@ class Progress:
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Writes beside and renames; parameters that share storage are written once."""
+    """Writes the weights of `model` to `path` (.safetensors), beside and renamed; parameters that share storage are
+    written once. OSError where the disk is full.
+    """
     beside = path.with_name(f"{path.name}.part")
     try:
         save_model(model, str(beside), metadata={"format": "pt"})
@@ -61,6 +68,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
+    """Reads the weights at `path` into `model`. TrainingError where the file is broken or of another model."""
     try:
         load_model(model, str(path))
     except (SafetensorError, OSError) as error:
@@ -73,7 +81,18 @@ def load_weights(model: nn.Module, path: Path) -> None:
 def save_checkpoint(
     folder: Path, model: nn.Module, optimizer: AnyOptimizer, progress: Progress, about: dict[str, Any]
 ) -> Path:
-    """Adds the checkpoint of `progress.step` to `folder`, then removes earlier ones; on an OSError these stay."""
+    """Adds a checkpoint to a folder, then removes earlier ones; on an OSError these stay.
+
+    Args:
+        folder: of checkpoints.
+        model: whose weights are written.
+        optimizer: whose state is written.
+        progress: how far the run has come; the checkpoint is named by its step.
+        about: what the run was started with.
+
+    Returns:
+        The checkpoint's folder.
+    """
     target = folder / f"step_{progress.step:08d}"
     if target.exists():  # the run was stopped right after it
         return target
@@ -129,11 +148,13 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint in `folder`, or None."""
     found = checkpoints(folder)
     return found[-1] if found else None
 
 
 def read_training(checkpoint: Path) -> dict[str, Any]:
+    """What training.pt of a `checkpoint` holds. TrainingError where it cannot be read."""
     path = checkpoint / TRAINING
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -143,7 +164,19 @@ def read_training(checkpoint: Path) -> dict[str, Any]:
 
 
 def load_checkpoint(checkpoint: Path, model: nn.Module, optimizer: AnyOptimizer) -> Progress:
-    """Puts everything back as it was when the checkpoint was written."""
+    """Puts everything back as it was when the checkpoint was written.
+
+    Args:
+        checkpoint: its folder.
+        model: takes the weights.
+        optimizer: takes its state.
+
+    Returns:
+        How far the run had come.
+
+    Raises:
+        TrainingError: where a file is broken, or of another model or optimizer.
+    """
     state = read_training(checkpoint)
     load_weights(model, checkpoint / WEIGHTS)
     try:

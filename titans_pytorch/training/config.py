@@ -131,7 +131,14 @@ class ReportConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything a run depends on. `model` is any frozen dataclass of settings of its own."""
+    """Everything a run depends on.
+
+    model: any frozen dataclass of settings of its own.
+    data: which bytes, or which task.
+    train: the loop and its optimizer.
+    report: evaluation and sampled text.
+    preset: the name of what the settings started from.
+    """
 
     model: Any
     data: DataConfig | TaskConfig = DataConfig()
@@ -140,9 +147,11 @@ class RunConfig:
     preset: str = ""
 
     def to_dict(self) -> dict[str, Any]:
+        """Section -> setting -> value."""
         return dataclasses.asdict(self)
 
     def to_json(self) -> str:
+        """As JSON."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
 
@@ -151,7 +160,7 @@ def groups_of(run: RunConfig) -> list[str]:
 
 
 def settings_of(run: RunConfig) -> dict[str, tuple[str, dataclasses.Field, Any]]:
-    """Flat name -> (group, field, type) of every setting. Two groups may not use one name."""
+    """Flat name -> (group, field, type) of every setting of a `run`. Two groups may not use one name."""
     found: dict[str, tuple[str, dataclasses.Field, Any]] = {}
     for group in groups_of(run):
         config = getattr(run, group)
@@ -192,7 +201,7 @@ def checked(name: str, value: Any, hint: Any) -> Any:
 
 
 def updated(run: RunConfig, changes: dict[str, Any]) -> RunConfig:
-    """`run` with settings replaced by flat name. Unknown names and wrong types raise ValueError."""
+    """`run` with settings replaced by flat name, as `changes` says. Unknown names and wrong types raise ValueError."""
     known = settings_of(run)
     by_group: dict[str, dict[str, Any]] = {}
     for name, value in changes.items():

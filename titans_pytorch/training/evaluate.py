@@ -44,10 +44,23 @@ def bits_per_byte(
     autocast: Context = nullcontext,
     progress: bool = False,
 ) -> float:
-    """Mean bits per byte over all of `data` (uint8 [bytes]), each byte counted once.
+    """Mean bits per byte over all of a text, each byte counted once.
 
     Windows of `context` bytes move by `stride`, so that all but the first predictions have at least context - stride
     bytes before them. The very first byte has nothing before it and counts as 8 bits.
+
+    Args:
+        model: ids [b n] -> logits [b n 256].
+        data: uint8 [bytes], at least 2.
+        context: bytes of a window.
+        stride: 1 to context.
+        batch_size: windows in one forward pass.
+        device: where the model computes.
+        autocast: makes the context it computes in.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: for another stride, or fewer bytes.
     """
     if not 1 <= stride <= context:
         raise ValueError(f"stride: got {stride!r}, takes 1 to context = {context}")
@@ -80,7 +93,17 @@ def estimate_bits_per_byte(
     device: torch.device | str,
     autocast: Context,
 ) -> float:
-    """Mean bits per byte over windows spread evenly over `data`: the same ones at every call."""
+    """Mean bits per byte over windows spread evenly over a text: the same ones at every call.
+
+    Args:
+        model: called as `model(ids, return_loss=True)`.
+        data: uint8 [bytes].
+        seq_len: bytes predicted in a window.
+        sequences: windows.
+        batch_size: windows in one forward pass.
+        device: where the model computes.
+        autocast: makes the context it computes in.
+    """
     span = min(seq_len + 1, len(data))
     starts = sorted({round(i * (len(data) - span) / max(1, sequences - 1)) for i in range(sequences)})
     total = 0.0
@@ -118,7 +141,20 @@ def sample_text(
     device: torch.device,
     autocast: Context,
 ) -> tuple[str, str]:
-    """(the prime, the text that the model writes after it); the global random number generators stay as they were."""
+    """Lets a model go on with a text; the global random number generators stay as they were.
+
+    Args:
+        model: with `sample(prompt, seq_len, ...)`.
+        prime: uint8 [bytes], what is continued.
+        length: bytes to write.
+        temperature: of the sampling; 0 takes the likeliest byte each time.
+        seed: of the sampling.
+        device: where the model computes.
+        autocast: makes the context it computes in.
+
+    Returns:
+        (the prime, the text that the model writes after it), as text for a terminal.
+    """
     training = model.training
     model.eval()
     prompt = prime.long()[None].to(device)

@@ -33,7 +33,12 @@ __all__ = ["Interrupted", "Trainer"]
 
 
 class Interrupted(Exception):
-    """The user or the system asked the run to stop; it has saved a checkpoint."""
+    """The user or the system asked the run to stop; it has saved a checkpoint.
+
+    Args:
+        signum: the signal.
+        message: a line that says so.
+    """
 
     def __init__(self, signum: int, message: str):
         super().__init__(message)
@@ -41,10 +46,19 @@ class Interrupted(Exception):
 
 
 class Trainer:
-    """Trains `model` on `subject`, keeping metrics and checkpoints under `out`.
+    """Trains a model on a subject, keeping metrics and checkpoints. Of several processes the main one writes, measures
+    and samples.
 
-    `about` is stored in every checkpoint. `on_step(step)` is called after every step (to sample text, say); it must
-    leave the random number generators as they were. Of several `processes` the main one writes, measures and samples.
+    Args:
+        model: called as `model(ids)` and `model(ids, return_loss=True)`.
+        subject: what it is trained on and measured by.
+        config: a TrainConfig.
+        out: the folder that is written to.
+        device: where the model is.
+        about: stored in every checkpoint.
+        on_step: called as `on_step(step)` after every step (to sample text, say); it must leave the random number
+            generators as they were.
+        processes: of `processes_here`; None: this one alone.
     """
 
     def __init__(
@@ -73,10 +87,12 @@ class Trainer:
 
     @property
     def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
         return self.out / "checkpoints"
 
     @property
     def metrics(self) -> Path:
+        """The file of metrics, a line of JSON for each step."""
         return self.out / "metrics.jsonl"
 
     def resume(self) -> None:
@@ -107,7 +123,7 @@ class Trainer:
         return self.progress
 
     def run(self, log: MetricsLog | None) -> None:
-        """log: None in all processes but the main one."""
+        """Steps from where it stands to the last. log: None in all processes but the main one."""
         progress, config = self.progress, self.config
         self.model.train()
         self.save()  # a full disk shows before any work is lost, and a run can be resumed from its first step
@@ -133,7 +149,9 @@ class Trainer:
             self.called = self.model
 
     def report(self, record: dict[str, Any], bar: tqdm, log: MetricsLog) -> None:
-        """What the main process does after a step, while the others wait at the next one."""
+        """What the main process does after a step, while the others wait at the next one. record: of the step; bar,
+        log: where it is shown and written.
+        """
         config, step = self.config, self.progress.step
         bar.update()
         unit = self.subject.unit
@@ -187,6 +205,7 @@ class Trainer:
         return record | {"stage": self.stages.now} if config.core_steps else record
 
     def validate(self, record: dict[str, Any], bar: tqdm) -> dict[str, Any]:
+        """Measures on held-out rows, and shows it beside the step's `record` on the `bar`."""
         found = self.subject.measure(self.model, self.device, self.autocast)
         train = record["loss"] / math.log(2)
         steps = self.config.steps
@@ -196,18 +215,20 @@ class Trainer:
         return {"step": self.progress.step, **found}
 
     def save(self) -> None:
+        """Writes a checkpoint, unless there is one of this step."""
         if self.saved_step != self.progress.step and self.processes.main:
             save_checkpoint(self.checkpoints, self.model, self.optimizer, self.progress, self.about)
             self.saved_step = self.progress.step
 
     def cause(self, batch: Tensor | Rows) -> str:
-        """What may be why a batch has no finite loss, as a further part of the message."""
+        """What may be why a `batch` has no finite loss, as a further part of the message."""
         with torch.no_grad(), watch_gains(self.model) as gains:
             self.model((batch.ids if isinstance(batch, Rows) else batch[:, :-1]).to(self.device))
         note = overshoot_note(gains)
         return f"; {note}" if note else ""
 
     def kept(self) -> str:
+        """Which checkpoint there is, for a message."""
         if self.saved_step is None:
             return "no checkpoint was written"
         return f"the checkpoint of step {self.saved_step} is kept in {self.checkpoints}"

@@ -87,7 +87,15 @@ class MacConfig:
 
 
 def build_mac(config: MacConfig, device: torch.device) -> nn.Module:
-    """The transformer over 256 byte values. Without memory the settings of the memory are left out."""
+    """The transformer over 256 byte values. Without memory the settings of the memory are left out.
+
+    Args:
+        config: a MacConfig.
+        device: where to put it.
+
+    Raises:
+        TrainingError: for settings that do not go together.
+    """
     from titans_pytorch.mac_transformer import MemoryAsContextTransformer
     from titans_pytorch.memory_models import MemoryMLP
 

@@ -23,20 +23,24 @@ class Rows(NamedTuple):
     targets: Tensor
 
     def to(self, device: torch.device) -> "Rows":
+        """The same on a `device`."""
         return Rows(*(part.to(device, non_blocking=True) for part in self))
 
 
 def answers_in(rows: Rows | Tensor) -> int:
-    """How many predictions the loss is a mean of. Plain ids [b n + 1] ask for every token but the first."""
+    """How many predictions the loss on `rows` is a mean of. Plain ids [b n + 1] ask for every token but the first."""
     if isinstance(rows, Rows):
         return int((rows.targets != IGNORE).sum())
     return rows.shape[0] * (rows.shape[1] - 1)
 
 
 def loss_on(model: nn.Module, rows: Rows | Tensor, answers: float) -> Tensor:
-    """Summed cross entropy over `answers`, in nats. Plain ids are the model's own affair: model(ids, return_loss=True).
+    """Summed cross entropy over `answers`, in nats.
 
-    answers: how many there are, or the mean of that number over processes whose gradients will be averaged.
+    Args:
+        model: ids [b n] -> logits [b n v].
+        rows: Rows; or plain ids [b n + 1], which are the model's own affair: `model(ids, return_loss=True)`.
+        answers: how many there are, or the mean of that number over processes whose gradients will be averaged.
     """
     if not isinstance(rows, Rows):
         return model(rows, return_loss=True) * (answers_in(rows) / answers)

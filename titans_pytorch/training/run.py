@@ -47,6 +47,14 @@ FIXED = (
 
 @dataclass(frozen=True)
 class Run:
+    """What `train` is called with.
+
+    config: every setting.
+    out: the folder that is written to.
+    resume: go on from its last checkpoint.
+    command: the command line, for the record.
+    """
+
     config: RunConfig
     out: Path
     resume: bool
@@ -63,7 +71,21 @@ def main(
     script: str | None = None,
     make_subject: MakeSubject = text_of,
 ) -> int:
-    """Runs a script and returns its exit status: 0, 1 after an error in one line, 128 + signal where it was stopped."""
+    """A whole training script.
+
+    Args:
+        presets: name -> settings to start from.
+        build_model: (the model's settings, device) -> module, called as `model(ids)` and `model(ids,
+            return_loss=True)`.
+        description: for --help.
+        default_preset: its name.
+        argv: the command line; None: sys.argv.
+        script: the script's path, for the record.
+        make_subject: the settings -> what is trained on; by default text.
+
+    Returns:
+        The exit status: 0, 1 after an error in one line, 128 + signal where it was stopped.
+    """
     script = script or sys.argv[0]
     name = Path(script).name
     arguments = sys.argv[1:] if argv is None else argv
@@ -77,7 +99,9 @@ def main(
 
 
 def one_line(name: str, work: Callable[[], Any]) -> int:
-    """Does the work and returns an exit status: 0, or 1 after an error in one line, or 128 + signal."""
+    """Does the work and returns an exit status: 0, or 1 after an error in one line, or 128 + signal. name: of the
+    program, before the line.
+    """
     try:
         work()
     except (TrainingError, OSError, torch.OutOfMemoryError) as error:
@@ -130,7 +154,19 @@ def report_changes(checkpoint: Path, saved: RunConfig, config: RunConfig) -> Non
 
 
 def train(run: Run, build_model: BuildModel, make_subject: MakeSubject) -> dict[str, Any]:
-    """A whole run. Returns its result (empty in all processes but the main one)."""
+    """A whole run: trains, evaluates, samples, and writes it all down.
+
+    Args:
+        run: its settings and folder.
+        build_model: (the model's settings, device) -> module.
+        make_subject: the settings -> what is trained on.
+
+    Returns:
+        The record of the run, as in result.json; empty in all processes but the main one.
+
+    Raises:
+        TrainingError: in one line; what was saved stays.
+    """
     config, settings = run.config, run.config.train
     began = time.perf_counter()
     if settings.threads:

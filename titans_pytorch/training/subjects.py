@@ -34,16 +34,22 @@ class Subject(Protocol):
         """Tokens predicted in the rows of the batch at `position`."""
 
     def measure(self, model: nn.Module, device: torch.device, autocast: Context) -> dict[str, float]:
-        """Named metrics on held-out rows, now and then while training: always the same rows."""
+        """Named metrics of a `model` on held-out rows, now and then while training: always the same rows. device: where
+        it computes; autocast: makes the context it computes in.
+        """
 
     def introduce(self) -> str:
         """A line for the reader."""
 
     def on_step(self, model: nn.Module, step: int, device: torch.device, autocast: Context) -> None:
-        """After each step. Leaves the random number generators as they were."""
+        """After each `step`. Leaves the random number generators as they were. model, device, autocast: as in
+        `measure`.
+        """
 
     def conclude(self, model: nn.Module, out: Path, device: torch.device, autocast: Context) -> dict[str, Any]:
-        """The final measurements, printed, and returned for the record of the run."""
+        """The final measurements, printed, and returned for the record of the run. out: its folder; model, device,
+        autocast: as in `measure`.
+        """
 
     def levels(self, found: dict[str, Any]) -> dict[str, float]:
         """Lines to draw beside the loss curve, in bits, from what `conclude` found."""

@@ -99,5 +99,5 @@ class Text:
 
 
 def text_of(config: RunConfig) -> Text:
-    """The text that a run's settings name, found and loaded."""
+    """The text that the settings in `config` name, found and loaded."""
     return Text(load_data(config.data), config.train, config.report)
