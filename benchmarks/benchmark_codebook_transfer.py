@@ -13,7 +13,7 @@ from typing import Any
 
 from harness.arms import Arm
 from harness.gates import phase_quorum, symplectic
-from harness.program import Benchmark, Plan
+from harness.program import Benchmark
 from tasks import transfer
 
 CODEBOOK = {"codebook_mix": 0.5, "codebook_size": 16, "codebook_temperature": 0.1}
@@ -33,10 +33,6 @@ def arms(args: argparse.Namespace) -> list[Arm]:
     ]
 
 
-def plan(args: argparse.Namespace, session) -> Plan:
-    return transfer.paging_plan(args, session, arms(args), VERSUS)
-
-
 def fields(result: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     return {
         **transfer.comparison(result, args, VERSUS),
@@ -46,7 +42,13 @@ def fields(result: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
 
 
 BENCHMARK = Benchmark(
-    "codebook_transfer", __doc__, plan, flags=transfer.paging_flags, fields=fields, quick=transfer.QUICK, steps=80
+    "codebook_transfer",
+    __doc__,
+    transfer.planner(arms, VERSUS),
+    flags=transfer.paging_flags,
+    fields=fields,
+    quick=transfer.QUICK,
+    steps=80,
 )
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 
 from harness.arms import Arm
 from harness.gates import phase_quorum, symplectic
-from harness.program import Benchmark, Plan
+from harness.program import Benchmark
 from tasks import transfer
 
 VERSUS = (("manifold_keyed_paging", "threshold_paging"),)
@@ -35,16 +35,18 @@ def arms(args: argparse.Namespace) -> list[Arm]:
     ]
 
 
-def plan(args: argparse.Namespace, session) -> Plan:
-    return transfer.paging_plan(args, session, arms(args), VERSUS)
-
-
 def fields(result: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     return {**transfer.comparison(result, args, VERSUS), "comparison": transfer.percent(result, *VERSUS[0])}
 
 
 BENCHMARK = Benchmark(
-    "manifold_paging_transfer", __doc__, plan, flags=flags, fields=fields, quick=transfer.QUICK, steps=80
+    "manifold_paging_transfer",
+    __doc__,
+    transfer.planner(arms, VERSUS),
+    flags=flags,
+    fields=fields,
+    quick=transfer.QUICK,
+    steps=80,
 )
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 from gate_genes import GENES, Candidate, arm_of, hierarchy
 from harness.arms import Arm
 from harness.gates import phase_quorum, symplectic
-from harness.program import Benchmark, Plan, whole
+from harness.program import Benchmark, whole
 from tasks import transfer
 
 CHAMPION = "mutation_champion"
@@ -66,17 +66,15 @@ def arms(args: argparse.Namespace) -> list[Arm]:
     ]
 
 
-def plan(args: argparse.Namespace, session) -> Plan:
-    return transfer.paging_plan(args, session, arms(args), VERSUS)
-
-
 def fields(result: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     manual = {name: transfer.percent(result, CHAMPION, name) for name in MANUAL}
     return {**transfer.comparison(result, args, VERSUS), "mutation_vs_manual": manual}
 
 
 QUICK = {**transfer.QUICK, "steps": 1, "batch_size": 2}
-BENCHMARK = Benchmark("mutation_transfer", __doc__, plan, flags=flags, fields=fields, quick=QUICK, steps=80)
+BENCHMARK = Benchmark(
+    "mutation_transfer", __doc__, transfer.planner(arms, VERSUS), flags=flags, fields=fields, quick=QUICK, steps=80
+)
 
 if __name__ == "__main__":
     sys.exit(BENCHMARK.main())

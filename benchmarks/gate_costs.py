@@ -126,24 +126,33 @@ def measure(arms: dict[str, dict], repeats: int, spectral: bool, tokens: int, de
     ]
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arms", default="", help="a regular expression; the plain memory is always there")
+def cost_flags(parser: argparse.ArgumentParser) -> None:
+    """Of every script that measures costs."""
     parser.add_argument("--repeats", type=int, default=5, help="timed turns of each arm")
-    parser.add_argument("--spectral", action="store_true", help="with orthogonalised updates")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--quick", action="store_true", help="few tokens, one turn")
     parser.add_argument("--output-json")
+
+
+def write_costs(args: argparse.Namespace, schema: int, found: list[dict]) -> None:
+    if args.output_json:
+        run = run_record(vars(args), [0], args.device, args.threads)
+        write_json(args.output_json, {"schema": schema, "run": run, "costs": found})
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arms", default="", help="a regular expression; the plain memory is always there")
+    parser.add_argument("--spectral", action="store_true", help="with orthogonalised updates")
+    cost_flags(parser)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     arms = {name: options for name, options in ARMS.items() if name == PLAIN or re.search(args.arms, name)}
     found = measure(arms, 1 if args.quick else args.repeats, args.spectral, 32 if args.quick else 512, args.device)
     rows = [(r["arm"], f"{r['seconds']:.3f}", f"{r['to_plain']:.2f}", str(r["switches"])) for r in found]
     print(table(("arm", "seconds", "to plain", "switches"), rows))
-    if args.output_json:
-        run = run_record(vars(args), [0], args.device, args.threads)
-        write_json(args.output_json, {"schema": SCHEMA, "run": run, "costs": found})
+    write_costs(args, SCHEMA, found)
 
 
 if __name__ == "__main__":

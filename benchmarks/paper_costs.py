@@ -13,9 +13,7 @@ import math
 import sys
 
 import torch
-from gate_costs import train_step
-from harness.environment import run_record
-from harness.results import write_json
+from gate_costs import cost_flags, train_step, write_costs
 from harness.tables import table
 from harness.timing import cpu_seconds
 from torch import nn
@@ -88,11 +86,7 @@ def written(memory: NeuralMemory, seq: torch.Tensor) -> float:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5, help="timed turns of each arm")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--quick", action="store_true", help="few tokens, one turn")
-    parser.add_argument("--output-json")
+    cost_flags(parser)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     found = measure(1 if args.quick else args.repeats, 128 if args.quick else 1024, args.device)
@@ -100,9 +94,7 @@ def main():
         (r["arm"], *(f"{r[k]:.3f}" if k in ("forward", "train") else f"{r[k]:.2f}" for k in list(r)[1:])) for r in found
     ]
     print(table(("arm", "forward s", "to rule", "train s", "to rule", "written"), rows))
-    if args.output_json:
-        run = run_record(vars(args), [0], args.device, args.threads)
-        write_json(args.output_json, {"schema": SCHEMA, "run": run, "costs": found})
+    write_costs(args, SCHEMA, found)
 
 
 if __name__ == "__main__":

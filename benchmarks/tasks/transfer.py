@@ -9,7 +9,7 @@ Time is no part of it. `--latency-weight` gives a term of its own beside it.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -66,10 +66,15 @@ def settings(args: argparse.Namespace, common: Setting) -> dict[str, Setting]:
     return {LONG: replace(common, steps=long), INTERFERENCE: replace(common, steps=short, test_batches=batches)}
 
 
-def paging_plan(
-    args: argparse.Namespace, session: Session, arms: Sequence[Arm], versus: Sequence[tuple[str, str]]
-) -> Plan:
-    return Plan(tasks(args), arms, versus=versus, settings=settings(args, session.setting))
+def planner(
+    arms: Callable[[argparse.Namespace], Sequence[Arm]], versus: Sequence[tuple[str, str]]
+) -> Callable[[argparse.Namespace, Session], Plan]:
+    """The plan of a runner with `paging_flags`, from what makes its arms."""
+
+    def plan(args: argparse.Namespace, session: Session) -> Plan:
+        return Plan(tasks(args), arms(args), versus=versus, settings=settings(args, session.setting))
+
+    return plan
 
 
 def tasks(args: argparse.Namespace) -> list[Task]:
