@@ -48,7 +48,7 @@ class Interference(Task):
     name = "interference"
     forgetting = "forgetting"
     metrics = (
-        Metric("error_a_after", "lower", "error of A's values after B is written, 1: answering zero"),
+        Metric("error_a_after", "lower", "error of A's values after B is written, 1: answering zero", beside="error_b"),
         Metric("forgetting", "lower", "error of A after B less that before B", judged=True, beside="error_a_after"),
         Metric("error_a_before", "lower", "error of A before B is written"),
         Metric("error_b", "lower", "error of B at the end"),

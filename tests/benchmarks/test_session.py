@@ -187,6 +187,22 @@ def test_one_forgets_less_who_never_knew():
     assert gains["forgetting"]["verdict"] == "better than paged/plain and paged/never, but error is worse"
 
 
+def test_what_is_kept_at_the_price_of_the_other_task_is_not_just_better():
+    task = Interference(dim=8, pairs=4, chunk_size=4)
+
+    def outcomes(a, b):
+        metrics = {m.name: 0.5 for m in task.metrics} | {"error_a_after": a, "error_b": b}
+        return [{"metrics": metrics, "pages": None, "parameters": 1, "training": {"loss_tail": 1.0}}] * 3
+
+    controls = {"paged/plain": outcomes(0.6, 0.6), "paged/never": outcomes(0.6, 0.6)}
+
+    def verdict(a, b):
+        return arm_record(task, PAGED, {"paged": outcomes(a, b), **controls}, None)["gains"]["error_a_after"]["verdict"]
+
+    assert verdict(0.4, 0.9) == "better than paged/plain and paged/never, but error_b is worse"
+    assert verdict(0.4, 0.4) == "better than paged/plain and paged/never"
+
+
 # runs
 
 
