@@ -1,6 +1,6 @@
 # make train: everything for a first trained model (ARGS="--data my.txt" and other settings).
 # make test: the same for the tests.
-# make docs: the documentation, in site/.
+# make docs: the documentation, in site/, and the notebook, run from end to end.
 # make bench-quick: two quick benchmarks, compared with their committed baselines.
 # make baselines: those baselines again, at quick and at full settings (about 15 minutes).
 PYTHON ?= python3
@@ -25,6 +25,7 @@ lint: $(STAMP)
 # the future of mkdocs.
 docs: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --clean
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_notebook.py
 
 # of the regression check: five seeds, for a spread
 CHECKED := symplectic codebook_transfer
