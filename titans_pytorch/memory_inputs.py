@@ -199,10 +199,8 @@ def join_masks(mask: Tensor | None, state: NeuralMemState, batch: int, n: int) -
     return torch.cat((before, now), dim=1)
 
 
-def residual_source(prev_weights, expected: StateShape, first: int, count: int) -> ResidualSource | None:
+def residual_source(prev_weights, expected: StateShape, first: int, count: int) -> ResidualSource:
     """An earlier layer's updates, from chunk `first` on. A plain mapping begins at this call's first chunk."""
-    if prev_weights is None or count == 0:
-        return None
     run = _source_run(prev_weights, expected, first)
     if run.first > first or run.last < first + count - 1:
         got = Words(f"the memory before chunks {run.first} to {run.last}")

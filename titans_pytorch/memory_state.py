@@ -45,8 +45,11 @@ class LazyTensors(Mapping):
         return self._built[name]
 
     def _build_in_mode(self, name: str) -> Tensor:
+        hooks = hooks_on_saved_tensors() in (None, self._hooks)
+        if hooks and (self._grad, self._inference) == (torch.is_grad_enabled(), torch.is_inference_mode_enabled()):
+            return self._build(name)
         with ExitStack() as modes:
-            if hooks_on_saved_tensors() not in (None, self._hooks):
+            if not hooks:
                 modes.enter_context(saved_as_they_are())
             modes.enter_context(torch.inference_mode(self._inference))
             if not self._inference:

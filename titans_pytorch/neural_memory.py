@@ -313,7 +313,9 @@ class NeuralMemory(MemoryChunks):
         if prev_weights is not None and not self.accept_weight_residual:
             takes = "None, unless the memory was built with accept_weight_residual = True"
             raise wrong("prev_weights", Words(type(prev_weights).__name__), takes)
-        residual = inputs.residual_source(prev_weights, self._expected(tokens), first, count)
+        residual = None
+        if prev_weights is not None and count:
+            residual = inputs.residual_source(prev_weights, self._expected(tokens), first, count)
         carry, gate_carry = self._carry(state, b), self.gating.start(GateCarry.of(state), b, tokens.device)
         chunk_carry, page, choice = ChunkCarry.of(state), gate_carry.active_page_indices, None
         if count:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from .checks import positive_int, wrong
@@ -93,12 +92,13 @@ def project(host: nn.Module, name: str, x: Tensor, before: Tensor | None) -> tup
 
 def keys_and_values(host: nn.Module, key_view: Tensor, value_view: Tensor, chunk: int, before: Tensor | None):
     """Views [b m*c d] of complete chunks: (keys, values [b h m c*u d], the tail of both convolutions [b k-1 2w])."""
-    layout = "b (m c) (h u d) -> b h m (c u) d"
     before = (None, None) if before is None else before.chunk(2, dim=-1)
     outs, tails = [], []
     for name, view, tail in zip(("keys", "values"), (key_view, value_view), before, strict=True):
         x, tail = project(host, name, view, tail)
-        x = rearrange(x, layout, c=chunk, h=host.internal_heads, u=host.kv_per_token)
+        # [b m*c h*u*d] -> [b h m c*u d]
+        x = x.unflatten(1, (-1, chunk)).unflatten(-1, (host.internal_heads, host.kv_per_token, -1))
+        x = x.permute(0, 3, 1, 2, 4, 5).flatten(3, 4)
         outs.append(at_least_float32(x)), tails.append(tail)
     return host.k_norm(outs[0]), outs[1], None if tails[0] is None else torch.cat(tails, dim=-1)
 

@@ -7,7 +7,6 @@ w parameters of the memory model.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from einops import rearrange
 from torch import Tensor, nn
 
 from .checks import Words, wrong
@@ -101,18 +100,18 @@ class Rates(nn.Module):
         """tokens [b m*c d], m complete chunks of `chunk` tokens."""
         h = self.options.heads
         step = self._step(tokens)
-        chunks = self.reduce_to_chunk_rep(rearrange(tokens, "b (m c) d -> b m c d", c=chunk))
+        chunks = self.reduce_to_chunk_rep(tokens.unflatten(1, (-1, chunk)))
 
         def per_head(linear, x=chunks):
             if linear is None:
                 return None
-            return rearrange(at_least_float32(linear(x)), "b m (h k) -> (b h) m k", h=h)
+            return at_least_float32(linear(x)).unflatten(-1, (h, -1)).transpose(1, 2).flatten(0, 1)  # [(b h) m k]
 
         momentum, combine = per_head(self.to_momentum), per_head(self.to_learned_momentum_combine)
         modulation = per_head(self.to_layer_modulation)
         mix = per_head(self.to_learned_weight_residual_mix) if with_residual else None
         return StoreRates(
-            step=rearrange(step, "b (m c) (h u) -> (b h) m (c u)", c=chunk, h=h),
+            step=step.unflatten(1, (-1, chunk)).unflatten(-1, (h, -1)).permute(0, 3, 1, 2, 4).flatten(3).flatten(0, 1),
             # sigmoid(-x), not 1 - sigmoid(x): exact where the decay is small
             keep=(-per_head(self.to_decay_factor)).sigmoid().squeeze(-1),
             momentum=None if momentum is None else momentum.sigmoid(),

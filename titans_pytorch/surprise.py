@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from einops import rearrange, repeat
+from einops import repeat
 from torch import Tensor, nn
 
 from .checks import Words, wrong
@@ -66,7 +66,7 @@ def of_pairs(surprise: Tensor, chunk: int, heads: int, kv_per_token: int, pairs:
 
 def of_rows(x: Tensor, batch: int) -> Tensor:
     """[(b h) m p] -> [b h m*p]."""
-    return rearrange(x, "(b h) m p -> b h (m p)", b=batch)
+    return x.unflatten(0, (batch, -1)).flatten(2)
 
 
 def auxiliary_loss(surprises: Sequence[Tensor]) -> Tensor:

@@ -47,7 +47,9 @@ class FastEngine:
     def window(self, chunks: StoreChunks, carry: Carry, plan: Plan) -> Window:
         loss, records = self._surprise(chunks, carry.anchor)
         rates = admit(chunks.rates, loss, chunks.threshold)
-        c = coefficients(*(upcast(x) for x in (rates.keep, rates.momentum, rates.combine)), rates.active)
+        c = None
+        if plan.dual or len(chunks) > 1:  # one chunk is built as it is
+            c = coefficients(*(upcast(x) for x in (rates.keep, rates.momentum, rates.combine)), rates.active)
         paths, finals = {}, {}
         for index, name in enumerate(carry.anchor):
             modulation = None if rates.modulation is None else rates.modulation[..., index]
@@ -64,10 +66,10 @@ class FastEngine:
         """The parameter's way through the window, and how to build the momentum at its end."""
         a, delta = record
         scale = self._scale(a, delta, modulation)
-        if memory.ndim == 2:
+        if memory.ndim == 2 and c is not None:
             return vector_path(c, memory, momentum, a, scale)
         if not dual:
-            return self._matrix_path(scaled(a, delta, -1.0 if scale is None else -scale), memory, momentum, rates)
+            return self._built_path(built_surprise(a, delta, scale), memory, momentum, rates)
         surprise = -c.memory_surprise if scale is None else -c.memory_surprise * scale.unsqueeze(1)
 
         def gradient(weights, base):
@@ -76,11 +78,10 @@ class FastEngine:
         path = DualPath(memory, momentum, a, delta, c, surprise)
         return path, lambda: final_momentum(c, momentum, gradient)
 
-    def _matrix_path(self, factors, memory: Tensor, momentum: Sequence[Tensor] | None, rates: StoreRates):
-        """One matrix per chunk, the surprises being products of `factors`: a pass over them per recurrence."""
-        a, delta = factors
-        update, final = combined_update(a.transpose(-1, -2) @ delta, rates, momentum, scan)
-        if self.rule.spectral_norm:
+    def _built_path(self, surprise: Tensor, memory: Tensor, momentum: Sequence[Tensor] | None, rates: StoreRates):
+        """Every entry, from one surprise per chunk [B m ...]: a pass over them per recurrence."""
+        update, final = combined_update(surprise, rates, momentum, scan)
+        if self.rule.spectral_norm and memory.ndim == 3:
             update = on_active(newton_schulz, update, rates.active_rows)
         gate, update = where_active(rates.active, rates.keep, update)
         return BuiltPath(scan(gate, update, memory, with_start=True)), lambda: final
@@ -239,6 +240,15 @@ def scaled(a: Tensor, delta: Tensor, factor: Tensor | float) -> tuple[Tensor, Te
     if isinstance(factor, Tensor):
         factor = factor[:, :, None, None]
     return (a * factor, delta) if a.shape[-1] <= delta.shape[-1] else (a, delta * factor)
+
+
+def built_surprise(a: Tensor, delta: Tensor | None, scale: Tensor | None) -> Tensor:
+    """Minus each chunk's gradient, times scale [B m]: [B m d e], or [B m d] of a vector (delta None)."""
+    factor = -1.0 if scale is None else -scale
+    if delta is None:
+        return a.sum(dim=2) * (factor if scale is None else factor.unsqueeze(-1))
+    a, delta = scaled(a, delta, factor)
+    return a.transpose(-1, -2) @ delta
 
 
 def vector_path(c: Coefficients, memory: Tensor, momentum: Sequence[Tensor] | None, a: Tensor, scale: Tensor | None):

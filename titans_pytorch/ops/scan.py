@@ -40,12 +40,17 @@ def scan(
     if inputs.shape[1] == 0 and not with_start:
         return inputs
     gates = _align(gates, inputs)
+    if inputs.shape[1] == 1 and not use_accelerated:
+        out = inputs if prev is None else torch.addcmul(inputs, gates, prev.unsqueeze(1))
+        return _after(prev, out) if with_start else out
     if not (inputs.is_cuda or torch.compiler.is_compiling()):  # a compiler fuses the doubling form itself
         return _LoopScan.apply(gates, inputs, prev, with_start)
     kernel = _accelerated_kernel() if use_accelerated and inputs.is_cuda else None
     out = _doubling_scan(gates, inputs, prev) if kernel is None else _kernel_scan(kernel, gates, inputs, prev)
-    if not with_start:
-        return out
+    return _after(prev, out) if with_start else out
+
+
+def _after(prev: Tensor | None, out: Tensor) -> Tensor:
     return torch.cat((torch.zeros_like(out[:, :1]) if prev is None else prev.unsqueeze(1), out), dim=1)
 
 
@@ -116,10 +121,7 @@ class _LoopScan(torch.autograd.Function):
         if torch.is_grad_enabled():  # to be differentiated again: the plain form
             leaves = [x if x is None or x.requires_grad else x.detach().requires_grad_() for x in (gates, inputs, prev)]
             again = naive_scan(*leaves)
-            if start:
-                again = torch.cat(
-                    (torch.zeros_like(again[:, :1]) if prev is None else leaves[2][:, None], again), dim=1
-                )
+            again = _after(leaves[2], again) if start else again
             used = [x for x in leaves if x is not None]
             grads = torch.autograd.grad(again, used, grad, create_graph=True, allow_unused=True)
             return *grads, *(None,) * (4 - len(grads))
