@@ -5,13 +5,12 @@ Letters: N tokens, s (or i, j) streams, d features, k coefficients per stream
 """
 
 from array import array
-from itertools import chain
 from math import tanh
 
 import torch
 from torch import Tensor, nn
 
-from titans_pytorch.ops.sinkhorn import sinkhorn_numbers
+from titans_pytorch.ops.sinkhorn import sinkhorn_columns
 from titans_pytorch.ops.streams import TINY
 from titans_pytorch.residual_streams import HyperConnection
 
@@ -47,12 +46,13 @@ class FewTokens:
             mix = []
             for constants, product, norm in zip(self.static, products[at : at + s], norms[at : at + s], strict=True):
                 gain = 1.0 / (norm if norm > TINY else TINY)
-                pre, *row = [c + gain * p for c, p in zip(constants, product, strict=True)]
+                pre, *row = [c + gain * p for c, p in zip(constants, product)]  # noqa: B905
                 numbers.append(0.5 + 0.5 * tanh(0.5 * pre))
                 if self.adds:
                     posts.append(1.0 + tanh(0.5 * row.pop()))
                 mix.append(row)
-            numbers.extend(chain.from_iterable(zip(*sinkhorn_numbers(mix), strict=True)))
+            for column in sinkhorn_columns(mix):
+                numbers += column
         matrix = torch.frombuffer(array(self.code, numbers), dtype=x.dtype).view(n, s + 1, s)
         mixed = torch.bmm(matrix, flat.view(n, s, d))
         return mixed[:, :1], (mixed, posts)

@@ -42,10 +42,19 @@ def sinkhorn(logits: Tensor, iterations: int = ITERATIONS) -> Tensor:
 def sinkhorn_numbers(logits: Sequence[Sequence[float]], iterations: int = ITERATIONS) -> list[list[float]]:
     """The same for one matrix of Python numbers: for one token, where launching a kernel takes longer than all of the
     arithmetic. It stops where a further iteration changes nothing."""
-    columns = [[math.exp(max(x - max(column), -DEPTH)) for x in column] for column in zip(*logits, strict=True)]
+    return list(zip(*sinkhorn_columns(logits, iterations), strict=True))
+
+
+def sinkhorn_columns(logits: Sequence[Sequence[float]], iterations: int = ITERATIONS) -> list[list[float]]:
+    """Its columns."""
+    high = max(map(max, logits))
+    if high < DEPTH and high - min(map(min, logits)) < DEPTH:  # what columns are divided by falls out
+        columns = [list(map(math.exp, column)) for column in zip(*logits, strict=True)]
+    else:
+        columns = [[math.exp(max(x - max(column), -DEPTH)) for x in column] for column in zip(*logits, strict=True)]
     rows = list(zip(*columns, strict=True))
     u, v = (_scalings_of_four if len(rows) == 4 else _scalings)(columns, rows, iterations)
-    return [[a * x * b for x, b in zip(row, v, strict=True)] for a, row in zip(u, rows, strict=True)]
+    return [[a * x * b for a, x in zip(u, column)] for b, column in zip(v, columns, strict=True)]  # noqa: B905
 
 
 def _scalings(columns, rows, iterations: int) -> tuple[list[float], list[float]]:
