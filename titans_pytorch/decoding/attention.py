@@ -10,6 +10,8 @@ from torch import Tensor
 
 from titans_pytorch.attention import KeyValueCache, RotaryPositions, SegmentedAttention
 
+from .norm import norm_step
+
 AHEAD = 64  # positions whose angles are computed together
 
 
@@ -36,6 +38,7 @@ class AttentionStep:
 
     def __init__(self, attention: SegmentedAttention, cache: KeyValueCache, turns: Turns):
         self.attention, self.turns, self.position = attention, turns, cache.position
+        self.norm = norm_step(attention.norm)
         b, _, count, _ = cache.keys.shape
         _, heads, self.persistent, width = attention.persistent_memory.shape
         self.shape = (b, 3, heads, 1, width)
@@ -50,7 +53,7 @@ class AttentionStep:
         """seq [b 1 d]; the first layer's values [b h 1 d] where they are mixed in; what multiplies the output. Returns
         the output [b 1 d] and this layer's values."""
         own, (b, _, heads, _, width) = self.attention, self.shape
-        normed = own.norm(seq)
+        normed = self.norm(seq)
         pairs = torch.view_as_complex(own.to_qkv(normed).view(b, 3, heads, 1, width // 2, 2))
         turned = torch.view_as_real(pairs * self.turns.at(self.position)).view(self.shape)
         values = turned.select(1, 2)

@@ -20,6 +20,7 @@ from titans_pytorch.residual_streams import FEW
 from .attention import AttentionStep, Turns
 from .connection import CODES, connection_step
 from .memory import memory_step
+from .norm import norm_step
 
 
 class LayerStep:
@@ -30,6 +31,8 @@ class LayerStep:
         self.attention = AttentionStep(layer.attention, cache.attention, turns)
         self.attention_connection = connection_step(layer.attention_connection)
         self.feed_forward_connection = connection_step(layer.feed_forward_connection)
+        norm, *rest = layer.feed_forward
+        self.feed_forward_norm, self.feed_forward_rest = norm_step(norm), rest
         self.memory = None if layer.memory is None else memory_step(layer.memory, cache.memory)
         if self.memory is not None:
             self.memory_connection = connection_step(layer.memory_connection)
@@ -53,7 +56,9 @@ class LayerStep:
         streams = self.attention_connection.write(read, attn_out)
 
         ff_in, read = self.feed_forward_connection.read(streams)
-        ff_out = layer.feed_forward(ff_in)
+        ff_out = self.feed_forward_norm(ff_in)
+        for module in self.feed_forward_rest:
+            ff_out = module(ff_out)
         streams = self.feed_forward_connection.write(read, ff_out)
 
         if earlier.values is None:
@@ -89,6 +94,7 @@ class Decoder:
 
     def __init__(self, model: nn.Module, cache):
         self.model, self.tokens, self.segment_len = model, cache.tokens, model.segment_len
+        self.norm = norm_step(model.norm)
         self.longterm = model.longterm_mems.unbind(0)
         self.place = places(cache.tokens, model.segment_len, len(self.longterm))
         dtype = model.longterm_mems.dtype
@@ -107,7 +113,7 @@ class Decoder:
                 self._read(token.expand(ids.shape[0], 1, -1))
         x = self._read(model.token_emb(ids))
         self.tokens += 1
-        return model.to_logits(model.norm(x))[:, 0]
+        return model.to_logits(self.norm(x))[:, 0]
 
     def _read(self, x: Tensor) -> Tensor:
         """What stands at the next place, [b 1 d] -> [b 1 d]."""
@@ -138,6 +144,7 @@ def can_decode(model: nn.Module, batch: int) -> bool:
     bypassed: list[tuple[nn.Module, type]] = []
     for layer in model.layers:
         bypassed += [(layer, MemoryAsContextLayer), (layer.attention, SegmentedAttention)]
+        bypassed.append((layer.feed_forward, nn.Sequential))
         if layer.memory is not None:
             bypassed.append((layer.memory, NeuralMemory))
     own = all(type(module).forward is kind.forward for module, kind in bypassed)

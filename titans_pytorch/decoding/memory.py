@@ -13,6 +13,8 @@ from titans_pytorch.memory_state import NeuralMemState
 from titans_pytorch.neural_memory import NeuralMemory
 from titans_pytorch.projections import output, queries
 
+from .norm import norm_step
+
 
 class HeldWeights:
     """`Weights` of a memory as it stands: x [B 1 d], weights [B d e], vectors [B d]."""
@@ -31,7 +33,7 @@ class MemoryStep:
     """Views [b 1 d], or [3 b 1 d], one after the other, from `state` on; `state` gives it back."""
 
     def __init__(self, memory: NeuralMemory, state: NeuralMemState):
-        self.memory = memory
+        self.memory, self.norm = memory, norm_step(memory.retrieve_norm)
         waiting = state.cache_store_segment
         self.waiting, self.count = [waiting], waiting.shape[-2]
         self.stored = state._replace(cache_store_segment=None)
@@ -49,7 +51,7 @@ class MemoryStep:
             self.waiting, self.count, updates = [state.cache_store_segment], 0, state.updates
             self.stored = state._replace(cache_store_segment=None, updates=None)
             self.weights = HeldWeights(state.states[0])
-        tokens = memory.retrieve_norm(query)
+        tokens = self.norm(query)
         asked = queries(memory, tokens, None)[0]
         read = memory.engine.model.with_weights(asked.flatten(0, 1), self.weights)
         return output(memory, read.view(asked.shape), tokens), updates

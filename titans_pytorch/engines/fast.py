@@ -31,13 +31,16 @@ class FastEngine:
 
     def __init__(self, model, rule: UpdateRule, taped: bool, form: str = "auto"):
         self.model, self.rule, self.taped, self.form = model, rule, taped, form
+        self.shapes = tuple(tuple(p.shape) for p in model.parameters() if p.ndim == 2)
 
     def plan(self, chunks: StoreChunks, span: int) -> Plan:
-        shapes = [tuple(p.shape) for p in self.model.parameters() if p.ndim == 2]
         form = "spectral" if self.rule.spectral_norm else self.form
         rows, count, pairs, _ = chunks.keys.shape
+        shapes = () if count == 1 and form == "auto" else self.shapes
         if torch.compiler.is_compiling():  # one plan for all lengths
-            return plan(shapes, 1, min(span, LONG // pairs) if isinstance(span, int) else LONG // pairs, pairs, form)
+            return plan(
+                self.shapes, 1, min(span, LONG // pairs) if isinstance(span, int) else LONG // pairs, pairs, form
+            )
         return plan(shapes, rows, min(span, count), pairs, form)
 
     def still(self, first: int, memory: Tensors) -> Window:

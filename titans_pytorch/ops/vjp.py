@@ -40,7 +40,10 @@ class _GeluSlope(torch.autograd.Function):
 
 
 def gelu(x: Tensor):
-    return F.gelu(x), lambda dy: _GeluSlope.apply(dy, x)
+    def back(dy):
+        return _GeluSlope.apply(dy, x) if torch.is_grad_enabled() else torch.ops.aten.gelu_backward(dy, x)
+
+    return F.gelu(x), back
 
 
 def sigmoid(x: Tensor):
@@ -97,8 +100,12 @@ def layer_norm(x: Tensor, eps: float = 1e-5):
     """LayerNorm over the last dim, without affine parameters."""
     x = x.contiguous()
     y, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], None, None, eps)
-    mean, rstd = mean.detach(), rstd.detach()
-    return y, lambda dy: _LayerNormSlope.apply(dy, x, mean, rstd)
+
+    def back(dy):
+        slope = _LayerNormSlope.apply if torch.is_grad_enabled() else _layer_norm_backward
+        return slope(dy, x, mean.detach(), rstd.detach())
+
+    return y, back
 
 
 def unit_norm(x: Tensor, eps: float = 1e-12):
