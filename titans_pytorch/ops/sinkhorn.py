@@ -47,8 +47,7 @@ def sinkhorn_numbers(logits: Sequence[Sequence[float]], iterations: int = ITERAT
 
 def sinkhorn_columns(logits: Sequence[Sequence[float]], iterations: int = ITERATIONS) -> list[list[float]]:
     """Its columns."""
-    high = max(map(max, logits))
-    if high < DEPTH and high - min(map(min, logits)) < DEPTH:  # what columns are divided by falls out
+    if max(map(max, logits)) < DEPTH / 2 and min(map(min, logits)) > -DEPTH / 2:  # any factor of a column falls out
         columns = [list(map(math.exp, column)) for column in zip(*logits, strict=True)]
     else:
         columns = [[math.exp(max(x - max(column), -DEPTH)) for x in column] for column in zip(*logits, strict=True)]
