@@ -37,10 +37,10 @@ class BuiltPath:
         self.weights = weights
 
     def matmul(self, x, rows):
-        return x @ self.weights[:, rows]
+        return _by_entry(x, self.weights[:, rows])
 
     def matmul_t(self, x, rows):
-        return x @ self.weights[:, rows].transpose(-1, -2)
+        return _by_entry(x, self.weights[:, rows].transpose(-1, -2))
 
     def mul(self, x, rows):
         return x * self.weights[:, rows].unsqueeze(2)
@@ -50,6 +50,13 @@ class BuiltPath:
 
     def entry(self, i):
         return self.weights[:, i]
+
+
+def _by_entry(x: Tensor, weights: Tensor) -> Tensor:
+    """x [B G r d] @ weights [B G d e], without a copy of weights that lie in memory entry by entry."""
+    if weights.stride(1) <= weights.stride(0):
+        return x @ weights
+    return (x.transpose(0, 1) @ weights.transpose(0, 1)).transpose(0, 1)
 
 
 @dataclass(frozen=True)

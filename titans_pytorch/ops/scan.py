@@ -93,15 +93,18 @@ def _align(gates: Tensor, inputs: Tensor) -> Tensor:
 
 
 class _LoopScan(torch.autograd.Function):
-    """One pass over the inputs forward, one backward: [b n ...] -> [b n ...], or [b n+1 ...] from prev on."""
+    """One pass over the inputs forward, one backward: [b n ...] -> [b n ...], or [b n+1 ...] from prev on, which then
+    lies in memory step by step, so that a stretch of steps is one block. Of the inputs nothing is kept."""
 
     @staticmethod
     def forward(ctx, gates, inputs, prev, with_start):
         b, n, *rest = inputs.shape
-        out = inputs.new_empty(b, n + with_start, *rest)
-        h = prev
         if with_start:
+            out = inputs.new_empty(n + 1, b, *rest).transpose(0, 1)
             out[:, 0] = 0.0 if prev is None else prev
+        else:
+            out = inputs.new_empty(b, n, *rest)
+        h = prev
         for t in range(n):
             slot = out[:, t + with_start]
             if h is None:
@@ -109,38 +112,37 @@ class _LoopScan(torch.autograd.Function):
             else:
                 torch.addcmul(inputs[:, t], gates[:, t], h, out=slot)
             h = slot
-        ctx.save_for_backward(gates, inputs, prev, out)
+        ctx.save_for_backward(gates, prev, out)
         ctx.with_start = with_start
         return out
 
     @staticmethod
     @without_autocast
     def backward(ctx, grad):
-        gates, inputs, prev, out = ctx.saved_tensors
-        n, start = inputs.shape[1], ctx.with_start
-        if torch.is_grad_enabled():  # to be differentiated again: the plain form
-            leaves = [x if x is None or x.requires_grad else x.detach().requires_grad_() for x in (gates, inputs, prev)]
-            again = naive_scan(*leaves)
-            again = _after(leaves[2], again) if start else again
-            used = [x for x in leaves if x is not None]
-            grads = torch.autograd.grad(again, used, grad, create_graph=True, allow_unused=True)
-            return *grads, *(None,) * (4 - len(grads))
-        d_inputs = torch.empty_like(inputs)
-        dh = None
-        for t in reversed(range(n)):
-            slope = grad[:, t + start]
-            if dh is None:
-                d_inputs[:, t] = slope
-            else:
-                torch.addcmul(slope, gates[:, t + 1], dh, out=d_inputs[:, t])
-            dh = d_inputs[:, t]
-        first = torch.zeros_like(out[:, :1]) if prev is None else prev.unsqueeze(1)
-        before = out[:, :n] if start else torch.cat((first, out[:, :-1]), dim=1)
+        gates, prev, out = ctx.saved_tensors
+        start = ctx.with_start
+        slope = grad[:, 1:] if start else grad
+        d_inputs = _backwards(gates, slope)
+        before = out[:, :-1]
+        if not start:
+            before = torch.cat((torch.zeros_like(out[:, :1]) if prev is None else prev.unsqueeze(1), before), dim=1)
         d_prev = None
         if prev is not None:
-            d_prev = gates[:, 0] * dh
+            d_prev = gates[:, 0] * d_inputs[:, 0]
             d_prev = d_prev + grad[:, 0] if start else d_prev
         return _reduce_product(d_inputs, before, gates.shape), d_inputs, d_prev, None
+
+
+def _backwards(gates: Tensor, slope: Tensor) -> Tensor:
+    """h_t = slope_t + g_{t+1} h_{t+1}: the slope of the inputs [b n ...]."""
+    if torch.is_grad_enabled():  # to be differentiated again: the plain form
+        later = torch.cat((gates[:, 1:], torch.zeros_like(gates[:, :1])), dim=1)
+        return naive_scan(later.flip(1), slope.flip(1)).flip(1)
+    out = slope.new_empty(slope.shape)
+    out[:, -1] = slope[:, -1]
+    for t in reversed(range(slope.shape[1] - 1)):
+        torch.addcmul(slope[:, t], gates[:, t + 1], out[:, t + 1], out=out[:, t])
+    return out
 
 
 def _reduce_product(x: Tensor, y: Tensor, shape) -> Tensor:
