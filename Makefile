@@ -25,7 +25,7 @@ lint: $(STAMP)
 # the future of mkdocs.
 docs: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --clean
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_notebook.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_notebook.py tests/test_docs_scripts.py
 
 # of the regression check: five seeds, for a spread
 CHECKED := symplectic codebook_transfer

@@ -1,10 +1,13 @@
-"""An extension of griffe, for two habits of our docstrings.
+"""An extension of griffe, for three habits of ours.
 
 - A paragraph of lines "name: what it is" becomes a list. Names are those of parameters or members (with commas between
   several), so that no other colon is taken for one.
 - Under "Args:", an entry for several names becomes an entry for each, so that each shows its type and default.
+- Fields of a dataclass that say what they mean (`setting(default, help)`, `field(default=.., metadata={"help": ..})`)
+  become a list of attributes.
 """
 
+import ast
 import re
 
 import griffe
@@ -45,6 +48,32 @@ def _entry(line: str, known: set[str]):
     return match if match and set(match["names"].split(", ")) <= known else None
 
 
+def explained(value: str) -> tuple[str, str] | None:
+    """(default, meaning) of a field that says what it means."""
+    call = ast.parse(value, mode="eval").body
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+        return None
+    if call.func.id == "setting":
+        default, meaning = call.args
+    else:
+        found = {keyword.arg: keyword.value for keyword in call.keywords}
+        if call.func.id != "field" or not {"default", "metadata"} <= set(found):
+            return None
+        default, (meaning,) = found["default"], found["metadata"].values
+    return ast.unparse(default), ast.literal_eval(meaning)
+
+
+def settings(cls: griffe.Class) -> str:
+    """An "Attributes:" section of the fields that say what they mean; none of them stays a member."""
+    lines = []
+    for name, member in list(cls.members.items()):
+        if member.is_attribute and member.value is not None and (found := explained(str(member.value))):
+            default, meaning = found
+            lines.append(f"    {name} ({member.annotation}): {meaning} [`{default}`]")
+            del cls.members[name]
+    return "\n\nAttributes:\n" + "\n".join(lines) if lines else ""
+
+
 class OurHabits(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **_) -> None:
         if obj.docstring is None or not (obj.is_class or obj.is_function):
@@ -53,3 +82,6 @@ class OurHabits(griffe.Extension):
         if obj.is_class:
             known |= set(obj.members)
         obj.docstring.value = apart(listed(obj.docstring.value, known))
+        if obj.is_class and "dataclass" in obj.labels and (section := settings(obj)):
+            obj.docstring.value += section
+            obj.members.pop("__init__", None)  # its defaults are whole calls of `setting`

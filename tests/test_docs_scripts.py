@@ -1,0 +1,69 @@
+"""What draws, measures and builds the documentation. (What builds it needs the extra `docs`, and runs in make docs.)"""
+
+import importlib.util
+from types import ModuleType
+
+import pytest
+
+from .documents import ROOT
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", ROOT / "docs" / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(("name", "start"), [("timeline", b"<?xml"), ("paged", b"\x89PNG")])
+def test_pictures_are_drawn(name, start, tmp_path):
+    assert script(name).main(["--out", str(tmp_path / "picture")]) == 0
+    assert (tmp_path / "picture").read_bytes().startswith(start)
+    assert [path.name for path in tmp_path.iterdir()] == ["picture"]
+
+
+@pytest.mark.parametrize(("eta", "wanted"), [(0.0, 2.0), (0.5, 3.0)])
+def test_the_edge_of_a_quadratic(eta, wanted):
+    """Gradient descent with heavy-ball momentum settles below 2 (1 + eta)."""
+    setting = {"depth": 1, "wrapped": False, "alpha": 0.0, "eta": eta, "per_token": False}
+    assert script("stability").edge(4, 4 * 60, **setting) == pytest.approx(wanted, rel=0.05)
+
+
+def test_what_diverges_is_named():
+    stability = script("stability")
+    assert float(stability.cell(lambda: stability.NeuralMemory(64, 16), 64, 1)) < 10
+    bare = {"init_decay_bias": -6.0, "mem_model_norm_add_residual": False}
+    found = stability.cell(lambda: stability.NeuralMemory(64, 16, batch_size=16, **bare), 512, 1)
+    assert found == "lost by 512 (one token)"
+
+
+def test_formulas():
+    pytest.importorskip("latex2mathml")
+    from mkdocs.exceptions import PluginError
+
+    mathml = script("mathml")
+    assert mathml.on_page_content(r'a <span class="arithmatex">\(x &lt; y\)</span> b', None).count("<math") == 1
+    assert 'display="block"' in mathml.on_page_content(r'<div class="arithmatex">\[x\]</div>', None)
+    with pytest.raises(PluginError, match="nosuch"):
+        mathml.mathml(r"\nosuch x", "inline")
+
+
+def test_links_out_of_the_docs():
+    pytest.importorskip("mkdocs")
+    pages = script("pages")
+    assert pages.on_page_markdown("[a](../benchmarks/README.md#b)") == "[a](benchmarks/README.md#b)"
+    assert pages.on_page_markdown("[a](../../benchmarks/x.png)") == "[a](../benchmarks/x.png)"
+    assert pages.on_page_markdown("[a](gates.md)") == "[a](gates.md)"
+
+
+def test_docstrings():
+    pytest.importorskip("griffe")
+    docstrings = script("docstrings")
+    text = "What.\n\na: first\n   more\nb, c [n]: others\n\nNote: no name"
+    wanted = "What.\n\n- `a`: first\n     more\n- `b, c` [n]: others\n\nNote: no name"
+    assert docstrings.listed(text, {"a", "b", "c"}) == wanted
+    shared = "Args:\n    a, b: both\n        more\n    c: one"
+    assert docstrings.apart(shared) == "Args:\n    a: both\n        more\n    b: see `a`.\n    c: one"
+    assert docstrings.explained('setting(3, "tokens " "read")') == ("3", "tokens read")
+    assert docstrings.explained('field(default=0.5, metadata={"help": "x"})') == ("0.5", "x")
+    assert docstrings.explained("field(default_factory=list)") is None
