@@ -16,6 +16,9 @@ the result file has every call. Nothing is timed before its answer was compared 
 peer's (speed/gate.py). "of matmul": the operations that the algorithm needs (harness/operations.py) per second, as a
 share of the rate of a large matrix product in the same process.
 
+The result file is written after each case, and the same command goes on where it was interrupted: cases that it holds,
+measured in the same way and without failures of ours, are kept (--fresh measures them again).
+
 On a machine that others use, --threads 1 is steadier: threads that wait for each other wait for the others' work too.
 With --clock process the others' time is not counted at all.
 
@@ -24,8 +27,10 @@ arguments.
 """
 
 import argparse
+import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 from harness.environment import run_record
 from harness.resident import available_memory
@@ -62,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--device", default="cpu", help="cpu or cuda")
     p.add_argument("--dtype", default="float32", choices=DTYPES, help="bfloat16 is autocast")
     p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--fresh", action="store_true", help="keep nothing of an earlier --output-json")
     p.add_argument("--output-json", metavar="FILE", help="every number, and how to get it again")
     p.add_argument("--output-png", metavar="FILE")
     return p
@@ -94,9 +100,20 @@ def main(argv: list[str] | None = None) -> int:
     shown = {args.peer: "PEER_PYTHON"} if args.peer else {}
     command = None if argv is None else [__file__, *argv]
     run = run_record(configuration, [args.seed], args.device, arms[0].description["threads"], command, shown)
-    result = {"benchmark": "speed", "schema": SCHEMA, "run": run, "options": asdict(options), "cases": []}
+    result = {
+        "benchmark": "speed",
+        "schema": SCHEMA,
+        "run": run,
+        "options": asdict(options),
+        "complete": False,
+        "cases": [],
+    }
     result["arms"] = {arm.name: arm.description for arm in arms}
+    if args.output_json and not args.fresh:
+        result["cases"] = kept_cases(args.output_json, result, cases)
     interrupted = measure_all(cases, arms, options, result, args.output_json)
+    if args.output_json and not interrupted:
+        write_json(args.output_json, {**result, "complete": True})
 
     print(report(result["cases"]))
     if args.output_png:
@@ -108,6 +125,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def measure_all(cases: list[Case], arms: list[Arm], options: Options, result: dict, output: str | None) -> bool:
     """Fills result["cases"], the file being written after each. True if interrupted: what was measured stays."""
+    kept = {record["name"] for record in result["cases"]}
+    cases = [case for case in cases if case.name not in kept]
     total = sum(steps(case, arms, options) for case in cases)
     done = 0
     with tqdm(total=total, file=sys.stderr, unit="step", disable=None) as bar:
@@ -126,6 +145,25 @@ def measure_all(cases: list[Case], arms: list[Arm], options: Options, result: di
             done += steps(case, arms, options)
             bar.update(done - bar.n)
     return False
+
+
+def kept_cases(path: str, result: dict, cases: list[Case]) -> list[dict]:
+    """The records of an earlier, interrupted run that measured as this one does: options, arms, versions, threads."""
+    try:
+        earlier = json.loads(Path(path).read_text())
+        if earlier.get("complete") or how_measured(earlier) != how_measured(result):
+            return []
+        wanted = {case.name: json.loads(json.dumps(case.as_dict())) for case in cases}
+        return [r for r in earlier["cases"] if wanted.get(r["name"]) == r["case"] and not failures([r])]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def how_measured(result: dict) -> str:
+    """What must agree for records to stand in one file; limits on time and memory may differ."""
+    options = {k: v for k, v in result["options"].items() if k not in ("timeout", "memory_limit")}
+    run = {k: result["run"][k] for k in ("versions", "device", "threads")}
+    return json.dumps([result["schema"], options, result["arms"], run], sort_keys=True)
 
 
 def options_of(args: argparse.Namespace) -> Options:

@@ -210,7 +210,7 @@ def test_a_run_end_to_end(tmp_path, capsys):
     assert "sweep-8-2" in capsys.readouterr().out
     assert png.read_bytes().startswith(b"\x89PNG")
     result = json.loads(out.read_text())
-    assert set(result) == {"benchmark", "schema", "run", "options", "arms", "cases"}
+    assert set(result) == {"benchmark", "schema", "run", "options", "arms", "complete", "cases"}
     assert {"command", "configuration", "seeds", "versions", "commit", "device", "threads"} <= set(result["run"])
     assert result["run"]["threads"] == 1
     (case,) = result["cases"]
@@ -222,6 +222,18 @@ def test_a_run_end_to_end(tmp_path, capsys):
         assert arm["memory"]["peak"] >= arm["memory"]["idle"] > 0
     assert case["engines"] == ["FastEngine"]
     assert case["shares"]["train"] > 0
+
+    words = [*argv, "memory", "--output-json", str(out)]
+    assert result["complete"]
+    out.write_text(json.dumps({**result, "complete": False}))
+    assert benchmark_speed.main(words) == 0
+    assert json.loads(out.read_text())["cases"] == result["cases"], "what was measured is kept"
+    case["arms"]["ours"]["train"] = {"status": "timeout", "message": ""}
+    out.write_text(json.dumps({**result, "complete": False}))
+    assert benchmark_speed.main([*words, "--timeout", "800"]) == 0
+    again = json.loads(out.read_text())["cases"]
+    assert len(again) == 1
+    assert again[0]["arms"]["ours"]["train"]["status"] == "ok", "what failed is measured again"
 
 
 def test_an_environment_that_does_not_serve_is_named():
