@@ -54,6 +54,7 @@ WITHOUT_PARAMETERS = {
     "page_threshold_quantile",
     "page_threshold_window",
     "read_active_page_only",
+    "manifold_state_keyed_paging",
     "dmd_window",
 }
 NEVER = math.inf

@@ -42,9 +42,8 @@ def arm_record(task: Task, arm: Arm, outcomes: Outcomes, refused: str | None) ->
     against = {c: outcomes[c] for c in controls}
     gains = {m.name: gain(m, mine, against, refused, m.judged or m == task.metrics[0]) for m in graded}
     for m in graded:
-        if m.beside and (gains[m.name]["verdict"] or "").startswith("better") and gains[m.beside]["side"] < 1:
-            how = "worse" if gains[m.beside]["side"] < 0 else "no better"
-            gains[m.name]["verdict"] += f", but {m.beside} is {how}"
+        if m.beside:
+            gains[m.name]["verdict"] = qualified(gains[m.name]["verdict"], m.beside, gains[m.beside]["side"])
     return {
         "about": arm.about,
         "memory": described(arm.memory),
@@ -88,6 +87,13 @@ def gain(
     }
 
 
+def qualified(verdict: str | None, beside: str, side: int) -> str | None:
+    """A verdict "better" says how the metric beside it stands. side: above zero where that one is better too."""
+    if not (verdict or "").startswith("better") or side > 0:
+        return verdict
+    return f"{verdict}, but {beside} is {'worse' if side < 0 else 'no better'}"
+
+
 def difference(metric: Metric, mine: Sequence[Mapping], theirs: Sequence[Mapping]) -> Spread:
     """Above zero: mine are better."""
     return advantage(of(mine, metric.name), of(theirs, metric.name), metric.better)
@@ -109,20 +115,23 @@ def between(
 
 def versus(name: str, task: Mapping[str, Any], pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
     """`between` for pairs of arms in the judged metrics of a task's record; nothing where the task is refused."""
-    metrics = [m for i, m in enumerate(task["metrics"]) if m["judged"] or i == 0]
     if task["refused"]:
         return []
-    return [
-        between(
-            f"{name}, {m['name']}",
-            arm,
-            other,
-            *(task["arms"][a]["metrics"][m["name"]]["values"] for a in (arm, other)),
-            m["better"],
-        )
-        for arm, other in pairs
-        for m in metrics
-    ]
+    known = {m["name"]: m for m in task["metrics"]}
+    judged = [m for i, m in enumerate(task["metrics"]) if m["judged"] or i == 0]
+
+    def values(metric: str, *arms: str) -> list[Sequence[float]]:
+        return [task["arms"][arm]["metrics"][metric]["values"] for arm in arms]
+
+    lines = []
+    for arm, other in pairs:
+        for m in judged:
+            line = between(f"{name}, {m['name']}", arm, other, *values(m["name"], arm, other), m["better"])
+            if beside := m.get("beside"):
+                side = advantage(*values(beside, arm, other), known[beside]["better"]).side
+                line["verdict"] = qualified(line["verdict"], beside, side)
+            lines.append(line)
+    return lines
 
 
 def improvement_pct(record: Mapping[str, Any], metric: str) -> float | None:

@@ -5,7 +5,8 @@ the same keys (interference.Interference). The score, lower is better, is comput
 
     clean_mse_post + 0.5 phase_err_post + post_a_loss
 
-Time is no part of it. `--latency-weight` gives a term of its own beside it.
+What a score owes to A at the price of B is no gain: a verdict "better" says how error_b stands, and what is worse in it
+does not win. Time is no part of the score. `--latency-weight` gives a term of its own beside it.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from harness.arms import Arm
-from harness.compare import between
+from harness.compare import advantage, between, qualified
 from harness.program import Plan, whole
 from harness.session import Session
 from harness.statistics import paired, spread
@@ -145,15 +146,17 @@ def refused(result: Mapping[str, Any]) -> str | None:
 
 
 def score_line(result: Mapping[str, Any], arm: str, other: str) -> dict[str, Any]:
-    return between("transfer_score", arm, other, scores_of(result, arm), scores_of(result, other))
+    line = between("transfer_score", arm, other, scores_of(result, arm), scores_of(result, other))
+    of_b = (result["tasks"][INTERFERENCE]["arms"][a]["metrics"]["error_b"]["values"] for a in (arm, other))
+    return {**line, "verdict": qualified(line["verdict"], "error_b", advantage(*of_b).side)}
 
 
 def winner(result: Mapping[str, Any], ranking: Sequence[str]) -> str | None:
     """The arm whose score is better than that of each other one, every interval above zero; else None."""
     first, *others = ranking
-    if refused(result) or not all(score_line(result, first, o)["verdict"].startswith("better") for o in others):
-        return None
-    return first
+    verdicts = [score_line(result, first, other)["verdict"] for other in others]
+    won = all(v.startswith("better") and not v.endswith("is worse") for v in verdicts)
+    return first if won and not refused(result) else None
 
 
 def percent(result: Mapping[str, Any], arm: str, other: str) -> dict[str, float]:

@@ -118,7 +118,7 @@ def record_of(task, arms):
     return {"metrics": metrics, "refused": None, "arms": found}
 
 
-def two_tasks(shift):
+def two_tasks(shift, price=0.0):
     noise = [0.0, 0.1, 0.3, 0.2, 0.05]
 
     def values(level, own):
@@ -126,17 +126,23 @@ def two_tasks(shift):
 
     names = {"clean_mse_post": 1.0, "phase_err_post": 0.6}
     long = {a: {m: values(v - shift * i, i) for m, v in names.items()} for i, a in enumerate(("a", "b"))}
-    short = {a: {"error_a_after": values(2.0 - shift * i, i)} for i, a in enumerate(("a", "b"))}
+    short = {
+        a: {"error_a_after": values(2.0 - shift * i, i), "error_b": values(2.0 + price * i, i)}
+        for i, a in enumerate(("a", "b"))
+    }
     tasks = {transfer.LONG: record_of(transfer.LONG, long), transfer.INTERFERENCE: record_of("interference", short)}
     return {"tasks": tasks, "run": {"seeds": list(range(5))}, "versus": [], "timing": {"arms": {}}}
 
 
 def test_the_transfer_score():
-    result = two_tasks(0.1)
+    result = two_tasks(0.1, price=-0.1)
     assert transfer.scores_of(result, "a")[0] == pytest.approx(1.0 + 0.5 * 0.6 + 2.0)
     assert transfer.winner(result, ["b", "a"]) == "b"
     assert transfer.score_line(result, "b", "a")["mean"] == pytest.approx(0.25, abs=0.01)
     assert transfer.percent(result, "b", "a")["interference_post_a_pct"] == pytest.approx(100 * 0.098 / 2.13, rel=0.01)
+    dear = two_tasks(0.1, price=0.5)  # A is kept, B pays
+    assert transfer.score_line(dear, "b", "a")["verdict"] == "better than a, but error_b is worse"
+    assert transfer.winner(dear, ["b", "a"]) is None
     flat = two_tasks(0.0)
     assert transfer.winner(flat, ["a", "b"]) == "a"  # by a hair, but in every seed
     flat["tasks"][transfer.INTERFERENCE]["refused"] = "too easy"
@@ -151,6 +157,11 @@ def test_arm_against_arm():
     (line,) = versus("t", task, [("a", "b")])
     assert (line["what"], line["mean"]) == ("t, error", pytest.approx(1.95))
     assert versus("t", {**task, "refused": "too easy"}, [("a", "b")]) == []
+    task = record_of(
+        "t", {"a": {"kept": [1.0, 1.1], "paid": [2.0, 2.1]}, "b": {"kept": [3.0, 3.0], "paid": [1.0, 1.0]}}
+    )
+    task["metrics"][0]["beside"] = "paid"
+    assert versus("t", task, [("a", "b")])[0]["verdict"] == "better than b, but paid is worse"
 
 
 def test_steps_of_a_task():
