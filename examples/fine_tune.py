@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         from titans_pytorch import TitansConfig
         from titans_pytorch.hf import TitansForCausalLM, TitansHFConfig
     except ImportError:
-        print("this example needs transformers: pip install 'titans-pytorch[hf]'", file=sys.stderr)
+        print("this example needs transformers: pip install -e '.[hf]' in a clone of this repository", file=sys.stderr)
         return 1
     set_seed(options.seed)
     try:

@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         model, layer = build(options.device)
     except ImportError:
-        print("this example needs transformers: pip install 'titans-pytorch[hf]'", file=sys.stderr)
+        print("this example needs transformers: pip install -e '.[hf]' in a clone of this repository", file=sys.stderr)
         return 1
 
     def rows(count: int) -> Tensor:

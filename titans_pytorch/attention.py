@@ -4,6 +4,7 @@ ein letters: b batch, h heads, n tokens, d features (dim, or dim_head where ther
 w cached keys
 """
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import torch
 from rotary_embedding_torch import RotaryEmbedding
 from torch import Tensor, nn
 
-from .checks import positive_int, wrong
+from .checks import check_flags, of_kind, positive_int, wrong
 from .norms import RMSNorm
 from .ops.segmented_attention import prepend, segmented_attention, visible
 
@@ -101,6 +102,7 @@ class SegmentedAttention(nn.Module):
         attend_kwargs: dict | None = None,
         use_flex_attn: bool = False,
     ):
+        check_flags(SegmentedAttention.__init__, locals())
         super().__init__()
         positive_int(dim, "dim")
         positive_int(segment_len, "segment_len")
@@ -110,7 +112,8 @@ class SegmentedAttention(nn.Module):
         if positive_int(dim_head, "dim_head") % 2:
             raise wrong("dim_head", dim_head, "an even integer (rotary embedding turns pairs)")
 
-        attend = dict(attend_kwargs or {})
+        kinds = (Mapping, type(None))
+        attend = dict(of_kind(attend_kwargs, kinds, "attend_kwargs", "a dict of 'dropout', 'scale' and 'flash'") or {})
         self.dropout = attend.pop("dropout", 0.0)
         self.scale = attend.pop("scale", None) or dim_head**-0.5
         attend.pop("flash", None)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .attention import KeyValueCache, SegmentedAttention
-from .checks import wrong
+from .checks import positive_number, wrong
 from .norms import RMSNorm
 from .surprise import auxiliary_loss
 
@@ -30,7 +30,7 @@ class SwiGLU(nn.Module):
 
 def feed_forward(dim: int, mult: float = 4) -> nn.Sequential:
     """RMSNorm and a gated feed-forward; with two thirds of dim * mult inner features, as large as an MLP."""
-    inner = int(dim * mult * 2 / 3)
+    inner = int(dim * positive_number(mult, "ff_mult") * 2 / 3)
     if inner < 1:
         raise wrong("ff_mult", mult, "a number that leaves at least one inner feature")
     return nn.Sequential(RMSNorm(dim), nn.Linear(dim, inner * 2), SwiGLU(), nn.Linear(inner, dim))

@@ -1,5 +1,9 @@
 """Errors for wrong arguments: which argument, what it got, what it takes."""
 
+import inspect
+import math
+from collections.abc import Callable, Mapping
+
 
 class Words(str):
     """What was got, in words: printed without quotes."""
@@ -25,7 +29,7 @@ def positive_number(value, name: str) -> float:
 
 
 def number_or_none(value, name: str) -> float | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value)):
         raise wrong(name, value, "a number or None")
     return value
 
@@ -40,3 +44,26 @@ def callable_or_none(value, name: str):
     if value is not None and not callable(value):
         raise wrong(name, value, "a callable or None")
     return value
+
+
+def check_flags(function: Callable, given: Mapping) -> None:
+    """Of a call of `function` with the arguments `given`: what is True or False by default takes nothing else."""
+    for name, parameter in inspect.signature(function).parameters.items():
+        if isinstance(parameter.default, bool):
+            value = given[name]
+            if not hasattr(type(value), "__bool__") or value not in (True, False):  # NumPy's have it, too; text has not
+                raise wrong(name, value, "True or False")
+
+
+def of_kind(value, kinds, name: str, takes: str):
+    if not isinstance(value, kinds):
+        raise wrong(name, Words(type(value).__name__), takes)
+    return value
+
+
+class MissingPackage(ImportError):
+    """A package that only a part of this one needs is not installed. The message names the extra that brings it."""
+
+
+def missing(what: str, package: str, extra: str) -> MissingPackage:
+    return MissingPackage(f"{what} needs {package}: pip install -e '.[{extra}]' in a clone of this repository")

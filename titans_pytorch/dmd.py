@@ -56,8 +56,9 @@ class DynamicModeDecomposition(nn.Module):
         Raises:
             ValueError: for another shape or dtype.
         """
-        if x.ndim < 2:
-            raise ValueError(f"x: got shape {tuple(x.shape)}, takes snapshots [.. n d]")
+        if not isinstance(x, Tensor) or x.ndim < 2:
+            got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"x: got {got}, takes snapshots [.. n d]")
         if not x.is_floating_point():
             raise ValueError(f"x: got {x.dtype}, takes floating point snapshots")
         n, d = x.shape[-2:]

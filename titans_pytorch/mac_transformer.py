@@ -16,9 +16,10 @@ from torch.nn import functional as F
 from .attention import SegmentedAttention, count, flex_attention
 from .axial_positions import axial_positions
 from .blocks import Earlier, LayerCache, MemoryAsContextLayer, ViewSelector, feed_forward
-from .checks import positive_int, wrong
+from .checks import Words, check_flags, of_kind, positive_int, wrong
 from .decoding.decoder import Decoder, can_decode
 from .longterm_tokens import insert_longterm, places, remove_longterm
+from .memory_options import batch_chunks
 from .neural_memory import NeuralMemory
 from .norms import RMSNorm
 from .residual_streams import residual_streams
@@ -108,6 +109,7 @@ class MemoryAsContextTransformer(nn.Module):
         token_emb: nn.Module | None = None,
         memory_loss_weight: float = 0.0,
     ):
+        check_flags(MemoryAsContextTransformer.__init__, locals())
         super().__init__()
         positive_int(num_tokens, "num_tokens")
         positive_int(dim, "dim")
@@ -119,6 +121,11 @@ class MemoryAsContextTransformer(nn.Module):
             neural_memory_segment_len = segment_len + num_longterm_mem_tokens
         positive_int(neural_memory_segment_len, "neural_memory_segment_len")
         memory_layers = _memory_layers(neural_memory_layers, depth)
+        if memory_layers:
+            batch_chunks(neural_memory_batch_size, neural_memory_segment_len, "neural_memory_batch_size")
+            of_kind(neural_memory_model, (nn.Module, type(None)), "neural_memory_model", "a torch.nn.Module, or None")
+        if token_emb is not None and not callable(token_emb):
+            raise wrong("token_emb", token_emb, "a module, ids [b n] -> [b n dim], or None")
 
         self.segment_len = segment_len
         self.memory_segment_len = neural_memory_segment_len
@@ -280,10 +287,10 @@ class MemoryAsContextTransformer(nn.Module):
         if cache is None:
             return
         if not isinstance(cache, MacCache) or len(cache.layers) != len(self.layers):
-            raise wrong("cache", type(cache).__name__, "what an earlier call of this model returned")
+            raise wrong("cache", Words(type(cache).__name__), "what an earlier call of this model returned")
         batch = cache.layers[0].attention.keys.shape[0]
         if batch != ids.shape[0]:
-            raise wrong("cache", f"a batch of {batch}", f"the batch of the ids, {ids.shape[0]}")
+            raise wrong("cache", Words(f"a batch of {batch}"), f"the batch of the ids, {ids.shape[0]}")
 
 
 def _weight(value: float) -> float:

@@ -6,7 +6,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from .checks import callable_or_none, number_or_none, one_of, positive_int, positive_number, wrong
+from .checks import callable_or_none, check_flags, number_or_none, one_of, positive_int, positive_number, wrong
 from .engines.update_rule import UpdateRule
 from .gating.options import GateOptions
 from .memory_options import (
@@ -93,6 +93,7 @@ class MemoryParts(nn.Module):
         surprise_source: str = "memory",
         engine: str = "auto",
     ):
+        check_flags(MemoryParts.__init__, locals())
         super().__init__()
         self.dim, self.heads = positive_int(dim, "dim"), positive_int(heads, "heads")
         if heads > 1 and dim_head is None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from .checks import wrong
+from .checks import Words, of_kind, wrong
 from .neural_memory import NeuralMemory
 
 RATES = ("reduce_to_chunk_rep", "to_adaptive_step", "to_decay_factor", "to_momentum", "to_learned_momentum_combine")
@@ -22,6 +22,7 @@ def load_peer_state_dict(module: nn.Module, state_dict: Mapping[str, Tensor]) ->
     Raises:
         ValueError: naming the keys, on anything that is missing, left over, or of another shape.
     """
+    of_kind(state_dict, Mapping, "state_dict", "a mapping from names to tensors")
     if isinstance(module, NeuralMemory):
         translated = translate_memory_keys(module, state_dict)
     else:
@@ -29,7 +30,7 @@ def load_peer_state_dict(module: nn.Module, state_dict: Mapping[str, Tensor]) ->
         from .peer_checkpoint_mac import translate_mac_keys
 
         if not isinstance(module, MemoryAsContextTransformer):
-            raise wrong("module", type(module).__name__, "a NeuralMemory or a MemoryAsContextTransformer")
+            raise wrong("module", Words(type(module).__name__), "a NeuralMemory or a MemoryAsContextTransformer")
         translated = translate_mac_keys(module, state_dict)
     own = module.state_dict()
     problems = [f"missing {key}" for key in own if key not in translated]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .checks import positive_int, wrong
+from .checks import Words, positive_int, wrong
 
 
 def min_p_filter(logits: Tensor, min_p: float = 0.1) -> Tensor:
@@ -72,7 +72,7 @@ def gumbel_sample(logits: Tensor, temperature: float = 1.0) -> Tensor:
     Returns:
         Token ids, long [..].
     """
-    if temperature < 0:
+    if not temperature >= 0:
         raise wrong("temperature", temperature, "a number of at least 0")
     if temperature == 0:
         return logits.argmax(dim=-1)
@@ -85,14 +85,14 @@ def gumbel_sample(logits: Tensor, temperature: float = 1.0) -> Tensor:
 def check_ids(name: str, ids: Tensor, num_tokens: int | None = None) -> None:
     """Token ids: integers [b n], n >= 1, below num_tokens. The range is checked on CPU, where looking costs no wait."""
     if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.numel() == 0:
-        got = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
+        got = tuple(ids.shape) if isinstance(ids, Tensor) else Words(type(ids).__name__)
         raise wrong(name, got, "token ids of shape [b n], n >= 1")
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise wrong(name, ids.dtype, "integer token ids")
     if num_tokens is not None and ids.device.type == "cpu" and not torch.compiler.is_compiling():
         low, high = (int(t) for t in ids.aminmax())
         if low < 0 or high >= num_tokens:
-            raise wrong(name, f"token id {low if low < 0 else high}", f"ids from 0 to {num_tokens - 1}")
+            raise wrong(name, Words(f"token id {low if low < 0 else high}"), f"ids from 0 to {num_tokens - 1}")
 
 
 def cached_logits(model: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -137,7 +137,7 @@ def sample(
     """
     check_ids("prompt", prompt)
     positive_int(seq_len, "seq_len")
-    if temperature < 0:
+    if not temperature >= 0:
         raise wrong("temperature", temperature, "a number of at least 0")
 
     start = prompt.shape[1]

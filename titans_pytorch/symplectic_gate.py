@@ -6,6 +6,7 @@ Letters: b batch, n tokens, d features (dim), p phase pairs. The mathematics is 
 import torch
 from torch import Tensor, nn
 
+from .checks import check_flags
 from .gating import checks
 from .gating.quorum import budget_size, sequence_budget, trailing_budget, trailing_mean
 from .gating.scores import (
@@ -88,6 +89,7 @@ class SymplecticGating(nn.Module):
         budget_window: int | None = None,
         dim_free: bool = False,
     ):
+        check_flags(SymplecticGating.__init__, locals())
         super().__init__()
         self.dim = checks.int_between("dim", dim)
         self.gated, self.diag, self.dim_free = bool(gated), bool(diag), bool(dim_free)
@@ -297,8 +299,9 @@ class SymplecticGating(nn.Module):
         return logits.softmax(dim=-1)
 
     def _check_tokens(self, x: Tensor):
-        if x.ndim != 3 or x.shape[-1] != self.dim:
-            raise ValueError(f"x: got shape {tuple(x.shape)}, takes tokens [b n {self.dim}]")
+        if not isinstance(x, Tensor) or x.ndim != 3 or x.shape[-1] != self.dim:
+            got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"x: got {got}, takes tokens [b n {self.dim}]")
         if not x.is_floating_point():
             raise ValueError(f"x: got {x.dtype}, takes floating point tokens")
 

@@ -1,6 +1,9 @@
 """Figures that read well on light and dark pages: their own pale ground, dark ink, colours that differ in lightness."""
 
+import importlib.util
 from pathlib import Path
+
+from titans_pytorch.checks import missing
 
 from .results import write_beside
 
@@ -30,14 +33,22 @@ STYLE = {
 }
 
 
+def check_drawing() -> None:
+    """Raises MissingPackage, in one line, where pictures cannot be drawn."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise missing("a picture", "matplotlib", "bench")
+
+
 def new_figure(width: float, height: float):
     """A matplotlib figure in this style, in inches. Draw on it inside `with style():`."""
+    check_drawing()
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def style():
+    check_drawing()
     from matplotlib import rc_context
 
     return rc_context(STYLE)

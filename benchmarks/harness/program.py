@@ -20,11 +20,15 @@ from typing import Any
 
 import torch
 
+from titans_pytorch.checks import MissingPackage
+from titans_pytorch.training.run import in_a_line
+
 from .arms import Arm, described, digest
 from .compare import versus
 from .csvfile import OtherSchema, append_rows, check_columns
 from .environment import REPOSITORY, commit, run_record
 from .figures import draw
+from .plots import check_drawing
 from .report import csv_rows, show
 from .results import write_json
 from .session import Session, with_controls
@@ -119,6 +123,9 @@ class Benchmark:
         except (OtherSchema, UsageError) as error:
             print(f"{parser.prog}: {error}", file=sys.stderr)
             return 2
+        except (MissingPackage, OSError) as error:
+            print(f"{parser.prog}: {in_a_line(error)}", file=sys.stderr)
+            return 1
         except KeyboardInterrupt:
             print(f"\n{parser.prog}: interrupted; the same command continues from here", file=sys.stderr)
             return 130
@@ -127,6 +134,8 @@ class Benchmark:
         checked_device(args.device)
         if args.output_csv:
             check_columns(args.output_csv)
+        if args.output_png:
+            check_drawing()  # before anything is measured
         torch.set_num_threads(args.threads)
         session = self.session(args)
         try:

@@ -97,6 +97,15 @@ def test_without_memory(text_file, tmp_path, capsys):
         (["eval", "TASK", "--lenght", "3"], "--lenght"),
         (["analyze", "TEXT", "--length", "99999"], "length: got 99999, takes less than"),
         (["memory-check", "TASK", "--text", "x"], "text: got bytes, the run's model knows 18 tokens"),
+        (["sample", "TEXT", "--temperature", "-1"], "argument --temperature: got '-1', takes a number of at least 0"),
+        (["sample", "TEXT", "--temperature", "nan"], "argument --temperature: got 'nan', takes a number of at least 0"),
+        (["sample", "TEXT", "--seed", "9" * 20], "takes a whole number from 0 to 9223372036854775807"),
+        (["eval", "TEXT", "--limit", "1"], "length: got 24, takes less than the 1 bytes that are read"),
+        (["eval", "TEXT", "--length", "99999"], "length: got 99999, takes less than the 150 bytes that are read"),
+        (["eval", "TEXT", "--json", "TEXT"], "run: Is a directory"),
+        (["train", "--steps", "3", "yes"], "got 'yes', which is no setting's name and follows none that takes a value"),
+        (["train", "--seed", "9" * 20], "takes at most 9223372036854775807"),
+        (["train", "--lr", "nan"], "lr: got nan, takes a number"),
     ],
 )
 def test_mistakes(text_run, task_run, capsys, words, message):
@@ -127,6 +136,9 @@ def test_broken_folders(text_run, tmp_path, capsys):
     capsys.readouterr()
     assert main(["sample", str(out)]) == 1
     assert "holds no weights" in capsys.readouterr().err
+    (out / "config.json").write_text("[1]")
+    assert main(["sample", str(out)]) == 1
+    assert "is not a configuration of titans train: it holds a list" in capsys.readouterr().err
     (out / "config.json").write_text("{")
     assert main(["sample", str(out)]) == 1
     assert "is not a configuration of titans train" in capsys.readouterr().err

@@ -251,3 +251,22 @@ def test_a_loss_that_overflows_names_the_step(task_run, tmp_path, capsys):
         r"; on text that repeats itself memories may overshoot: 2 C theta is [\d.]+e\+\d+ in blocks", error
     )
     assert error.strip().count("\n") == error[: error.index("titans train:")].count("\n")
+
+
+def test_text_needs_a_token_for_each_byte(text_run, tmp_path, capsys):
+    words = ["train", "--config", text_run[1], "--vocab-size", "100", "--out", str(tmp_path / "run")]
+    assert main(words) == 1
+    assert capsys.readouterr().err == "titans train: vocab_size: got 100, takes at least the 256 values of a byte\n"
+
+
+def test_a_search_trains_again_what_was_cut_off(text_run, tmp_path):
+    words = ["search", "--config", text_run[1], "--grid", "lr=1e-2", "--steps", "1", "--out", str(tmp_path)]
+    assert main(words) == 0
+    scores = json.loads((tmp_path / "search.json").read_text())["scores"]
+    (tmp_path / "best-seed100" / "result.json").write_text("{")
+    assert main(words) == 0
+    assert json.loads((tmp_path / "search.json").read_text())["scores"] == scores
+
+
+def test_a_section_without_a_line_has_its_defaults():
+    assert TitansConfig.from_yaml("model:\n") == TitansConfig()

@@ -30,10 +30,10 @@ def test_every_setting_has_help_and_a_unique_name():
     [
         ({"lrr": 1.0}, "unknown setting lrr; the nearest is lr"),
         ({"batch_sise": 1}, "the nearest is batch_size"),
-        ({"steps": "5"}, "steps: got '5', takes int"),
-        ({"steps": True}, "steps: got True, takes int"),
+        ({"steps": "5"}, "steps: got '5', takes a whole number"),
+        ({"steps": True}, "steps: got True, takes a whole number"),
         ({"steps": 0}, "steps: got 0, takes a positive"),
-        ({"layers": ("a",)}, "layers: got 'a', takes int"),
+        ({"layers": ("a",)}, "layers: got \\('a',\\), takes whole numbers"),
         ({"precision": "half"}, "precision: got 'half', takes one of auto, float32, bfloat16"),
         ({"held_out": 1.0}, "held_out: got 1.0"),
         ({"beta2": 1.0}, "beta2: got 1.0"),
@@ -73,7 +73,7 @@ def test_command_line():
     ("argv", "message"),
     [
         (["--lrr", "1"], "unknown setting --lrr; the nearest is --lr"),
-        (["stray"], "unknown setting stray"),
+        (["stray"], "got 'stray', which is no setting's name"),
         (["--lr", "fast"], "got 'fast', takes a number"),
         (["--steps", "1.5"], "got '1.5', takes a whole number"),
         (["--step", "5"], "the nearest is --steps"),

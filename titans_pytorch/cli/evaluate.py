@@ -45,9 +45,13 @@ def evaluate_command(argv: list[str]) -> None:
         else:
             found = on_text(run, model, lengths, options, device)
     for row in found:
-        print(", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in row.items() if value is not None))
+        print(", ".join(f"{name.replace('_', ' ')} {shown(value)}" for name, value in row.items() if value is not None))
     if options.json:
         write_json(Path(options.json), {"run": options.run, "results": found})
+
+
+def shown(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
 def on_task(run: RunConfig, model, lengths: list[int], rows: int, device) -> list[dict[str, Any]]:
@@ -67,6 +71,8 @@ def on_text(run: RunConfig, model, lengths: list[int], options, device) -> list[
     if run.model.vocab_size < 256:
         raise TrainingError(f"text: got bytes, the run's model knows {run.model.vocab_size} tokens")
     text = held_out_text(run, options.text, 1)[: options.limit]
+    if max(lengths) >= len(text):
+        raise TrainingError(f"length: got {max(lengths)}, takes less than the {len(text)} bytes that are read")
 
     def bits(length: int) -> float:
         size = max(1, run.report.eval_batch_size * run.train.seq_len // length)

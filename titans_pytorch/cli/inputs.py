@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from titans_pytorch.training.config import DataConfig, RunConfig, TaskConfig
+from titans_pytorch.training.config import LARGEST_SEED, DataConfig, RunConfig, TaskConfig
 from titans_pytorch.training.data import load_data
 from titans_pytorch.training.errors import TrainingError
 from titans_pytorch.training.options import OneLineParser
 
-__all__ = ["held_out_text", "parser_for", "read_bytes", "whole", "write_json"]
+__all__ = ["held_out_text", "parser_for", "read_bytes", "seed_number", "temperature", "whole", "write_json"]
 
 
 def parser_for(prog: str, description: str) -> argparse.ArgumentParser:
@@ -35,6 +36,28 @@ def whole(text: str) -> int:
         value = 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, takes a whole number of at least 1")
+    return value
+
+
+def seed_number(text: str) -> int:
+    """A whole number that can seed torch."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= LARGEST_SEED:
+        raise argparse.ArgumentTypeError(f"got {text!r}, takes a whole number from 0 to {LARGEST_SEED}")
+    return value
+
+
+def temperature(text: str) -> float:
+    """A number of at least 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"got {text!r}, takes a number of at least 0")
     return value
 
 

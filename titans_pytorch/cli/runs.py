@@ -18,6 +18,8 @@ __all__ = ["load_run", "model_of", "run_config", "run_from_dict"]
 
 def run_from_dict(saved: dict) -> RunConfig:
     """What `RunConfig.to_dict` saved."""
+    if not isinstance(saved, dict):
+        raise ValueError(f"it holds a {type(saved).__name__}, not sections of settings")
     names = {"train": "training"}
     sections = {names.get(name, name): section for name, section in saved.items() if name != "preset"}
     return replace(TitansConfig.from_dict(sections).to_run(), preset=saved.get("preset", ""))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from titans_pytorch.cli.inputs import parser_for, read_bytes, whole
+from titans_pytorch.cli.inputs import parser_for, read_bytes, seed_number, temperature, whole
 from titans_pytorch.cli.runs import load_run
 from titans_pytorch.storing import storing_off
 from titans_pytorch.training.device import resolve_device
@@ -25,8 +25,10 @@ def parser() -> ArgumentParser:
     found.add_argument("--prompt", metavar="TEXT", help="what to continue (a line's end where neither is given)")
     found.add_argument("--prompt-file", metavar="FILE", help="or a file that holds it, of any length")
     found.add_argument("--length", type=whole, default=256, metavar="N", help="bytes to write [256]")
-    found.add_argument("--temperature", type=float, default=0.8, metavar="X", help="0: the likeliest each time [0.8]")
-    found.add_argument("--seed", type=int, default=0, metavar="N", help="of the random choices [0]")
+    found.add_argument(
+        "--temperature", type=temperature, default=0.8, metavar="X", help="0: the likeliest each time [0.8]"
+    )
+    found.add_argument("--seed", type=seed_number, default=0, metavar="N", help="of the random choices [0]")
     found.add_argument("--no-storing", action="store_true", help="with storing in memory switched off")
     return found
 

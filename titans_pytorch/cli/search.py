@@ -117,8 +117,11 @@ def finished(out: Path, run: RunConfig) -> dict[str, Any] | None:
     path = out / "result.json"
     if not path.is_file():
         return None
-    result = json.loads(path.read_text())
-    return result if result["config"] == json.loads(run.to_json()) else None
+    try:
+        result = json.loads(path.read_text())
+        return result if result["config"] == json.loads(run.to_json()) else None
+    except (ValueError, KeyError, TypeError):  # cut off, or something else's: trained again
+        return None
 
 
 def named(values: dict[str, Any]) -> str:

@@ -98,6 +98,8 @@ def read_arguments(prog: str, description: str, argv: list[str], add_options, ba
     given, unknown = parser.parse_known_args(argv)
     if unknown:
         name = unknown[0].split("=")[0]
+        if not name.startswith("-"):
+            parser.error(f"got {name!r}, which is no setting's name and follows none that takes a value")
         options = [option for action in parser._actions for option in action.option_strings]
         parser.error(f"unknown setting {name}{nearest(name, options)}")
     found = vars(given)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checks import Words, wrong
+from ..checks import Words, missing, wrong
 from ..memory_inputs import as_views
 from ..memory_state import NeuralMemState
 from . import checks
@@ -169,11 +169,14 @@ def plot_gate_trace(trace: GateTrace, path, row: int = 0) -> Path:
         ValueError: for a row that the trace does not have.
         ImportError: without matplotlib.
     """
-    from matplotlib.figure import Figure
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise missing("plot_gate_trace", "matplotlib", "bench") from error
 
     path = Path(path)
     if trace.complexity is None:
-        raise wrong("trace", "no complexity", "the trace of a memory with a gate")
+        raise wrong("trace", Words("one without complexity"), "the trace of a memory with a gate")
     if not -len(trace.page) <= row < len(trace.page):
         raise wrong("row", row, f"a row of the trace, {len(trace.page)}")
     m, chunk = trace.page.shape[1], trace.chunk

@@ -1,4 +1,4 @@
-"""The family as Hugging Face models: needs `pip install titans-pytorch[hf]`.
+"""The family as Hugging Face models: needs the extra `hf`, pip install -e ".[hf]" in a clone.
 
 Importing this registers the model with AutoConfig and AutoModelForCausalLM under the type "titans":
 
@@ -7,10 +7,17 @@ Importing this registers the model with AutoConfig and AutoModelForCausalLM unde
     model = AutoModelForCausalLM.from_pretrained(folder)
 """
 
+import sys
+
+from titans_pytorch.checks import missing
+
 try:
     import transformers
 except ImportError as error:
-    raise ImportError("titans_pytorch.hf needs transformers: pip install 'titans-pytorch[hf]'") from error
+    needed = missing("titans_pytorch.hf", "transformers", "hf")
+    if sys.argv[:1] == ["-m"]:  # a module of this package is run as a script: a line, no traceback
+        sys.exit(str(needed))
+    raise needed from error
 
 from .configuration import TitansHFConfig
 from .modeling import TitansCache, TitansForCausalLM, TitansPreTrainedModel

@@ -11,6 +11,7 @@ import torch
 
 from titans_pytorch.cli.runs import load_run
 from titans_pytorch.training.errors import TrainingError
+from titans_pytorch.training.run import in_a_line
 
 __all__ = ["convert", "main"]
 
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         convert(options.run, options.out)
     except (TrainingError, OSError) as error:
-        print(f"convert: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"convert: {in_a_line(error)}", file=sys.stderr)
         return 1
     print(f"{options.out} holds config.json and model.safetensors")
     return 0

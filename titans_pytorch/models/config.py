@@ -23,6 +23,7 @@ from titans_pytorch.training.config import (
     nearest,
     positive,
     setting,
+    typed,
     updated,
 )
 
@@ -79,11 +80,10 @@ class ModelConfig:
     tie_embeddings: bool = setting(False, "the output map is the embedding")
 
     def __post_init__(self):
+        typed(self)
         positive(self, "vocab_size", "d_model", "n_layers", "n_heads", "ffn_mult", "window", "mem_layers", "d_hidden")
         positive(self, "mem_heads", "chunk_size", "max_step", "mem_init_scale")
         positive(self, "n_persistent", "conv_kernel", "surprise_threshold", "memory_loss_weight", zero=True)
-        if self.variant not in VARIANTS:
-            raise wrong("variant", self.variant, f"one of {', '.join(VARIANTS)}")
         head, left = divmod(self.d_model, self.n_heads)
         if left or head % 2 or head < 4:
             takes = f"a divisor of d_model = {self.d_model} that leaves heads of an even width of at least 4"
@@ -223,6 +223,7 @@ class TitansConfig:
 
 def _section(default: Any, name: str, given: Any) -> Any:
     kind = type(default)
+    given = {} if given is None else given  # a section without a line
     if not isinstance(given, dict):
         raise wrong(name, Words(type(given).__name__), "a section of settings")
     hints = typing.get_type_hints(kind)

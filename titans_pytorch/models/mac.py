@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from titans_pytorch.checks import Words, wrong
+from titans_pytorch.checks import Words, positive_int, wrong
 from titans_pytorch.memory_state import NeuralMemState
 from titans_pytorch.neural_memory import NeuralMemory
 from titans_pytorch.norms import RMSNorm
@@ -75,7 +75,7 @@ class MACLayer(nn.Module):
         memory: NeuralMemory | None = None,
     ):
         super().__init__()
-        self.norm = RMSNorm(dim)
+        self.norm = RMSNorm(positive_int(dim, "dim"))
         self.persistent = PersistentTokens(n_persistent, dim)
         self.attention = SegmentAttention(dim, heads, segment)
         self.remember = Remember(check_memory(memory, dim, heads))

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from titans_pytorch.attention import KeyValueCache
+from titans_pytorch.checks import positive_int
 from titans_pytorch.memory_state import NeuralMemState
 from titans_pytorch.neural_memory import NeuralMemory
 from titans_pytorch.norms import RMSNorm
@@ -46,7 +47,7 @@ class MAGLayer(nn.Module):
         memory: NeuralMemory | None = None,
     ):
         super().__init__()
-        self.norm = RMSNorm(dim)
+        self.norm = RMSNorm(positive_int(dim, "dim"))
         self.attention = WindowAttention(dim, heads, window)
         self.remember = Remember(check_memory(memory, dim, heads), n_persistent)
         self.gate = Gate(dim, gate)

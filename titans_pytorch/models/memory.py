@@ -6,7 +6,8 @@ Letters: b batch, n tokens, d features, h heads, p persistent tokens
 import torch
 from torch import Tensor, nn
 
-from titans_pytorch.checks import Words, positive_int, positive_number, wrong
+from titans_pytorch.attention import count
+from titans_pytorch.checks import Words, check_flags, positive_int, positive_number, wrong
 from titans_pytorch.memory_models import MemoryMLP
 from titans_pytorch.memory_state import NeuralMemState
 from titans_pytorch.neural_memory import NeuralMemory
@@ -56,7 +57,9 @@ def titans_memory(
     Raises:
         ValueError: naming the argument, what it got and what it takes.
     """
+    check_flags(titans_memory, locals())
     positive_int(dim, "dim"), positive_int(heads, "heads"), positive_number(init_scale, "init_scale")
+    positive_int(chunk_size, "chunk_size"), positive_number(max_step, "max_step"), count(conv_kernel, "conv_kernel")
     if dim % heads:
         raise wrong("heads", heads, f"a divisor of dim = {dim}")
     if qk_norm not in ("l2", "rms", "none"):
@@ -102,11 +105,10 @@ def check_memory(memory: NeuralMemory | None, dim: int, heads: int) -> NeuralMem
 class PersistentTokens(nn.Module):
     """p learned tokens in front of every sequence, eq. 19: [p d], the same whatever is read."""
 
-    def __init__(self, count: int, dim: int):
+    def __init__(self, n_persistent: int, dim: int):
         super().__init__()
-        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-            raise wrong("n_persistent", count, "an integer of at least 0")
-        self.tokens = nn.Parameter(torch.randn(count, dim) * 0.02, requires_grad=count > 0)
+        p = count(n_persistent, "n_persistent")
+        self.tokens = nn.Parameter(torch.randn(p, dim) * 0.02, requires_grad=p > 0)
 
     def forward(self) -> Tensor:
         return self.tokens

@@ -111,10 +111,12 @@ def task_of(data: TaskConfig, train: TrainConfig) -> Task:
 
 def subject_of(config: RunConfig):
     """Text or a task, as the data section of `config` says. TrainingError where the model knows too few tokens."""
+    known = getattr(config.model, "vocab_size", None)
     if not isinstance(config.data, TaskConfig):
+        if known is not None and known < 256:
+            raise TrainingError(f"vocab_size: got {known}, takes at least the 256 values of a byte")
         return text_of(config)
     task = task_of(config.data, config.train)
-    known = getattr(config.model, "vocab_size", None)
     if known is not None and known < task.vocab_size:
         raise TrainingError(f"vocab_size: got {known}, takes at least the task's {task.vocab_size} tokens")
     return TaskSubject(task, config.train, config.data)

@@ -75,7 +75,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise TrainingError(f"{path} cannot be read, it may be cut off ({error})") from error
     except RuntimeError as error:
         first = " ".join(str(error).split())
-        raise TrainingError(f"{path} does not fit the model ({first[:300]})") from error
+        raise TrainingError(f"{path} does not fit the model ({first[:200]})") from error
 
 
 def save_checkpoint(
@@ -159,8 +159,10 @@ def read_training(checkpoint: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ValueError) as error:
-        first = str(error).strip().splitlines()[:1]
-        raise TrainingError(f"{path} cannot be read, it may be cut off ({''.join(first)})") from error
+        # torch has an OSError without a file for what is cut off
+        of_system = isinstance(error, OSError) and error.filename
+        why = f": {error.strerror}" if of_system else ", it is cut off or no checkpoint"
+        raise TrainingError(f"{path} cannot be read{why}") from error
 
 
 def load_checkpoint(checkpoint: Path, model: nn.Module, optimizer: AnyOptimizer) -> Progress:

@@ -25,16 +25,64 @@ __all__ = [
 ]
 
 
+LARGEST_SEED = 2**63 - 1  # torch's
+TAKES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    tuple: "whole numbers",
+    dict: "names with values",
+}
+
+
 def setting(default: Any, help: str) -> Any:
     """A dataclass field with a default and a line of help for the command line."""
     return field(default=default, metadata={"help": help})
+
+
+def checked(name: str, value: Any, hint: Any) -> Any:
+    """`value` as the annotated type: exact but for an int given as a float and a list given as a tuple."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        (hint,) = [a for a in args if a is not type(None)]
+        return _as_type(name, value, hint, " or none")
+    return _as_type(name, value, hint)
+
+
+def _as_type(name: str, value: Any, hint: Any, more: str = "") -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal and isinstance(value, str) and value in args:
+        return value
+    if origin is tuple and isinstance(value, (list, tuple)) and all(type(v) is args[0] for v in value):
+        return tuple(value)
+    if origin is dict and isinstance(value, dict):
+        return dict(value)
+    if hint is float and type(value) is int:
+        return float(value)
+    if origin is None and type(value) is hint and value == value:
+        return value
+    if origin is Literal:
+        takes = f"one of {', '.join(args)}"
+    else:
+        takes = TAKES.get(origin or hint, getattr(hint, "__name__", str(hint)))
+    raise ValueError(f"{name}: got {value!r}, takes {takes}{more}")
+
+
+def typed(config: Any) -> None:
+    """Every setting of a frozen dataclass as the type it is declared with. ValueError for what is of another."""
+    hints = typing.get_type_hints(type(config))
+    for f in dataclasses.fields(config):
+        object.__setattr__(config, f.name, checked(f.name, getattr(config, f.name), hints[f.name]))
 
 
 def positive(config: Any, *names: str, zero: bool = False) -> None:
     """Raises ValueError unless each named number is above zero (or zero, with `zero`). None is left alone."""
     for name in names:
         value = getattr(config, name)
-        if value is not None and (value < 0 or (value == 0 and not zero)):
+        if value is not None and not (value > 0 or (value == 0 and zero)):
             raise ValueError(f"{name}: got {value!r}, takes a {'number of at least 0' if zero else 'positive number'}")
 
 
@@ -50,6 +98,7 @@ class DataConfig:
     held_out: float = setting(0.05, "fraction at the end of the data that is never trained on")
 
     def __post_init__(self):
+        typed(self)
         positive(self, "data_limit", zero=True)
         if not 0.0 < self.held_out < 1.0:
             raise ValueError(f"held_out: got {self.held_out!r}, takes a fraction between 0 and 1")
@@ -67,6 +116,7 @@ class TaskConfig:
     test_batch_size: int = setting(16, "rows in one forward pass of them")
 
     def __post_init__(self):
+        typed(self)
         positive(self, "test_rows", "test_batch_size")
         positive(self, "first_len", zero=True)
         if not self.test_times or min(self.test_times) < 1:
@@ -100,9 +150,12 @@ class TrainConfig:
     checkpoint_every: int = setting(100, "steps between checkpoints (0: only the last)")
 
     def __post_init__(self):
+        typed(self)
         positive(self, "steps", "batch_size", "grad_accum", "seq_len", "lr", "validate_sequences")
         positive(self, "warmup_steps", "min_lr_ratio", "weight_decay", "clip", "seed", "threads", zero=True)
         positive(self, "core_steps", zero=True)
+        if self.seed > LARGEST_SEED:
+            raise ValueError(f"seed: got {self.seed!r}, takes at most {LARGEST_SEED}")
         positive(self, "validate_every", "checkpoint_every", zero=True)
         for name in ("beta1", "beta2"):
             if not 0.0 <= getattr(self, name) < 1.0:
@@ -125,6 +178,7 @@ class ReportConfig:
     temperature: float = setting(0.8, "of the sampled text (0: the likeliest byte each time)")
 
     def __post_init__(self):
+        typed(self)
         positive(self, "eval_batch_size", "sample_len", "prime_len")
         positive(self, "eval_stride", "sample_every", "temperature", zero=True)
 
@@ -175,29 +229,6 @@ def settings_of(run: RunConfig) -> dict[str, tuple[str, dataclasses.Field, Any]]
 def nearest(name: str, known: typing.Iterable[str]) -> str:
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; the nearest is {close[0]}" if close else ""
-
-
-def checked(name: str, value: Any, hint: Any) -> Any:
-    """`value` as the annotated type: exact but for an int given as a float and a list given as a tuple."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        (hint,) = [a for a in args if a is not type(None)]
-        return checked(name, value, hint)
-    if origin is Literal:
-        if value in args:
-            return value
-        raise ValueError(f"{name}: got {value!r}, takes one of {', '.join(map(str, args))}")
-    if origin is tuple and isinstance(value, (list, tuple)):
-        return tuple(checked(name, v, args[0]) for v in value)
-    if origin is dict and isinstance(value, dict):
-        return dict(value)
-    if hint is float and type(value) is int:
-        return float(value)
-    if origin is None and type(value) is hint:
-        return value
-    raise ValueError(f"{name}: got {value!r}, takes {getattr(hint, '__name__', str(hint))}")
 
 
 def updated(run: RunConfig, changes: dict[str, Any]) -> RunConfig:

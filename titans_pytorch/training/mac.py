@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from titans_pytorch.training.config import positive, setting
+from titans_pytorch.training.config import positive, setting, typed
 from titans_pytorch.training.errors import TrainingError
 
 __all__ = ["MacConfig", "build_mac"]
@@ -55,6 +55,7 @@ class MacConfig:
     symplectic_page_threshold: float = setting(0.5, "complexity above which the memory turns a page")
 
     def __post_init__(self):
+        typed(self)
         positive(self, "dim", "depth", "dim_head", "heads", "ff_mult", "num_residual_streams", "segment_len")
         positive(self, "memory_dim_head", "memory_heads", "memory_depth", "memory_expansion_factor", "num_pages")
         positive(self, "memory_loss_weight", zero=True)

@@ -122,6 +122,8 @@ def parse_options(
     given, unknown = parser.parse_known_args([hyphenated(argument) for argument in argv])
     if unknown:
         name = unknown[0].split("=")[0]
+        if not name.startswith("-"):
+            parser.error(f"got {name!r}, which is no setting's name and follows none that takes a value")
         known = [option for action in parser._actions for option in action.option_strings]
         parser.error(f"unknown setting {name}{nearest(name, known)}")
     values = vars(given)

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from titans_pytorch.checks import missing
 from titans_pytorch.training.errors import TrainingError
 
 __all__ = ["Alone", "Together", "processes_here"]
@@ -51,7 +52,7 @@ class Together(Alone):
         try:
             from accelerate import Accelerator
         except ImportError as error:
-            raise TrainingError("several processes need accelerate: pip install 'titans-pytorch[train]'") from error
+            raise missing("training in several processes", "accelerate", "train") from error
         self.accelerator = Accelerator(cpu=device.type == "cpu")
         self.rank, self.count = self.accelerator.process_index, self.accelerator.num_processes
         self.main, self.device = self.accelerator.is_main_process, self.accelerator.device

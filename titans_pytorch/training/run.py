@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from titans_pytorch.checks import MissingPackage
 from titans_pytorch.overshoot import overshoot_note, watch_gains
 from titans_pytorch.training.checkpoint import last_checkpoint, read_training, save_weights
 from titans_pytorch.training.config import RunConfig, from_dict, settings_of, updated
@@ -104,8 +105,8 @@ def one_line(name: str, work: Callable[[], Any]) -> int:
     """
     try:
         work()
-    except (TrainingError, OSError, torch.OutOfMemoryError) as error:
-        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+    except (TrainingError, MissingPackage, OSError, torch.OutOfMemoryError) as error:
+        print(f"{name}: {in_a_line(error)}", file=sys.stderr)
         return 1
     except Interrupted as stopped:
         print(f"{name}: {stopped}; continue with --resume", file=sys.stderr)
@@ -114,6 +115,13 @@ def one_line(name: str, work: Callable[[], Any]) -> int:
         print(f"{name}: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     return 0
+
+
+def in_a_line(error: Exception) -> str:
+    """What an error says; of one of the operating system's, the file and what is wrong with it."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename2 or error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
 
 
 def configure(
