@@ -129,3 +129,30 @@ def test_inputs_are_left_alone():
 def test_what_does_not_fit_is_named(gates, inputs, prev, named):
     with pytest.raises(ValueError, match=re.escape(named)):
         AssocScan()(torch.zeros(gates), torch.zeros(inputs), None if prev is None else torch.zeros(prev))
+
+
+@pytest.mark.parametrize("with_start", [False, True])
+@pytest.mark.parametrize("with_prev", [False, True])
+@pytest.mark.parametrize("n", [1, 4])
+def test_slopes_of_slopes(n, with_prev, with_start):
+    """Though no input is kept."""
+
+    def form(gates, inputs, prev=None):
+        return scans._LoopScan.apply(scans._align(gates, inputs), inputs, prev, with_start)
+
+    leaves = tuple(example(n, (1, 1), with_prev).values())
+    assert torch.autograd.gradcheck(form, leaves)
+    assert torch.autograd.gradgradcheck(form, leaves)
+
+
+@pytest.mark.parametrize("n", [1, 4])
+@pytest.mark.parametrize("with_prev", [False, True])
+def test_from_the_start_on(n, with_prev):
+    """`with_start`: prev, or zeros, in front; several steps lie in one block of memory."""
+    leaves = example(n, (1, 1), with_prev)
+    got = scan(**leaves, with_start=True)
+    prev = leaves.get("prev", torch.zeros(2, 3, 4, dtype=torch.float64))
+    wanted = torch.cat((prev.unsqueeze(1), naive_scan(**leaves)), dim=1)
+    assert_close(got, wanted, 1e-13)
+    assert_same_gradients(gradients([got], leaves), gradients([wanted], leaves), 1e-12)
+    assert n == 1 or got[:, 1:3].transpose(0, 1).is_contiguous()
