@@ -167,9 +167,9 @@ def draw_bars(axes, result: dict[str, Any]) -> None:
         arm = result["arms"][name]
         axes.barh(place, arm["mean"], height=0.6, color=colour, alpha=0.85)
         axes.plot(arm["values"], [place] * len(arm["values"]), ".", color=INK, markersize=4)
-        axes.annotate(
-            f"{arm['mean']:.3f}", (arm["mean"], place), (6, 0), textcoords="offset points", va="center", fontsize=8
-        )
+        place_of = (arm["low"] or arm["mean"], place)
+        look = {"textcoords": "offset points", "ha": "right", "va": "center", "fontsize": 8, "color": "#ffffff"}
+        axes.annotate(f"{arm['mean']:.3f}", place_of, (-8, 0), **look)
     axes.set_yticks(list(places), list(LABELS.values()))
     lines = ("xz", "gzip -9")
     for name in lines:

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = arguments.parse_args(argv)
     try:
         read = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in ("speed_sweep", "text", "paging")}
-        chunks = sorted({record["case"]["chunk"] for record in read["speed_sweep"]["cases"]})
+        chunks = sorted({record["case"]["sweep"]["chunk"] for record in read["speed_sweep"]["cases"]})
         if args.chunk not in chunks:
             arguments.error(f"chunk: got {args.chunk}, takes one of {', '.join(map(str, chunks))}")
         draw(read, args.chunk, args.png)
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def draw(read: dict, chunk: int, path: str) -> None:
-    cases = [record for record in read["speed_sweep"]["cases"] if record["case"]["chunk"] == chunk]
+    cases = [record for record in read["speed_sweep"]["cases"] if record["case"]["sweep"]["chunk"] == chunk]
     with style():
         figure = new_figure(10.4, 6.2)
         (speed, memory), (text, paging) = figure.subplots(2, 2)
@@ -71,7 +71,12 @@ def draw_over_length(axes, cases, quantity: str, shown) -> None:
         axes.plot(*zip(*points, strict=True), dashes, marker="o", color=colour, label=ARM_LABELS[arm])
         if arm == "peer" and len(points) < len(cases):
             axes.annotate(
-                "then out of memory or time", points[-1], (8, -3), textcoords="offset points", fontsize=8, color=colour
+                "then out of\nmemory or time",
+                points[-1],
+                (8, -2),
+                textcoords="offset points",
+                fontsize=8,
+                color=colour,
             )
     lengths = sorted({record["case"]["tokens"] for record in cases})
     axes.set(xscale="log", yscale="log", xlabel="tokens of a sequence")
@@ -106,7 +111,7 @@ def draw_interference(axes, task: dict) -> None:
     axes.set(
         title=f"error of what was stored of A, {seeds} seeds",
         xlabel="relative error (1: nothing is known)",
-        xlim=(0, 0.75),
+        xlim=(0, 0.95),
     )
     axes.grid(visible=False, axis="y")
     axes.legend(loc="upper right", fontsize=8)
