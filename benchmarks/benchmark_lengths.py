@@ -17,6 +17,7 @@ from typing import Any
 
 from harness.environment import run_record
 from harness.plots import COLOURS, new_figure, plain, save_png, style
+from harness.program import whole
 from harness.results import write_json
 from harness.statistics import spread
 from harness.tables import percent, table
@@ -35,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("--config", required=True, help="a configuration with a task in its data section")
     found.add_argument("--models", default=",".join(VARIANTS), help="which, with commas [all]")
-    found.add_argument("--seeds", type=int, default=3, help="how many [3]")
+    found.add_argument("--seeds", type=whole(1), default=3, help="how many [3]")
     found.add_argument("--seed", type=int, default=0, help="the first of them [0]")
     found.add_argument("--steps", type=int, help="training steps [the configuration's]")
     found.add_argument("--test-rows", type=int, help="rows of a score [the configuration's]")

@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import torch
 from harness.environment import run_record
+from harness.program import UsageError, checked_device
 from harness.results import write_json
 from harness.tables import table
 from speed import gate
@@ -74,6 +75,12 @@ def main(argv: list[str] | None = None) -> int:
     args = p.parse_args(argv)
     if args.tokens < 64:
         p.error(f"--tokens: got {args.tokens}, takes 64 or more")
+    if args.threads is not None and args.threads < 1:
+        p.error(f"--threads: got {args.threads}, takes 1 or more")
+    try:
+        checked_device(args.device)
+    except UsageError as error:
+        p.error(str(error))
     if args.threads:
         torch.set_num_threads(args.threads)
     names, tokens = (["train-mac-memory"], 64) if args.quick else (args.cases, args.tokens)

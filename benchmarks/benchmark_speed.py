@@ -33,6 +33,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from harness.environment import run_record
+from harness.program import whole
 from harness.resident import available_memory
 from harness.results import write_json
 from harness.timing import CLOCKS, DTYPES
@@ -211,11 +212,7 @@ def save_figure(result: dict, path: str) -> None:
         print("nothing to draw", file=sys.stderr)
 
 
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"got {text}, takes an integer of at least 1")
-    return value
+positive = whole(1)
 
 
 def numbers(values) -> str:

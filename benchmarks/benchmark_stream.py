@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from harness.environment import REPOSITORY, run_record
 from harness.plots import COLOURS, new_figure, save_png, style
+from harness.program import UsageError, checked_device
 from harness.resident import Watermark, resident
 from harness.results import write_json
 from harness.tables import percent, size, table
@@ -210,7 +211,11 @@ def main(argv: list[str] | None = None) -> int:
             arguments.error(f"{name}: got {got}, takes an integer of at least 1")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    setup = Setup(args.device, args.dtype, args.seed, args.engine)
+    try:
+        checked_device(args.device)
+    except UsageError as error:
+        arguments.error(str(error))
+    setup = Setup(args.device, args.dtype, args.seed, engine=args.engine)
 
     for _ in stream(new_memory(setup), setup, 128, 64):
         pass  # what is loaded on first use is not the stream's

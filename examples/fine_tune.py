@@ -21,7 +21,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=60, help="training steps [60]")
     parser.add_argument("--length", type=int, default=128, help="bytes of a row [128]")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu", help="cpu, or auto: an accelerator where there is one [cpu]")
+    parser.add_argument(
+        "--device", default="cpu", choices=("cpu", "auto"), help="cpu, or auto: an accelerator where there is one [cpu]"
+    )
     return parser.parse_args(argv)
 
 

@@ -18,6 +18,8 @@ from torch.nn import functional as F
 
 from titans_pytorch import LMMLayer, titans_memory
 from titans_pytorch.storing import storing_off
+from titans_pytorch.training.device import resolve_device
+from titans_pytorch.training.errors import TrainingError
 
 TOKENS = 16
 
@@ -39,7 +41,7 @@ class WithMemory(nn.Module):
         return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
 
 
-def build(device: str) -> tuple[nn.Module, WithMemory]:
+def build(device: torch.device) -> tuple[nn.Module, WithMemory]:
     """A small Llama with fresh weights, and the memory put into it; a trained one takes it the same way."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -78,7 +80,11 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     torch.manual_seed(options.seed)
     try:
-        model, layer = build(options.device)
+        device = resolve_device(options.device)
+        model, layer = build(device)
+    except TrainingError as error:
+        print(error, file=sys.stderr)
+        return 1
     except ImportError:
         print("this example needs transformers: pip install -e '.[hf]' in a clone of this repository", file=sys.stderr)
         return 1
@@ -86,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     def rows(count: int) -> Tensor:
         # no token twice in a phrase: each tells which comes next
         phrases = torch.rand(count, TOKENS).argsort(dim=1)[:, : options.phrase]
-        return phrases.repeat(1, 4)[:, : 4 * options.phrase + 1].to(options.device)
+        return phrases.repeat(1, 4)[:, : 4 * options.phrase + 1].to(device)
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for step in range(1, options.steps + 1):

@@ -13,6 +13,8 @@ import torch
 
 from titans_pytorch import TitansConfig, build_model
 from titans_pytorch.models.config import VARIANTS
+from titans_pytorch.training.device import resolve_device
+from titans_pytorch.training.errors import TrainingError
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -29,10 +31,15 @@ def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
     torch.manual_seed(options.seed)
     try:
-        text = torch.frombuffer(bytearray(options.text.read_bytes()), dtype=torch.uint8).long().to(options.device)
+        text = torch.frombuffer(bytearray(options.text.read_bytes()), dtype=torch.uint8).long()
+        device = resolve_device(options.device)
     except (OSError, ValueError) as error:
         print(f"text: {options.text} cannot be read ({error})", file=sys.stderr)
         return 1
+    except TrainingError as error:
+        print(error, file=sys.stderr)
+        return 1
+    text = text.to(device)
     length = 128
     if len(text) <= length:
         print(f"text: {options.text} has {len(text)} bytes, takes more than {length}", file=sys.stderr)
@@ -40,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 
     # a configuration: a preset with settings replaced by name; TitansConfig.load reads YAML and JSON
     config = TitansConfig.tiny(variant=options.variant, window=32, chunk_size=16)
-    model = build_model(config, options.device)
+    model = build_model(config, device)
     print(f"{options.variant}: {sum(p.numel() for p in model.parameters()):,} parameters")
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)

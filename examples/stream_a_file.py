@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from titans_pytorch import TitansConfig, build_model
 from titans_pytorch.cli.runs import load_run
+from titans_pytorch.training.device import resolve_device
 from titans_pytorch.training.errors import TrainingError
 
 
@@ -45,8 +46,8 @@ def save(content: dict, path: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
     torch.manual_seed(options.seed)
-    device = torch.device(options.device)
     try:
+        device = resolve_device(options.device)
         if options.run is None:
             model = build_model(TitansConfig.tiny(variant="mac", window=32, chunk_size=16), device).eval()
         else:

@@ -36,6 +36,14 @@ def test_quick_start(text, capsys):
     assert "cannot be read" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["quick_start", "memory_in_a_transformer", "stream_a_file"])
+def test_a_device_that_is_not_there(name, capsys):
+    assert run(name, "--device", "cdua") == 1
+    error = capsys.readouterr().err
+    assert "device: got 'cdua', which torch cannot use here" in error
+    assert error.count("\n") == 1
+
+
 def test_memory_in_a_transformer(capsys):
     pytest.importorskip("transformers")
     assert run("memory_in_a_transformer", "--steps", 2, "--phrase", 4) == 0

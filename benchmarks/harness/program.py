@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from titans_pytorch.checks import MissingPackage
+from titans_pytorch.training.options import OneLineParser
 from titans_pytorch.training.run import in_a_line
 
 from .arms import Arm, described, digest
@@ -83,7 +84,7 @@ class Benchmark:
 
     def parser(self) -> argparse.ArgumentParser:
         about, _, rest = (self.about or "").strip().partition("\n")
-        p = argparse.ArgumentParser(
+        p = OneLineParser(
             prog=f"benchmark_{self.name}.py",
             description=about,
             epilog=rest,

@@ -12,7 +12,7 @@ from harness.session import Session, with_controls
 from harness.task import generator
 
 FILES = sorted((REPOSITORY / "benchmarks").glob("benchmark_*.py"))
-RUNNERS = [f.stem for f in FILES if "harness.program" in f.read_text()]
+RUNNERS = [f.stem for f in FILES if "BENCHMARK.main()" in f.read_text()]
 
 
 def numbers_without_training(self, task, arm, seed, setting):
