@@ -91,7 +91,7 @@ def test_wrong_calls():
     _, cache = model(IDS, return_cache=True)
     for call, message in [
         (lambda: model(IDS[0]), "ids: got"),
-        (lambda: model(IDS + 20), "ids: got token id 2"),
+        (lambda: model(IDS + 20), "ids: got token id"),
         (lambda: model(IDS.float()), "ids: got"),
         (lambda: model(IDS[:, :1], return_loss=True), "return_loss: got True"),
         (lambda: model(IDS, cache=3), "cache: got int"),
