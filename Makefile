@@ -21,10 +21,10 @@ test: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-# Strict: a warning, a link to nothing or a formula without translation is an error. The variable silences a notice on
-# the future of mkdocs.
+# Strict: a warning, a link to nothing or a formula without translation is an error. (Not with --quiet, which hides
+# warnings from it too.) The variable silences a notice on the future of mkdocs.
 docs: $(DOCS_STAMP)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --clean
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --clean
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_notebook.py tests/test_docs_scripts.py
 
 # of the regression check: five seeds, for a spread

@@ -1,7 +1,7 @@
 """What draws, measures and builds the documentation. (What builds it needs the extra `docs`, and runs in make docs.)"""
 
 import importlib.util
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -48,12 +48,21 @@ def test_formulas():
         mathml.mathml(r"\nosuch x", "inline")
 
 
-def test_links_out_of_the_docs():
+@pytest.mark.parametrize(
+    ("page", "link", "wanted"),
+    [
+        ("gates.md", "../benchmarks/README.md#b", "benchmarks/README.md#b"),
+        ("api/gates.md", "../../benchmarks/x.png", "../benchmarks/x.png"),
+        ("gates.md", "paper.md", "paper.md"),
+        ("benchmarks/README.md", "../docs/paper.md", "../paper.md"),
+        ("benchmarks/README.md", "results/x.png", "results/x.png"),
+    ],
+)
+def test_links_between_docs_and_benchmarks(page, link, wanted):
     pytest.importorskip("mkdocs")
-    pages = script("pages")
-    assert pages.on_page_markdown("[a](../benchmarks/README.md#b)") == "[a](benchmarks/README.md#b)"
-    assert pages.on_page_markdown("[a](../../benchmarks/x.png)") == "[a](../benchmarks/x.png)"
-    assert pages.on_page_markdown("[a](gates.md)") == "[a](gates.md)"
+    file = SimpleNamespace(src_uri=page)
+    found = script("pages").on_page_markdown(f"[a]({link})", SimpleNamespace(file=file))
+    assert found == f"[a]({wanted})"
 
 
 def test_docstrings():

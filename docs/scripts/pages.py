@@ -1,6 +1,6 @@
 """Takes benchmarks/README.md and its pictures into the site. A hook of mkdocs.
 
-The pages link to it as it lies in the repository, so that the links hold there too.
+Links between it and the pages are written as they lie in the repository, so that they hold there too.
 """
 
 import re
@@ -19,5 +19,7 @@ def on_files(files, config, **_):
     return files
 
 
-def on_page_markdown(markdown: str, **_) -> str:
+def on_page_markdown(markdown: str, page, **_) -> str:
+    if page.file.src_uri.startswith(f"{FOLDER}/"):
+        return markdown.replace("](../docs/", "](../")
     return OUT_OF_DOCS.sub(rf"\1{FOLDER}/", markdown)

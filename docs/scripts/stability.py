@@ -1,6 +1,6 @@
 """Which settings of a memory diverge: the figures of docs/stability.md.
 
-python docs/scripts/stability.py                # some minutes of one core
+python docs/scripts/stability.py                # 4 minutes of one core
 python docs/scripts/stability.py --quick        # short streams, to see it run
 
 edge: the largest 2 C theta |k|^2 / d with which a memory that reads one token over and over settles.
