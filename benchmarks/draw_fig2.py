@@ -73,7 +73,7 @@ def draw_over_length(axes, cases, quantity: str, shown) -> None:
             axes.annotate(
                 "then out of\nmemory or time",
                 points[-1],
-                (8, -2),
+                (8, -2 if quantity == "train" else -14),
                 textcoords="offset points",
                 fontsize=8,
                 color=colour,

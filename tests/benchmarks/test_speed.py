@@ -244,7 +244,10 @@ def test_an_environment_that_does_not_serve_is_named():
 
 
 def test_arguments_that_do_not_fit_are_named(capsys):
-    for argv, message in ((["--cases", "reamde"], "cases: got 'reamde'"), (["--repeats", "0"], "got 0, takes an int")):
+    for argv, message in (
+        (["--cases", "reamde"], "cases: got 'reamde'"),
+        (["--repeats", "0"], "got '0', takes an int"),
+    ):
         with pytest.raises(SystemExit) as stopped:
             benchmark_speed.main(argv)
         assert stopped.value.code == 2
