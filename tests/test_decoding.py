@@ -10,7 +10,7 @@ from torch import nn
 
 from titans_pytorch.decoding.connection import FewTokens
 from titans_pytorch.decoding.memory import AnyMemoryStep, MemoryStep
-from titans_pytorch.mac_transformer import MacCache
+from titans_pytorch.mac_transformer import MacCache, MemoryAsContextTransformer
 from titans_pytorch.neural_memory import NeuralMemory
 from titans_pytorch.residual_streams import FEW
 
@@ -140,3 +140,18 @@ def test_when_there_is_none():
     assert decoder() is not None
     model.bfloat16()
     assert decoder() is None
+
+
+def test_asked_once_and_not_where_a_connection_is_listened_to():
+    model = MemoryAsContextTransformer(num_tokens=16, dim=8, depth=1, segment_len=4, dim_head=4, heads=2).eval()
+    ids = torch.randint(0, 16, (1, 3))
+    with torch.no_grad():
+        _, cache = model(ids, return_cache=True)
+        assert model.decoder(cache) is not None
+        handle = model.layers[0].attention_connection.register_forward_hook(lambda *args: None)
+        assert model.decoder(cache) is None
+        asked = []
+        model.decoder = asked.append
+        model.sample(ids, 7, show_progress=False, use_cache=True)
+    handle.remove()
+    assert len(asked) == 1

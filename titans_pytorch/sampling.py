@@ -103,8 +103,10 @@ def cached_logits(model: nn.Module) -> Callable[[Tensor], Tensor]:
         nonlocal cache, decoder
         if decoder is not None:
             return decoder.step(ids[:, -1:])
-        logits, cache = model(ids if cache is None else ids[:, -1:], cache=cache, return_cache=True)
-        decoder = model.decoder(cache) if hasattr(model, "decoder") else None
+        first = cache is None
+        logits, cache = model(ids if first else ids[:, -1:], cache=cache, return_cache=True)
+        if first and hasattr(model, "decoder"):  # asked once: it walks over the whole model
+            decoder = model.decoder(cache)
         return logits[:, -1]
 
     return next_logits

@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,37 +29,24 @@ def parser_for(prog: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def whole(text: str) -> int:
-    """A whole number of at least 1."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, takes a whole number of at least 1")
-    return value
+def number(kind: Callable[[str], float], fits: Callable[[float], bool], takes: str) -> Callable[[str], float]:
+    """A type of argparse: what `kind` reads and `fits`."""
+
+    def read(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not fits(value):
+            raise argparse.ArgumentTypeError(f"got {text!r}, takes {takes}")
+        return value
+
+    return read
 
 
-def seed_number(text: str) -> int:
-    """A whole number that can seed torch."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value <= LARGEST_SEED:
-        raise argparse.ArgumentTypeError(f"got {text!r}, takes a whole number from 0 to {LARGEST_SEED}")
-    return value
-
-
-def temperature(text: str) -> float:
-    """A number of at least 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"got {text!r}, takes a number of at least 0")
-    return value
+whole = number(int, lambda n: n >= 1, "a whole number of at least 1")
+seed_number = number(int, lambda n: 0 <= n <= LARGEST_SEED, f"a whole number from 0 to {LARGEST_SEED}")
+temperature = number(float, lambda x: 0 <= x < math.inf, "a number of at least 0")
 
 
 def read_bytes(path: str) -> bytes:

@@ -15,7 +15,7 @@ from titans_pytorch.attention import SegmentedAttention
 from titans_pytorch.blocks import Earlier, LayerCache, MemoryAsContextLayer
 from titans_pytorch.longterm_tokens import places
 from titans_pytorch.neural_memory import NeuralMemory
-from titans_pytorch.residual_streams import FEW
+from titans_pytorch.residual_streams import FEW, HyperConnection
 
 from .attention import AttentionStep, Turns
 from .connection import CODES, connection_step
@@ -145,8 +145,11 @@ def can_decode(model: nn.Module, batch: int) -> bool:
     for layer in model.layers:
         bypassed += [(layer, MemoryAsContextLayer), (layer.attention, SegmentedAttention)]
         bypassed.append((layer.feed_forward, nn.Sequential))
+        connections = [layer.attention_connection, layer.feed_forward_connection]
         if layer.memory is not None:
             bypassed.append((layer.memory, NeuralMemory))
+            connections.append(layer.memory_connection)
+        bypassed += [(c, HyperConnection) for c in connections if isinstance(c, HyperConnection)]
     own = all(type(module).forward is kind.forward for module, kind in bypassed)
     silent = [model, *(module for module, _ in bypassed)]
     return (
