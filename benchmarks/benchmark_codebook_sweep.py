@@ -44,7 +44,7 @@ def sizes(text: str) -> list[int | None]:
     except ValueError:
         found = [0]
     if any(n is not None and n < 1 for n in found):
-        raise argparse.ArgumentTypeError(f"got {text!r}, takes whole numbers or none, with commas between")
+        raise argparse.ArgumentTypeError(f"must be whole numbers or none, with commas between, got {text!r}")
     return list(dict.fromkeys(found))
 
 
@@ -78,9 +78,9 @@ def drawn(args: argparse.Namespace, source: random.Random) -> dict[str, Any]:
 
 def plan(args: argparse.Namespace, session) -> Plan:
     if None in args.sizes:
-        raise ValueError("--sizes: got none, takes whole numbers")
+        raise ValueError("--sizes must be whole numbers, got none")
     if not 0 <= args.boundary_weight <= 1:
-        raise ValueError(f"--boundary-weight: got {args.boundary_weight}, takes a number in [0, 1]")
+        raise ValueError(f"--boundary-weight must be a number in [0, 1], got {args.boundary_weight}")
     task = MultiMotif(args.dim, args.seq_len, batch_size=args.batch_size, chunk_size=args.chunk_size)
 
     def value(params, outcomes) -> float:

@@ -104,7 +104,7 @@ def chosen_names(text: str) -> list[str]:
     names = list(variants(16, 2))
     wanted = text.split(",")
     if unknown := set(wanted) - set(names):
-        raise argparse.ArgumentTypeError(f"got {', '.join(sorted(unknown))}, takes names of {', '.join(names)}")
+        raise argparse.ArgumentTypeError(f"must be names of {', '.join(names)}, got {', '.join(sorted(unknown))}")
     return [name for name in names if name in wanted]
 
 

@@ -40,7 +40,7 @@ def plan(args: argparse.Namespace, session) -> Plan:
     tasks = transfer.tasks(args)
     mixes = sorted({0.0, *args.mixes})
     if len(mixes) < 2:
-        raise ValueError(f"--mixes: got {args.mixes}, takes at least one above 0")
+        raise ValueError(f"--mixes must be at least one above 0, got {args.mixes}")
     search = Search(
         session,
         tasks,

@@ -62,7 +62,7 @@ def models_of(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in VARIANTS:
-            raise TrainingError(f"models: got {name}, takes some of {', '.join(VARIANTS)}")
+            raise TrainingError(f"models must be some of {', '.join(VARIANTS)}, got {name}")
     return names
 
 

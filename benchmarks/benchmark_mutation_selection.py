@@ -60,7 +60,7 @@ def evolve(search: Search, args: argparse.Namespace, source: random.Random) -> l
 def plan(args: argparse.Namespace, session) -> Plan:
     for name in ("mutation_prob", "transfer_weight"):
         if not 0 <= getattr(args, name) <= 1:
-            raise ValueError(f"--{name.replace('_', '-')}: got {getattr(args, name)}, takes a number in [0, 1]")
+            raise ValueError(f"--{name.replace('_', '-')} must be a number in [0, 1], got {getattr(args, name)}")
     curves = curve_tasks(args.seq_len, dim=args.dim, batch_size=args.batch_size, chunk_size=args.chunk_size)
     others = transfer.tasks(argparse.Namespace(**{**vars(args), "seq_len": WRITING}))
     tasks = [*curves, *(others if args.use_transfer_fitness else [])]

@@ -35,7 +35,7 @@ VERSUS = (("recognised", "recognised_pooled"), ("told", "recognised"), ("recogni
 def names(text: str) -> list[str]:
     chosen = text.split(",")
     if unknown := [name for name in chosen if name not in ARMS]:
-        raise argparse.ArgumentTypeError(f"got {unknown[0]!r}, takes some of {', '.join(ARMS)}, with commas")
+        raise argparse.ArgumentTypeError(f"must be some of {', '.join(ARMS)}, with commas, got {unknown[0]!r}")
     return [name for name in ARMS if name in chosen]
 
 
@@ -85,7 +85,7 @@ def keyed(args: argparse.Namespace) -> dict[str, Any]:
 def plan(args: argparse.Namespace, session) -> Plan:
     context = args.chunk_size if args.context is None else args.context
     if context >= args.seq_len:
-        raise ValueError(f"--context: got {context}, takes less than the {args.seq_len} tokens of --seq-len")
+        raise ValueError(f"--context must be less than the {args.seq_len} tokens of --seq-len, got {context}")
     task = Interference(
         dim=args.dim,
         pairs=args.seq_len - context,

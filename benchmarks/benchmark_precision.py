@@ -74,9 +74,9 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--output-json", metavar="FILE", help="every number, and how to get it again")
     args = p.parse_args(argv)
     if args.tokens < 64:
-        p.error(f"--tokens: got {args.tokens}, takes 64 or more")
+        p.error(f"--tokens must be 64 or more, got {args.tokens}")
     if args.threads is not None and args.threads < 1:
-        p.error(f"--threads: got {args.threads}, takes 1 or more")
+        p.error(f"--threads must be 1 or more, got {args.threads}")
     try:
         checked_device(args.device)
     except UsageError as error:

@@ -198,7 +198,7 @@ def check_arms(arms: list[Arm], case: Case, options: Options) -> None:
             raise ValueError(f"{arm.name}: cannot run {arm.python}: {error}") from None
         if arm.name == "peer" and arm.description["is_ours"]:
             raise ValueError(
-                f"peer: got {arm.python}, whose titans_pytorch is this one; takes one with titans-pytorch 0.5.5"
+                f"peer must be one with titans-pytorch 0.5.5, got {arm.python}, whose titans_pytorch is this one"
             )
 
 

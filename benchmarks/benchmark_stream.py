@@ -208,7 +208,7 @@ def main(argv: list[str] | None = None) -> int:
     args.piece = args.piece if args.piece is not None else (512 if args.quick else 1024)
     for name in ("tokens", "piece", "threads"):
         if (got := getattr(args, name)) is not None and got < 1:
-            arguments.error(f"{name}: got {got}, takes an integer of at least 1")
+            arguments.error(f"{name} must be an integer of at least 1, got {got}")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     try:

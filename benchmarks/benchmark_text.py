@@ -191,7 +191,7 @@ def compare(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         raise TrainingError(str(error)) from error
     if args.seeds < 1:
-        raise TrainingError(f"seeds: got {args.seeds}, takes at least 1")
+        raise TrainingError(f"seeds must be at least 1, got {args.seeds}")
     seeds = list(range(args.seed, args.seed + args.seeds))
     arms = arms_of(base)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}

@@ -46,7 +46,7 @@ def percentage(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"got {text!r}, takes a number of percent, 0 or more")
+        raise argparse.ArgumentTypeError(f"must be a number of percent, 0 or more, got {text!r}")
     return value
 
 

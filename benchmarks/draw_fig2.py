@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         read = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in ("speed_sweep", "text", "paging")}
         chunks = sorted({record["case"]["sweep"]["chunk"] for record in read["speed_sweep"]["cases"]})
         if args.chunk not in chunks:
-            arguments.error(f"chunk: got {args.chunk}, takes one of {', '.join(map(str, chunks))}")
+            arguments.error(f"chunk must be one of {', '.join(map(str, chunks))}, got {args.chunk}")
         draw(read, args.chunk, args.png)
     except (OSError, ValueError) as error:
         print(f"draw_fig2.py: {error}", file=sys.stderr)

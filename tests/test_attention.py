@@ -208,7 +208,7 @@ def test_bad_inputs_are_named():
     for shape in ((3, 8), (1, 3, 7), (1, 0, 8)):
         with pytest.raises(ValueError, match="^seq: got "):
             attn(torch.zeros(shape))
-    with pytest.raises(ValueError, match=r"^value_residual: got \(1, 2, 3, 4\), takes None"):
+    with pytest.raises(ValueError, match=r"^value_residual must be None, got \(1, 2, 3, 4\)"):
         attn(torch.zeros(1, 3, 8), value_residual=torch.zeros(1, 2, 3, 4))
     with pytest.raises(ValueError, match="^value_residual: got None"):
         SegmentedAttention(8, 4, dim_head=4, heads=2, accept_value_residual=True)(torch.zeros(1, 3, 8))

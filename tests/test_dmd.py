@@ -290,14 +290,14 @@ def test_compiles_without_a_graph_break():
 
 @pytest.mark.parametrize("rank", [0, -1, 1.5, True, "2"])
 def test_bad_rank_is_named(rank):
-    with pytest.raises(ValueError, match="^rank: got .*, takes an int of at least 1"):
+    with pytest.raises(ValueError, match="^rank must be an int of at least 1, got .*"):
         DynamicModeDecomposition(rank)
 
 
 def test_bad_arguments_are_named():
-    with pytest.raises(ValueError, match=r"^x: got torch.int64, takes floating point"):
+    with pytest.raises(ValueError, match=r"^x must be floating point, got torch.int64"):
         DynamicModeDecomposition()(torch.zeros(3, 4, dtype=torch.long))
-    with pytest.raises(ValueError, match=r"^x: got shape \(4,\), takes snapshots"):
+    with pytest.raises(ValueError, match=r"^x must be snapshots, got shape \(4,\)"):
         DynamicModeDecomposition()(torch.zeros(4))
     x = torch.zeros(1, 4, 2)
     for name, call in {
@@ -306,5 +306,5 @@ def test_bad_arguments_are_named():
         "context": lambda: windowed_dmd_error(x, 4, 1, context=-1),
         "x": lambda: windowed_dmd_error(x[0], 4, 1),
     }.items():
-        with pytest.raises(ValueError, match=f"^{name}: got .*, takes "):
+        with pytest.raises(ValueError, match=f"^{name} must be , got .*"):
             call()

@@ -205,7 +205,7 @@ GATE = {"use_symplectic_gating": True}
     ],
 )
 def test_wrong_arguments_are_named(options, name):
-    with pytest.raises(ValueError, match=f"^{name}: got .* takes "):
+    with pytest.raises(ValueError, match=f"^{name} must be , got .*"):
         NeuralMemory(DIM, 2, **options)
 
 

@@ -409,12 +409,12 @@ def test_bad_arguments_are_named(kwargs, name):
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        (torch.zeros(3, dtype=torch.long), r"^ids: got \(3,\), takes token ids"),
-        (torch.zeros(2, 0, dtype=torch.long), r"^ids: got \(2, 0\), takes token ids"),
+        (torch.zeros(3, dtype=torch.long), r"^ids must be token ids, got \(3,\)"),
+        (torch.zeros(2, 0, dtype=torch.long), r"^ids must be token ids, got \(2, 0\)"),
         (torch.zeros(2, 3, 4, dtype=torch.long), r"^ids: got \(2, 3, 4\)"),
-        (torch.zeros(2, 3), "^ids: got torch.float32, takes integer"),
+        (torch.zeros(2, 3), "^ids must be integer, got torch.float32"),
         (torch.zeros(2, 3, dtype=torch.bool), "^ids: got torch.bool"),
-        (torch.full((2, 3), TOKENS), f"^ids: got token id {TOKENS}, takes ids from 0 to {TOKENS - 1}"),
+        (torch.full((2, 3), TOKENS), f"^ids must be ids from 0 to {TOKENS - 1}, got token id {TOKENS}"),
         (torch.full((2, 3), -1), "^ids: got token id -1"),
         ([[1, 2]], "^ids: got list"),
     ],
@@ -427,7 +427,7 @@ def test_bad_ids_are_named(ids, message):
 def test_bad_calls_are_named():
     model, ids = build(PLAIN), draw_ids(2, 5)
     _, cache = model(ids, return_cache=True)
-    with pytest.raises(ValueError, match="^return_loss: got True, takes two tokens or more"):
+    with pytest.raises(ValueError, match="^return_loss must be two tokens or more, got True"):
         model(ids[:, :1], return_loss=True)
     with pytest.raises(ValueError, match="^return_loss: got"):
         model(ids, return_loss=True, cache=cache)

@@ -199,15 +199,17 @@ def test_tables_that_are_no_state():
     table, other = memory(x)[1].to_tensordict(), memory(x[:, :4])[1].to_tensordict()
     rows = [dict(row) for row in (table[:1], other[:1])]
     mixed = TensorDict({"seq_index": torch.cat([row["seq_index"] for row in rows])}, batch_size=[2])
-    with pytest.raises(ValueError, match=r"^td: got rows at positions \[8, 4\], takes rows that stand at one position"):
+    with pytest.raises(
+        ValueError, match=r"^td must be rows that stand at one position, got rows at positions \[8, 4\]"
+    ):
         NeuralMemState.from_tensordict(mixed)
-    with pytest.raises(ValueError, match=r"^td: got batch size \(2, 3\), takes one dim of rows"):
+    with pytest.raises(ValueError, match=r"^td must be one dim of rows, got batch size \(2, 3\)"):
         NeuralMemState.from_tensordict(torch.stack((table, table)))
-    with pytest.raises(ValueError, match=r"^td: got batch size \(0,\), takes one dim of rows"):
+    with pytest.raises(ValueError, match=r"^td must be one dim of rows, got batch size \(0,\)"):
         NeuralMemState.from_tensordict(table[:0])
-    with pytest.raises(ValueError, match="^batch: got 4, takes the number of rows, 3"):
+    with pytest.raises(ValueError, match="^batch must be the number of rows, 3, got 4"):
         memory(x)[1].to_tensordict(4)
-    with pytest.raises(ValueError, match="^batch: got None, takes the number of rows"):
+    with pytest.raises(ValueError, match="^batch must be the number of rows, got None"):
         NeuralMemState(0).to_tensordict()
     assert NeuralMemState.from_tensordict(NeuralMemState(8).to_tensordict(2)) == NeuralMemState(8)
 

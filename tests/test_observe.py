@@ -151,7 +151,7 @@ def test_a_picture(tmp_path):
 )
 def test_wrong_arguments_are_named(call, name):
     memory = build(use_symplectic_gating=True)
-    with pytest.raises(ValueError, match=f"^{name}: got .* takes "):
+    with pytest.raises(ValueError, match=f"^{name} must be , got .*"):
         call(memory, sequence(memory, 20))
 
 

@@ -152,5 +152,5 @@ def test_the_step_transform_sees_logits_and_gives_steps():
 @pytest.mark.parametrize("transform", [lambda x: x[..., :1], lambda x: x.mean(), lambda x: 0.1, lambda x: x.mT])
 def test_a_step_transform_of_another_shape_is_refused(transform):
     memory = NeuralMemory(DIM, CHUNK, heads=2, adaptive_step_transform=transform, dim_head=DIM)
-    with pytest.raises(ValueError, match=r"adaptive_step_transform: got .*, takes .* shape \(2, 12, 2\)"):
+    with pytest.raises(ValueError, match=r"adaptive_step_transform must be .* shape \(2, 12, 2\), got .*"):
         memory(tokens().float())

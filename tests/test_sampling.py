@@ -147,7 +147,7 @@ def test_progress_bar_only_if_asked(capsys):
         (torch.zeros(1, 0, dtype=torch.long), r"^prompt: got \(1, 0\), takes"),
         (torch.zeros(3, dtype=torch.long), r"^prompt: got \(3,\), takes"),
         (torch.zeros(1, 3), r"^prompt: got torch.float32, takes"),
-        (torch.full((1, 3), TOKENS), rf"^prompt: got token id {TOKENS}, takes ids from 0 to {TOKENS - 1}"),
+        (torch.full((1, 3), TOKENS), rf"^prompt must be ids from 0 to {TOKENS - 1}, got token id {TOKENS}"),
         (torch.tensor([[0, -1]]), r"^prompt: got token id -1,"),
         ("text", r"^prompt: got str"),
     ],

@@ -166,7 +166,7 @@ def test_the_transformer_adds_the_mean_over_its_memories():
     assert model(ids).shape == (2, 25, 16)
     more.backward()
     assert all((layer.memory.predictor.predict.weight.grad != 0).any() for layer in (model.layers[0], model.layers[2]))
-    with pytest.raises(ValueError, match=r"^memory_loss_weight: got 0.5, takes 0 without return_loss"):
+    with pytest.raises(ValueError, match=r"^memory_loss_weight must be 0 without return_loss, got 0.5"):
         model(ids, memory_loss_weight=0.5)
-    with pytest.raises(ValueError, match="^memory_loss_weight: got -1, takes a number of at least 0"):
+    with pytest.raises(ValueError, match="^memory_loss_weight must be a number of at least 0, got -1"):
         model(ids, return_loss=True, memory_loss_weight=-1)

@@ -207,7 +207,7 @@ def test_parameters_by_name():
     ],
 )
 def test_bad_arguments_are_named(name, kwargs):
-    with pytest.raises(ValueError, match=rf"^{name}: got .*, takes "):
+    with pytest.raises(ValueError, match=rf"^{name} must be , got .*"):
         SymplecticGating(**{"dim": 8} | kwargs)
 
 
@@ -215,7 +215,7 @@ def test_bad_arguments_are_named(name, kwargs):
 def test_bad_tokens_are_named(shape):
     gate = SymplecticGating(8)
     for call in (gate, gate.extract_manifold_state):
-        with pytest.raises(ValueError, match=r"^x: got shape .*, takes tokens \[b n 8\]"):
+        with pytest.raises(ValueError, match=r"^x must be tokens \[b n 8\], got shape .*"):
             call(torch.zeros(shape))
-        with pytest.raises(ValueError, match="^x: got torch.int64, takes "):
+        with pytest.raises(ValueError, match="^x must be , got torch.int64"):
             call(torch.zeros(2, 3, 8, dtype=torch.long))

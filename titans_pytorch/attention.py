@@ -86,7 +86,7 @@ class SegmentedAttention(nn.Module):
             scaled dot-product attention.
 
     Raises:
-        ValueError: naming the argument, what it got and what it takes.
+        ValueError: for an argument of the wrong type, shape or range, by name.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class SegmentedAttention(nn.Module):
         if not 0 <= self.dropout < 1:
             raise wrong("attend_kwargs", {"dropout": self.dropout}, "a dropout in [0, 1)")
         if self.dropout and use_flex_attn:
-            raise wrong("attend_kwargs", {"dropout": self.dropout}, "no dropout with use_flex_attn")
+            raise ValueError("use_flex_attn cannot be combined with dropout")
 
         self.dim = dim
         self.heads = heads
@@ -200,8 +200,8 @@ class SegmentedAttention(nn.Module):
             raise wrong("seq", tuple(seq.shape), f"a shape [b n {self.dim}] with n >= 1")
         accepts = self.to_value_mix is not None
         if (value_residual is not None) != accepts:
-            got = None if value_residual is None else tuple(value_residual.shape)
-            raise wrong("value_residual", got, f"{'values' if accepts else None}: accept_value_residual is {accepts}")
+            one, other = "accept_value_residual", "value_residual"
+            raise ValueError(f"{one} needs {other}" if accepts else f"{other} needs {one}=True")
 
 
 def count(value, name: str) -> int:

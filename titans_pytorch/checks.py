@@ -13,7 +13,7 @@ class Words(str):
 
 
 def wrong(name: str, got, takes: str) -> ValueError:
-    return ValueError(f"{name}: got {got!r}, takes {takes}")
+    return ValueError(f"{name} must be {takes}, got {got!r}")
 
 
 def positive_int(value, name: str) -> int:

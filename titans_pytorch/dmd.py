@@ -58,9 +58,9 @@ class DynamicModeDecomposition(nn.Module):
         """
         if not isinstance(x, Tensor) or x.ndim < 2:
             got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"x: got {got}, takes snapshots [.. n d]")
+            raise ValueError(f"x must be snapshots [.. n d], got {got}")
         if not x.is_floating_point():
-            raise ValueError(f"x: got {x.dtype}, takes floating point snapshots")
+            raise ValueError(f"x must be floating point snapshots, got {x.dtype}")
         n, d = x.shape[-2:]
         flat = x.reshape(math.prod(x.shape[:-2]), n, d)
         error = windowed_dmd_error(flat, max(n, 1), max(n, 1), self.rank)
@@ -81,7 +81,7 @@ def windowed_dmd_error(x: Tensor, window: int, every: int, rank: int | None = No
     checks.int_between("every", every)
     checks.int_between("context", context, 0)
     if x.ndim != 3:
-        raise ValueError(f"x: got shape {tuple(x.shape)}, takes tokens [b n d]")
+        raise ValueError(f"x must be tokens [b n d], got shape {tuple(x.shape)}")
     n, d = x.shape[1:]
     chunks = max(0, (n - context) // every)
     if chunks == 0 or window < 2:

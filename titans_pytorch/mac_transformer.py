@@ -79,7 +79,7 @@ class MemoryAsContextTransformer(nn.Module):
             joins the cross entropy of `return_loss`. A predictor (surprise_source) learns from nothing else.
 
     Raises:
-        ValueError: naming the argument, what it got and what it takes.
+        ValueError: for an argument of the wrong type, shape or range, by name.
     """
 
     def __init__(
@@ -209,14 +209,14 @@ class MemoryAsContextTransformer(nn.Module):
         ids = ids.long()
         if return_loss:
             if cache is not None or return_cache or ids.shape[1] < 2:
-                raise wrong("return_loss", True, "two tokens or more, and no cache")
+                raise ValueError("return_loss=True needs at least two tokens and no cache")
             own = self.memory_loss_weight if self.training else 0.0
             weight = own if memory_loss_weight is None else _weight(memory_loss_weight)
             logits, memory_loss, _ = self._read(ids[:, :-1], disable_flex_attn, memory_loss=weight != 0)
             loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
             return loss if memory_loss is None else loss + weight * memory_loss
         if memory_loss_weight:
-            raise wrong("memory_loss_weight", memory_loss_weight, "0 without return_loss")
+            raise ValueError("memory_loss_weight needs return_loss=True")
         logits, _, layers = self._read(ids, disable_flex_attn, cache, return_cache)
         start = 0 if cache is None else cache.tokens
         return (logits, MacCache(start + ids.shape[1], tuple(layers))) if return_cache else logits

@@ -168,7 +168,7 @@ class MemoryMLP(MemoryModel):
         expansion_factor: hidden width as a multiple of dim.
 
     Raises:
-        ValueError: naming the argument, what it got and what it takes.
+        ValueError: for an argument of the wrong type, shape or range, by name.
     """
 
     def __init__(self, dim: int, depth: int, expansion_factor: float = 2.0):
@@ -199,7 +199,7 @@ class FactorizedMemoryMLP(MemoryModel):
         k: the rank of each.
 
     Raises:
-        ValueError: naming the argument, what it got and what it takes.
+        ValueError: for an argument of the wrong type, shape or range, by name.
     """
 
     def __init__(self, dim: int, depth: int, k: int = 32):
@@ -232,7 +232,7 @@ class MemorySwiGluMLP(MemoryModel):
         expansion_factor: the inner width is int(dim * expansion_factor * 2 / 3).
 
     Raises:
-        ValueError: naming the argument, what it got and what it takes.
+        ValueError: for an argument of the wrong type, shape or range, by name.
     """
 
     def __init__(self, dim: int, depth: int = 1, expansion_factor: float = 4.0):
@@ -280,7 +280,7 @@ class GatedResidualMemoryMLP(MemoryModel):
         expansion_factor: hidden width of a branch as a multiple of dim.
 
     Raises:
-        ValueError: naming the argument, what it got and what it takes.
+        ValueError: for an argument of the wrong type, shape or range, by name.
     """
 
     def __init__(self, dim: int, depth: int, expansion_factor: float = 4.0):
@@ -331,7 +331,7 @@ class MemoryAttention(MemoryModel):
         expansion_factor: width of F_1 as a multiple of dim.
 
     Raises:
-        ValueError: naming the argument, what it got and what it takes.
+        ValueError: for an argument of the wrong type, shape or range, by name.
     """
 
     tokenwise = False

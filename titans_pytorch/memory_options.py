@@ -85,9 +85,7 @@ def choose_engine(engine: str, model: nn.Module, rule: UpdateRule, use_accelerat
     if engine == "reference" or (engine == "auto" and form is None):
         return ReferenceEngine(model, rule, use_accelerated_scan)
     if form is None:
-        raise wrong("engine", engine, '"auto" or "reference" with a memory model that has no with_weights(x, weights)')
+        raise ValueError(f'engine="{engine}" needs a memory model with a method with_weights(x, weights)')
     if engine == "dual" and rule.spectral_norm:
-        raise wrong(
-            "engine", engine, '"auto", "matrix" or "reference" with spectral_norm_surprises: it acts on built weights'
-        )
+        raise ValueError('engine="dual" cannot be combined with spectral_norm_surprises, which acts on built weights')
     return FastEngine(model, rule, form == "taped", engine)

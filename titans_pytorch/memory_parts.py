@@ -104,9 +104,8 @@ class MemoryParts(nn.Module):
         self.batch_size = batch_size
         self.kv_per_token = positive_int(num_kv_per_token, "num_kv_per_token")
         if store_with_lookahead_value and self.store_chunk_size * num_kv_per_token == 1:
-            raise wrong(
-                "store_with_lookahead_value", True, "chunks of at least two pairs (chunk_size * num_kv_per_token)"
-            )
+            takes = "chunks of at least two pairs (chunk_size * num_kv_per_token)"
+            raise ValueError(f"store_with_lookahead_value needs {takes}")
         self.lookahead = store_with_lookahead_value
         self.diff_views = qkv_receives_diff_views
         self.accept_weight_residual = accept_weight_residual

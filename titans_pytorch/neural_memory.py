@@ -141,7 +141,7 @@ class NeuralMemory(MemoryChunks):
         use_accelerated_scan: the accelerated-scan kernel in the reference engine, where it runs.
 
     Raises:
-        ValueError: naming the argument, what it got and what it takes.
+        ValueError: for an argument of the wrong type, shape or range, by name.
     """
 
     @classmethod
@@ -289,7 +289,7 @@ class NeuralMemory(MemoryChunks):
         needed = self._entry_at(start), self._entry_at(start + max(seq.shape[1], 1) - 1)
         if needed[0] < first or needed[1] > run.last:
             got = Words(f"the memory before chunks {first} to {run.last}")
-            raise wrong("weights", got, f"that before chunks {needed[0]} to {needed[1]}, which these tokens read")
+            raise wrong("weights", got, f"the memory before chunks {needed[0]} to {needed[1]}, which these tokens read")
         if first and (not self.tokenwise or self.queries_conv is not None):
             takes = "updates from chunk 0 on: this memory's reads depend on the queries before"
             raise wrong("weights", Words(f"the memory from chunk {first} on"), takes)
@@ -311,8 +311,7 @@ class NeuralMemory(MemoryChunks):
         first, count = state.seq_index // chunk, tokens.shape[-2] // chunk
         complete, waiting = tokens.split([count * chunk, tokens.shape[-2] - count * chunk], dim=-2)
         if prev_weights is not None and not self.accept_weight_residual:
-            takes = "None, unless the memory was built with accept_weight_residual = True"
-            raise wrong("prev_weights", Words(type(prev_weights).__name__), takes)
+            raise ValueError("prev_weights needs a memory built with accept_weight_residual = True")
         residual = None
         if prev_weights is not None and count:
             residual = inputs.residual_source(prev_weights, self._expected(tokens), first, count)

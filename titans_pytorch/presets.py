@@ -37,7 +37,7 @@ def paper_memory_kwargs(
         changes: any keywords of NeuralMemory, in place of these or beside them.
 
     Raises:
-        ValueError: naming the argument, what it got and what it takes.
+        ValueError: for an argument of the wrong type, shape or range, by name.
     """
     positive_int(dim_head, "dim_head")
     positive_int(segment, "segment")

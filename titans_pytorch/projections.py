@@ -68,7 +68,7 @@ class ProjectionOptions:
         if self.conv_kernel is not None:
             positive_int(self.conv_kernel, "qkv_conv_kernel")
         if self.qk_l2norm and self.qk_rmsnorm:
-            raise wrong("qk_l2norm", True, "qk_rmsnorm = False with it: each is the norm of queries and keys")
+            raise ValueError("qk_l2norm cannot be combined with qk_rmsnorm")
         if self.output_gate not in (None, *GATES):
             raise wrong("output_gate", self.output_gate, f"one of {', '.join(GATES)}, or None")
 

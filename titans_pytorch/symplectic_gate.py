@@ -111,16 +111,13 @@ class SymplecticGating(nn.Module):
         self.codebook_temperature = checks.positive("codebook_temperature", codebook_temperature)
         self.codebook_topk = _optional(checks.int_between, "codebook_topk", codebook_topk, 1, self.codebook_size)
         if top_k is not None and adaptive_topk_ratio is not None:
-            got = f"top_k: got {top_k!r} with adaptive_topk_ratio {adaptive_topk_ratio!r}"
-            raise ValueError(f"{got}, takes one of the two")
+            raise ValueError("top_k cannot be combined with adaptive_topk_ratio")
         if budget_topk_ratio is not None and self.quorum_mix == 0:
-            raise ValueError(
-                f"budget_topk_ratio: got {budget_topk_ratio!r} without a quorum, takes a quorum_mix above 0"
-            )
+            raise ValueError("budget_topk_ratio needs a quorum_mix above 0")
         if budget_window is not None and budget_topk_ratio is None:
-            raise ValueError(f"budget_window: got {budget_window!r} without a budget, takes a budget_topk_ratio too")
+            raise ValueError("budget_window needs budget_topk_ratio")
         if self.phase_mix > 0 and self.phase_pairs == 0:
-            raise ValueError(f"phase_mix: got {phase_mix!r} at dim 1, takes phase_pairs too")
+            raise ValueError("phase_mix needs phase_pairs at dim 1")
 
         if self.gated and self.diag:
             self.gate_weight, self.gate_bias = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.zeros(dim))
@@ -301,9 +298,9 @@ class SymplecticGating(nn.Module):
     def _check_tokens(self, x: Tensor):
         if not isinstance(x, Tensor) or x.ndim != 3 or x.shape[-1] != self.dim:
             got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"x: got {got}, takes tokens [b n {self.dim}]")
+            raise ValueError(f"x must be tokens [b n {self.dim}], got {got}")
         if not x.is_floating_point():
-            raise ValueError(f"x: got {x.dtype}, takes floating point tokens")
+            raise ValueError(f"x must be floating point tokens, got {x.dtype}")
 
 
 def _optional(check, name, value, *limits):

@@ -200,7 +200,7 @@ def whole(least: int):
         except ValueError:
             value = least - 1
         if value < least:
-            raise argparse.ArgumentTypeError(f"got {text!r}, takes an integer of at least {least}")
+            raise argparse.ArgumentTypeError(f"must be an integer of at least {least}, got {text!r}")
         return value
 
     return integer
@@ -211,7 +211,7 @@ def numbers(text: str) -> list[float]:
     try:
         return sorted({float(part) for part in text.split(",")})
     except ValueError:
-        raise argparse.ArgumentTypeError(f"got {text!r}, takes numbers with commas between") from None
+        raise argparse.ArgumentTypeError(f"must be numbers with commas between, got {text!r}") from None
 
 
 def checked_device(device: str) -> None:

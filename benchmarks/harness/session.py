@@ -39,7 +39,7 @@ class Session:
         """Arm name -> what Task.run returns for each seed. Arms that differ in name alone are run once."""
         names = [arm.name for arm in arms]
         if len(set(names)) < len(names):
-            raise ValueError(f"arms: got {names}, takes names that differ")
+            raise ValueError(f"arms must be names that differ, got {names}")
         seeds, setting = self.seeds if seeds is None else seeds, setting or self.setting
         # a seed at a time: an interrupted run has whole seeds
         cells = [(seed, arm) for seed in seeds for arm in arms]

@@ -217,7 +217,9 @@ def choose_cases(names: Sequence[str] | None, lengths: Sequence[int], chunks: Se
         for member in groups.get(name, [name]):
             if member not in named and member not in swept:
                 known = ", ".join([*groups, *named])
-                raise ValueError(f"cases: got {name!r}, takes {known}, or sweep-LENGTH-CHUNK of the lengths and chunks")
+                raise ValueError(
+                    f"cases must be {known}, or sweep-LENGTH-CHUNK of the lengths and chunks, got {name!r}"
+                )
             chosen[member] = {**named, **swept}[member]
     return list(chosen.values())
 

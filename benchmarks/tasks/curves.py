@@ -54,9 +54,9 @@ class Follow(Task):
 
     def __post_init__(self):
         if self.dim < 3:
-            raise ValueError(f"dim: got {self.dim}, takes at least the 3 dimensions of a curve")
+            raise ValueError(f"dim must be at least the 3 dimensions of a curve, got {self.dim}")
         if self.length % (2 * self.chunk_size):
-            raise ValueError(f"length: got {self.length}, takes a multiple of two chunks, {2 * self.chunk_size}")
+            raise ValueError(f"length must be a multiple of two chunks, {2 * self.chunk_size}, got {self.length}")
 
     def memory(self) -> dict[str, Any]:
         return small_memory(self.dim, self.chunk_size, self.max_step, store_with_lookahead_value=True)

@@ -46,11 +46,11 @@ class Detect(Task):
 
     def __post_init__(self):
         if self.kind not in KINDS:
-            raise ValueError(f"kind: got {self.kind!r}, takes {' or '.join(KINDS)}")
+            raise ValueError(f"kind must be {' or '.join(KINDS)}, got {self.kind!r}")
         if not 1 <= self.modes <= self.dim // 2:
-            raise ValueError(f"modes: got {self.modes}, takes 1 to half of dim {self.dim}")
+            raise ValueError(f"modes must be 1 to half of dim {self.dim}, got {self.modes}")
         if self.length < 8:
-            raise ValueError(f"length: got {self.length}, takes at least 8 tokens")
+            raise ValueError(f"length must be at least 8 tokens, got {self.length}")
 
     @property
     def name(self) -> str:

@@ -57,10 +57,10 @@ class Interference(Task):
 
     def __post_init__(self):
         if self.dim % 2:
-            raise ValueError(f"dim: got {self.dim}, takes an even number (a key and a value)")
+            raise ValueError(f"dim must be an even number (a key and a value), got {self.dim}")
         if (self.context + self.pairs) % self.chunk_size:
             takes = f"so many that with {self.context} context tokens they fill chunks of {self.chunk_size}"
-            raise ValueError(f"pairs: got {self.pairs}, takes {takes}")
+            raise ValueError(f"pairs must be {takes}, got {self.pairs}")
 
     def memory(self) -> dict[str, Any]:
         return small_memory(self.dim, self.chunk_size, self.max_step)

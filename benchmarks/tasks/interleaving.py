@@ -32,7 +32,7 @@ class Interleaving(Needle):
     def __post_init__(self):
         super().__post_init__()
         if self.before % self.chunk_size:
-            raise ValueError(f"before: got {self.before}, takes a multiple of the chunk, {self.chunk_size}")
+            raise ValueError(f"before must be a multiple of the chunk, {self.chunk_size}, got {self.before}")
 
     def batch(self, world: Any, generator: torch.Generator) -> Haystack:
         """As Needle's, hay being the whole background."""

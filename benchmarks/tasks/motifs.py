@@ -52,7 +52,7 @@ class MultiMotif(Task):
     def __post_init__(self):
         if self.length % (3 * self.chunk_size) or self.length % self.segments:
             takes = f"a multiple of three chunks, {3 * self.chunk_size}, and of {self.segments} segments"
-            raise ValueError(f"length: got {self.length}, takes {takes}")
+            raise ValueError(f"length must be {takes}, got {self.length}")
 
     def memory(self) -> dict[str, Any]:
         return small_memory(self.dim, self.chunk_size, self.max_step, store_with_lookahead_value=True)

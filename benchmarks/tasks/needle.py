@@ -53,12 +53,12 @@ class Needle(Task):
 
     def __post_init__(self):
         if self.dim % 2:
-            raise ValueError(f"dim: got {self.dim}, takes an even number (a key and a value)")
+            raise ValueError(f"dim must be an even number (a key and a value), got {self.dim}")
         for name, tokens in (("needles", self.needles + 1), ("length", self.length)):
             if tokens % self.chunk_size:
-                extra = ", one less than" if name == "needles" else ","
-                takes = f"{extra} a multiple of the chunk, {self.chunk_size}"
-                raise ValueError(f"{name}: got {getattr(self, name)}, takes{takes}")
+                less = "one less than " if name == "needles" else ""
+                takes = f"{less}a multiple of the chunk, {self.chunk_size}"
+                raise ValueError(f"{name} must be {takes}, got {getattr(self, name)}")
 
     def memory(self) -> dict[str, Any]:
         return small_memory(self.dim, self.chunk_size, self.max_step)

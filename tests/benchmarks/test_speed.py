@@ -135,7 +135,7 @@ def test_names_choose_cases():
     assert names == ["readme", "sweep-64-16", "sweep-256-16", "sweep-256-128"]  # no chunk longer than its sequence
     assert [c.name for c in choose_cases(["sweep-256-16"], lengths, chunks)] == ["sweep-256-16"]
     assert len(choose_cases(None, lengths, chunks)) == len(NAMED) + 3
-    with pytest.raises(ValueError, match="cases: got 'reamde', takes named, sweep, readme"):
+    with pytest.raises(ValueError, match="cases must be named, sweep, readme, got 'reamde'"):
         choose_cases(["reamde"], lengths, chunks)
 
 
@@ -246,7 +246,7 @@ def test_an_environment_that_does_not_serve_is_named():
 def test_arguments_that_do_not_fit_are_named(capsys):
     for argv, message in (
         (["--cases", "reamde"], "cases: got 'reamde'"),
-        (["--repeats", "0"], "got '0', takes an int"),
+        (["--repeats", "0"], "must be an int, got '0'"),
     ):
         with pytest.raises(SystemExit) as stopped:
             benchmark_speed.main(argv)

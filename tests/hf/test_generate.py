@@ -104,7 +104,7 @@ def test_padding():
     loss = model(IDS, attention_mask=mask, labels=labels).loss
     other = (IDS + (mask == 0)) % 20
     torch.testing.assert_close(model(other, attention_mask=mask, labels=labels).loss, loss)
-    with pytest.raises(ValueError, match="attention_mask: got padding, takes prompts of one length"):
+    with pytest.raises(ValueError, match="attention_mask must be prompts of one length, got padding"):
         model.generate(IDS, attention_mask=mask, max_new_tokens=2)
     with pytest.raises(ValueError, match="attention_mask: got padding before a row's tokens"):
         model(IDS, attention_mask=mask.flip(1), labels=labels)

@@ -68,7 +68,7 @@ def test_flags_take_truth_values_alone(made, name):
     if not isinstance(inspect.signature(made).parameters[name].default, bool):
         return
     for value in ("false", None, 2):
-        with pytest.raises(ValueError, match=f"^{name}: got {value!r}, takes [Tt]rue or [Ff]alse$"):
+        with pytest.raises(ValueError, match=f"^{name} must be [Tt]rue or [Ff]alse, got {value!r}$"):
             made(**NEEDED[made] | {name: value})
 
 
@@ -77,5 +77,5 @@ def test_settings_keep_their_types(kind):
     for field in dataclasses.fields(kind):
         if isinstance(field.default, float):
             assert type(getattr(kind(**{field.name: field.default}), field.name)) is float
-            with pytest.raises(ValueError, match=f"^{field.name}: got nan, takes a number"):
+            with pytest.raises(ValueError, match=f"^{field.name} must be a number, got nan"):
                 kind(**{field.name: float("nan")})

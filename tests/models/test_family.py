@@ -82,7 +82,7 @@ def test_build_model():
     config = TitansConfig.tiny(variant="mal")
     assert type(build_model(config)) is type(build_model(config.model)) is TitansMAL
     assert next(build_model(config, "meta").parameters()).is_meta
-    with pytest.raises(ValueError, match="config: got dict, takes a TitansConfig"):
+    with pytest.raises(ValueError, match="config must be a TitansConfig, got dict"):
         build_model({"variant": "mac"})
 
 
@@ -96,7 +96,7 @@ def test_wrong_calls():
         (lambda: model(IDS[:, :1], return_loss=True), "return_loss: got True"),
         (lambda: model(IDS, cache=3), "cache: got int"),
         (lambda: other(IDS, cache=cache), "cache: got ModelState"),
-        (lambda: model(IDS[:1], cache=cache), "cache: got one of 2 rows, takes one of 1"),
+        (lambda: model(IDS[:1], cache=cache), "cache must be one of 1, got one of 2 rows"),
     ]:
         with pytest.raises(ValueError, match=message):
             call()

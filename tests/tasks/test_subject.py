@@ -44,7 +44,7 @@ def test_settings_name_the_subject(text_file, tmp_path):
         (TaskConfig("recall", {"seed": 3}), "data.settings: got seed, which seed of training sets"),
         (TaskConfig("recall", {"pairs": "many"}), "data: pairs: got 'many'"),
         (TaskConfig("recal"), "data: unknown task recal; the nearest is recall"),
-        (TaskConfig("recall", first_len=128), "first_len: got 128, takes 0, or 24 to seq_len = 64"),
+        (TaskConfig("recall", first_len=128), "first_len must be 0, or 24 to seq_len = 64, got 128"),
     ],
 )
 def test_mistakes(data, message):

@@ -170,16 +170,16 @@ def test_a_score_counts_answers_and_rows():
     [
         ("cpoy", {}, "unknown task cpoy; the nearest is copy"),
         ("copy", {"paylod": 3}, "unknown setting paylod of the copy task; the nearest is payload"),
-        ("copy", {"length": 10}, "length: got 10, takes at least 16"),
-        ("copy", {"payload": 5, "symbols": 4, "distinct": True}, "payload: got 5, takes at most symbols = 4"),
-        ("copy", {"segment_len": 4}, "segment_len: got 4, takes at least the payload, 8"),
-        ("patterns", {"longest_period": 2}, "longest_period: got 2, takes at least shortest_period = 6"),
-        ("needle", {"kind": "colour"}, "kind: got 'colour', takes one of position, passkey, number"),
-        ("needle", {"gap": -1}, "gap: got -1, takes an integer of at least 0"),
-        ("recall", {"pairs": 40}, "pairs: got 40, takes at most keys = 32"),
-        ("recall", {"queries": 9}, "queries: got 9, takes at most pairs = 8"),
-        ("variables", {"hops": 9}, "names: got 16, takes at least chains * (hops + 1) = 30"),
-        ("variables", {"queries": 4}, "queries: got 4, takes at most chains = 3"),
+        ("copy", {"length": 10}, "length must be at least 16, got 10"),
+        ("copy", {"payload": 5, "symbols": 4, "distinct": True}, "payload must be at most symbols = 4, got 5"),
+        ("copy", {"segment_len": 4}, "segment_len must be at least the payload, 8, got 4"),
+        ("patterns", {"longest_period": 2}, "longest_period must be at least shortest_period = 6, got 2"),
+        ("needle", {"kind": "colour"}, "kind must be one of position, passkey, number, got 'colour'"),
+        ("needle", {"gap": -1}, "gap must be an integer of at least 0, got -1"),
+        ("recall", {"pairs": 40}, "pairs must be at most keys = 32, got 40"),
+        ("recall", {"queries": 9}, "queries must be at most pairs = 8, got 9"),
+        ("variables", {"hops": 9}, "names must be at least chains * (hops + 1) = 30, got 16"),
+        ("variables", {"queries": 4}, "queries must be at most chains = 3, got 4"),
     ],
 )
 def test_mistakes(name, settings, message):
@@ -189,5 +189,5 @@ def test_mistakes(name, settings, message):
 
 
 def test_too_short_a_row():
-    with pytest.raises(ValueError, match="length: got 15, takes at least 16"):
+    with pytest.raises(ValueError, match="length must be at least 16, got 15"):
         build_task("copy").score(lambda ids: ids, length=15)

@@ -30,11 +30,11 @@ def test_every_setting_has_help_and_a_unique_name():
     [
         ({"lrr": 1.0}, "unknown setting lrr; the nearest is lr"),
         ({"batch_sise": 1}, "the nearest is batch_size"),
-        ({"steps": "5"}, "steps: got '5', takes a whole number"),
-        ({"steps": True}, "steps: got True, takes a whole number"),
-        ({"steps": 0}, "steps: got 0, takes a positive"),
-        ({"layers": ("a",)}, "layers: got \\('a',\\), takes whole numbers"),
-        ({"precision": "half"}, "precision: got 'half', takes one of auto, float32, bfloat16"),
+        ({"steps": "5"}, "steps must be a whole number, got '5'"),
+        ({"steps": True}, "steps must be a whole number, got True"),
+        ({"steps": 0}, "steps must be a positive, got 0"),
+        ({"layers": ("a",)}, "layers must be whole numbers, got \\('a',\\)"),
+        ({"precision": "half"}, "precision must be one of auto, float32, bfloat16, got 'half'"),
         ({"held_out": 1.0}, "held_out: got 1.0"),
         ({"beta2": 1.0}, "beta2: got 1.0"),
         ({"clip": -1.0}, "clip: got -1.0"),
@@ -74,11 +74,11 @@ def test_command_line():
     [
         (["--lrr", "1"], "unknown setting --lrr; the nearest is --lr"),
         (["stray"], "got 'stray', which is no setting's name"),
-        (["--lr", "fast"], "got 'fast', takes a number"),
-        (["--steps", "1.5"], "got '1.5', takes a whole number"),
+        (["--lr", "fast"], "must be a number, got 'fast'"),
+        (["--steps", "1.5"], "must be a whole number, got '1.5'"),
         (["--step", "5"], "the nearest is --steps"),
         (["--precision", "half"], "half"),
-        (["--grad-accum", "-1"], "grad_accum: got -1, takes a positive number"),
+        (["--grad-accum", "-1"], "grad_accum must be a positive number, got -1"),
     ],
 )
 def test_command_line_mistakes_take_one_line(argv, message, capsys):

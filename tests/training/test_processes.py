@@ -62,7 +62,7 @@ def test_a_batch_is_shared_evenly():
     processes = Together.__new__(Together)
     processes.rank, processes.count = 1, 3
     assert processes.share(12) == (4, 4)
-    with pytest.raises(TrainingError, match="batch_size: got 10, takes a multiple of the 3 processes"):
+    with pytest.raises(TrainingError, match="batch_size must be a multiple of the 3 processes, got 10"):
         processes.share(10)
     assert Alone().share(7) == (0, 7)
 

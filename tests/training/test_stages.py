@@ -109,7 +109,7 @@ def test_each_stage_has_its_own_schedule():
 
 
 def test_mistakes(tmp_path):
-    with pytest.raises(ValueError, match="core_steps: got 5, takes fewer than steps = 5"):
+    with pytest.raises(ValueError, match="core_steps must be fewer than steps = 5, got 5"):
         TrainConfig(steps=5, core_steps=5)
-    with pytest.raises(TrainingError, match="core_steps: got 2, takes 0 with a model that has no memory"):
+    with pytest.raises(TrainingError, match="core_steps must be 0 with a model that has no memory, got 2"):
         trainer(tmp_path, TinyModel(8), steps=5, core_steps=2)

@@ -119,7 +119,7 @@ def test_the_memory_loss_reaches_the_training_loss(script, arguments, tmp_path):
     ("wrong", "message"),
     [
         (["--num-pages", "2"], "num_pages: got 2"),
-        (["--neural-memory-layers", "3"], "neural_memory_layers: got (3,), takes layers from 1 to 2"),
+        (["--neural-memory-layers", "3"], "neural_memory_layers must be layers from 1 to 2, got (3,)"),
         (["--neural-memory-batch-size", "6"], "neural_memory_batch_size: got 6"),
     ],
 )

@@ -57,7 +57,7 @@ def shown(value: float) -> str:
 def on_task(run: RunConfig, model, lengths: list[int], rows: int, device) -> list[dict[str, Any]]:
     task = task_of(run.data, run.train)
     if wrong := [length for length in lengths if length < task.shortest]:
-        raise TrainingError(f"length: got {wrong[0]}, takes at least {task.shortest} for this task")
+        raise TrainingError(f"length must be at least {task.shortest} for this task, got {wrong[0]}")
     subject = TaskSubject(task, run.train, replace(run.data, first_len=0, test_rows=rows))
     found = []
     for length in lengths:
@@ -72,7 +72,7 @@ def on_text(run: RunConfig, model, lengths: list[int], options, device) -> list[
         raise TrainingError(f"text: got bytes, the run's model knows {run.model.vocab_size} tokens")
     text = held_out_text(run, options.text, 1)[: options.limit]
     if max(lengths) >= len(text):
-        raise TrainingError(f"length: got {max(lengths)}, takes less than the {len(text)} bytes that are read")
+        raise TrainingError(f"length must be less than the {len(text)} bytes that are read, got {max(lengths)}")
 
     def bits(length: int) -> float:
         size = max(1, run.report.eval_batch_size * run.train.seq_len // length)

@@ -38,7 +38,7 @@ def number(kind: Callable[[str], float], fits: Callable[[float], bool], takes: s
         except ValueError:
             value = math.nan
         if not fits(value):
-            raise argparse.ArgumentTypeError(f"got {text!r}, takes {takes}")
+            raise argparse.ArgumentTypeError(f"must be {takes}, got {text!r}")
         return value
 
     return read
@@ -66,7 +66,7 @@ def held_out_text(run: RunConfig, file: str | None, length: int) -> Tensor:
         data = load_data(DataConfig(data=file))
         found = torch.cat((data.train, data.held_out))
     if len(found) <= length:
-        raise TrainingError(f"length: got {length}, takes less than the text's {len(found)} bytes")
+        raise TrainingError(f"length must be less than the text's {len(found)} bytes, got {length}")
     return found
 
 

@@ -43,7 +43,7 @@ def sample_command(argv: list[str]) -> None:
         raise TrainingError("prompt: give --prompt or --prompt-file, not both")
     prompt = read_bytes(options.prompt_file) if options.prompt_file else (options.prompt or "\n").encode()
     if not prompt:
-        raise TrainingError("prompt: got nothing, takes a byte or more")
+        raise TrainingError("prompt must have at least one byte, got none")
     ids = torch.tensor(list(prompt), device=device)[None]
     torch.manual_seed(options.seed)
     with torch.no_grad(), storing_off(model) if options.no_storing else nullcontext():

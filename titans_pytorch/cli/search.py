@@ -32,7 +32,7 @@ def grid_option(text: str) -> tuple[str, list[str]]:
     name, equals, values = text.partition("=")
     parts = [part.strip() for part in values.split(",") if part.strip()]
     if not equals or not parts:
-        raise ArgumentTypeError(f"got {text!r}, takes NAME=VALUE,VALUE,...")
+        raise ArgumentTypeError(f"must be NAME=VALUE,VALUE,..., got {text!r}")
     return name.strip().rpartition(".")[2].replace("-", "_"), parts
 
 
@@ -90,7 +90,7 @@ def combinations(run: RunConfig, grid: list[tuple[str, list[str]]]) -> list[dict
 def read_value(name: str, text: str, hint: Any) -> Any:
     if hint is bool:
         if text.lower() not in ("true", "false"):
-            raise TrainingError(f"grid: {name}: got {text!r}, takes true or false")
+            raise TrainingError(f"grid: {name} must be true or false, got {text!r}")
         return text.lower() == "true"
     try:
         return option_for(hint).get("type", str)(text)

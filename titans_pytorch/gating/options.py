@@ -145,10 +145,9 @@ class GateOptions:
             takes = f"a multiple of the store chunk size, {self.store_chunk}"
             raise wrong("page_switch_every", self.page_switch_every, takes)
         if self.use_symplectic_gating and self.use_dmd_gating and not self.combine_symplectic_and_dmd:
-            raise wrong("combine_symplectic_and_dmd", False, "True with both use_symplectic_gating and use_dmd_gating")
+            raise ValueError("use_symplectic_gating with use_dmd_gating needs combine_symplectic_and_dmd=True")
         if self.num_pages > 1 and not self.gated:
-            got = Words(f"{self.num_pages} without a gate")
-            raise wrong("num_pages", got, "use_symplectic_gating or use_dmd_gating, which say when to turn a page")
+            raise ValueError("num_pages > 1 needs use_symplectic_gating or use_dmd_gating")
         self._check_gate()
 
     def _check_gate(self):
@@ -160,7 +159,7 @@ class GateOptions:
         if not isinstance(gate, nn.Module):
             raise wrong("symplectic_gate", gate, "a torch.nn.Module, tokens [b n d] -> complexity [b n 1], or None")
         if not self.use_symplectic_gating:
-            raise wrong("symplectic_gate", Words(type(gate).__name__), "use_symplectic_gating = True with it")
+            raise ValueError("symplectic_gate needs use_symplectic_gating=True")
         if kwargs is not None:
-            raise wrong("symplectic_gate_kwargs", kwargs, "None with a symplectic_gate of one's own")
+            raise ValueError("symplectic_gate cannot be combined with symplectic_gate_kwargs")
         context_of(gate)

@@ -108,7 +108,7 @@ class LanguageModel(nn.Module):
         self._check_cache(ids, cache)
         if return_loss:
             if cache is not None or return_cache or return_surprises or ids.shape[1] < 2:
-                raise wrong("return_loss", True, "two tokens or more, and nothing else to return")
+                raise ValueError("return_loss=True needs at least two tokens, and no cache or surprises")
             return self._loss(ids.long())
         x, layers, surprises = self.run(self.token_emb(ids.long()), None if cache is None else cache.layers)
         out: tuple = (self.to_logits(self.norm(x)),)

@@ -25,7 +25,7 @@ class LMMLayer(nn.Module):
         memory: a NeuralMemory of this dim; None: `titans_memory(dim, heads=heads)`.
 
     Raises:
-        ValueError: naming the argument, what it got and what it takes.
+        ValueError: for an argument of the wrong type, shape or range, by name.
     """
 
     def __init__(self, dim: int, heads: int = 1, n_persistent: int = 0, memory: NeuralMemory | None = None):

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from titans_pytorch.checks import Words, positive_int, wrong
+from titans_pytorch.checks import positive_int
 from titans_pytorch.memory_state import NeuralMemState
 from titans_pytorch.neural_memory import NeuralMemory
 from titans_pytorch.norms import RMSNorm
@@ -62,7 +62,7 @@ class MACLayer(nn.Module):
         memory: a NeuralMemory of this dim; None: `titans_memory(dim, heads=heads)`.
 
     Raises:
-        ValueError: naming the argument, what it got and what it takes.
+        ValueError: for an argument of the wrong type, shape or range, by name.
     """
 
     def __init__(
@@ -81,8 +81,7 @@ class MACLayer(nn.Module):
         self.remember = Remember(check_memory(memory, dim, heads))
         self.gate = Gate(dim, gate)
         if self.remember.memory.reads_one_page:
-            takes = "one that reads all pages: what retrieves here stands before the page of its segment is known"
-            raise wrong("memory", Words("a NeuralMemory with read_active_page_only"), takes)
+            raise ValueError("MAC cannot be combined with read_active_page_only: it reads before its page is known")
         conv = self.remember.memory.queries_conv
         self.looks_back = 0 if conv is None else len(conv.weight) - 1
 

@@ -34,7 +34,7 @@ class MAGLayer(nn.Module):
         memory: a NeuralMemory of this dim; None: `titans_memory(dim, heads=heads)`.
 
     Raises:
-        ValueError: naming the argument, what it got and what it takes.
+        ValueError: for an argument of the wrong type, shape or range, by name.
     """
 
     def __init__(

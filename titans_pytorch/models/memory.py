@@ -55,7 +55,7 @@ def titans_memory(
         options: further keywords of NeuralMemory. init_decay_bias is -6 by default: decay starts at 0.0025 a token.
 
     Raises:
-        ValueError: naming the argument, what it got and what it takes.
+        ValueError: for an argument of the wrong type, shape or range, by name.
     """
     check_flags(titans_memory, locals())
     positive_int(dim, "dim"), positive_int(heads, "heads"), positive_number(init_scale, "init_scale")

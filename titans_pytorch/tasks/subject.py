@@ -31,7 +31,7 @@ class TaskSubject:
         self.first_len = data.first_len
         if self.first_len and not task.shortest <= self.first_len <= task.length:
             takes = f"0, or {task.shortest} to seq_len = {task.length} for this task"
-            raise TrainingError(f"first_len: got {self.first_len}, takes {takes}")
+            raise TrainingError(f"first_len must be {takes}, got {self.first_len}")
 
     def length_at(self, position: int) -> int:
         """Tokens of the rows of the batch that `position` lies in: the shortest first, each length for as many batches.
@@ -114,9 +114,9 @@ def subject_of(config: RunConfig):
     known = getattr(config.model, "vocab_size", None)
     if not isinstance(config.data, TaskConfig):
         if known is not None and known < 256:
-            raise TrainingError(f"vocab_size: got {known}, takes at least the 256 values of a byte")
+            raise TrainingError(f"vocab_size must be at least the 256 values of a byte, got {known}")
         return text_of(config)
     task = task_of(config.data, config.train)
     if known is not None and known < task.vocab_size:
-        raise TrainingError(f"vocab_size: got {known}, takes at least the task's {task.vocab_size} tokens")
+        raise TrainingError(f"vocab_size must be at least the task's {task.vocab_size} tokens, got {known}")
     return TaskSubject(task, config.train, config.data)

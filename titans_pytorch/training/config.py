@@ -68,7 +68,7 @@ def _as_type(name: str, value: Any, hint: Any, more: str = "") -> Any:
         takes = f"one of {', '.join(args)}"
     else:
         takes = TAKES.get(origin or hint, getattr(hint, "__name__", str(hint)))
-    raise ValueError(f"{name}: got {value!r}, takes {takes}{more}")
+    raise ValueError(f"{name} must be {takes}{more}, got {value!r}")
 
 
 def typed(config: Any) -> None:
@@ -83,7 +83,7 @@ def positive(config: Any, *names: str, zero: bool = False) -> None:
     for name in names:
         value = getattr(config, name)
         if value is not None and not (value > 0 or (value == 0 and zero)):
-            raise ValueError(f"{name}: got {value!r}, takes a {'number of at least 0' if zero else 'positive number'}")
+            raise ValueError(f"{name} must be a {'number of at least 0' if zero else 'positive number'}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class DataConfig:
         typed(self)
         positive(self, "data_limit", zero=True)
         if not 0.0 < self.held_out < 1.0:
-            raise ValueError(f"held_out: got {self.held_out!r}, takes a fraction between 0 and 1")
+            raise ValueError(f"held_out must be a fraction between 0 and 1, got {self.held_out!r}")
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class TaskConfig:
         positive(self, "test_rows", "test_batch_size")
         positive(self, "first_len", zero=True)
         if not self.test_times or min(self.test_times) < 1:
-            raise ValueError(f"test_times: got {self.test_times!r}, takes whole numbers of at least 1")
+            raise ValueError(f"test_times must be whole numbers of at least 1, got {self.test_times!r}")
 
 
 @dataclass(frozen=True)
@@ -155,13 +155,13 @@ class TrainConfig:
         positive(self, "warmup_steps", "min_lr_ratio", "weight_decay", "clip", "seed", "threads", zero=True)
         positive(self, "core_steps", zero=True)
         if self.seed > LARGEST_SEED:
-            raise ValueError(f"seed: got {self.seed!r}, takes at most {LARGEST_SEED}")
+            raise ValueError(f"seed must be at most {LARGEST_SEED}, got {self.seed!r}")
         positive(self, "validate_every", "checkpoint_every", zero=True)
         for name in ("beta1", "beta2"):
             if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{name}: got {getattr(self, name)!r}, takes a number from 0 to below 1")
+                raise ValueError(f"{name} must be a number from 0 to below 1, got {getattr(self, name)!r}")
         if self.core_steps >= self.steps:
-            raise ValueError(f"core_steps: got {self.core_steps!r}, takes fewer than steps = {self.steps}")
+            raise ValueError(f"core_steps must be fewer than steps = {self.steps}, got {self.core_steps!r}")
 
 
 @dataclass(frozen=True)

@@ -63,9 +63,9 @@ def bits_per_byte(
         ValueError: for another stride, or fewer bytes.
     """
     if not 1 <= stride <= context:
-        raise ValueError(f"stride: got {stride!r}, takes 1 to context = {context}")
+        raise ValueError(f"stride must be 1 to context = {context}, got {stride!r}")
     if len(data) < 2:
-        raise ValueError(f"data: got {len(data)} bytes, takes at least 2")
+        raise ValueError(f"data must have at least 2 bytes, got {len(data)}")
     spans = windows(len(data), context, stride)
     bits = torch.tensor(8.0, dtype=torch.float64)
     training = model.training

@@ -23,7 +23,7 @@ def number(kind: type) -> Any:
             return kind(text)
         except ValueError:
             wanted = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"got {text!r}, takes {wanted}") from None
+            raise argparse.ArgumentTypeError(f"must be {wanted}, got {text!r}") from None
 
     return parse
 
@@ -39,7 +39,7 @@ def named_values(text: str) -> dict[str, Any]:
     for part in filter(None, (p.strip() for p in text.split(","))):
         name, equals, value = part.partition("=")
         if not equals:
-            raise argparse.ArgumentTypeError(f"got {part!r}, takes NAME=VALUE,...")
+            raise argparse.ArgumentTypeError(f"must be NAME=VALUE,..., got {part!r}")
         found[name.strip()] = plain_value(value.strip())
     return found
 

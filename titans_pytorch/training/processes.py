@@ -59,7 +59,7 @@ class Together(Alone):
 
     def share(self, size: int) -> tuple[int, int]:
         if size % self.count:
-            raise TrainingError(f"batch_size: got {size}, takes a multiple of the {self.count} processes")
+            raise TrainingError(f"batch_size must be a multiple of the {self.count} processes, got {size}")
         return self.rank * (size // self.count), size // self.count
 
     def wrap(self, model: nn.Module) -> nn.Module:

@@ -26,7 +26,7 @@ class Stages:
         self.now: str | None = None
         self.resume_storing = lambda: None
         if config.core_steps and not self.memory:
-            raise TrainingError(f"core_steps: got {config.core_steps}, takes 0 with a model that has no memory")
+            raise TrainingError(f"core_steps must be 0 with a model that has no memory, got {config.core_steps}")
 
     def name_at(self, step: int) -> str:
         if not self.config.core_steps:
