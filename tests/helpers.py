@@ -1,5 +1,7 @@
 """Shared by the tests: parameters moved off their start values, relative errors, foreign memory models."""
 
+import re
+
 import torch
 from torch import Tensor, nn
 
@@ -82,3 +84,15 @@ class GhostModel(nn.Module):
 
     def forward(self, x):
         return x + ((x @ self.mix).sin() * self.scale) @ self.mix
+
+
+def message(text: str) -> str:
+    """The regular expression of a message in which "..." stands for anything."""
+    return re.escape(text).replace(re.escape("..."), ".*")
+
+
+def refusal(name: str) -> str:
+    """The regular expression of the messages that refuse the argument `name`, in either of their shapes."""
+    conflict = "(needs|cannot be combined with)"
+    name = re.escape(name)
+    return rf"^({name}\S* must be .+, got |[^:\n]*\b{name}\b.* {conflict} |[^:\n]* {conflict} .*\b{name}\b)"

@@ -11,6 +11,8 @@ from titans_pytorch import attention
 from titans_pytorch.attention import RotaryPositions, SegmentedAttention
 from titans_pytorch.ops.segmented_attention import naive_segmented_attention, segmented_attention
 
+from .helpers import refusal
+
 
 def draw(*shape, seed=0, grad=False):
     generator = torch.Generator().manual_seed(seed)
@@ -195,20 +197,20 @@ def test_dropout_acts_in_training_only():
         ({"heads": 0}, "heads"),
         ({"attend_kwargs": {"dropout": 1.5}}, "attend_kwargs"),
         ({"attend_kwargs": {"talking_heads": True}}, "attend_kwargs"),
-        ({"attend_kwargs": {"dropout": 0.1}, "use_flex_attn": True}, "attend_kwargs"),
+        ({"attend_kwargs": {"dropout": 0.1}, "use_flex_attn": True}, "use_flex_attn"),
     ],
 )
 def test_bad_arguments_are_named(kwargs, name):
-    with pytest.raises(ValueError, match=f"^{name}: got"):
+    with pytest.raises(ValueError, match=refusal(name)):
         SegmentedAttention(**{"dim": 8, "segment_len": 4, "dim_head": 4, "heads": 2, **kwargs})
 
 
 def test_bad_inputs_are_named():
     attn = SegmentedAttention(8, 4, dim_head=4, heads=2)
     for shape in ((3, 8), (1, 3, 7), (1, 0, 8)):
-        with pytest.raises(ValueError, match="^seq: got "):
+        with pytest.raises(ValueError, match="^seq must be .*, got "):
             attn(torch.zeros(shape))
-    with pytest.raises(ValueError, match=r"^value_residual must be None, got \(1, 2, 3, 4\)"):
+    with pytest.raises(ValueError, match=r"^value_residual needs accept_value_residual=True"):
         attn(torch.zeros(1, 3, 8), value_residual=torch.zeros(1, 2, 3, 4))
-    with pytest.raises(ValueError, match="^value_residual: got None"):
+    with pytest.raises(ValueError, match="^accept_value_residual needs value_residual"):
         SegmentedAttention(8, 4, dim_head=4, heads=2, accept_value_residual=True)(torch.zeros(1, 3, 8))

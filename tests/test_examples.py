@@ -40,7 +40,7 @@ def test_quick_start(text, capsys):
 def test_a_device_that_is_not_there(name, capsys):
     assert run(name, "--device", "cdua") == 1
     error = capsys.readouterr().err
-    assert "device: got 'cdua', which torch cannot use here" in error
+    assert "device must be one that torch can use here, got 'cdua'" in error
     assert error.count("\n") == 1
 
 

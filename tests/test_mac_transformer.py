@@ -20,6 +20,7 @@ from titans_pytorch.peer_checkpoint import load_peer_state_dict
 from titans_pytorch.peer_checkpoint_mac import translate_mac_keys
 from titans_pytorch.presets import paper_memory_kwargs
 
+from .helpers import refusal
 from .mac_options import OPTIONS, TOKENS, build, draw_ids, float64
 
 VECTORS = Path(__file__).parent / "vectors"
@@ -402,21 +403,21 @@ def test_half_precision_stays_close():
     ],
 )
 def test_bad_arguments_are_named(kwargs, name):
-    with pytest.raises(ValueError, match=f"^{name}: got"):
+    with pytest.raises(ValueError, match=refusal(name)):
         build({"depth": 2, "segment_len": 4, **kwargs})
 
 
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        (torch.zeros(3, dtype=torch.long), r"^ids must be token ids, got \(3,\)"),
-        (torch.zeros(2, 0, dtype=torch.long), r"^ids must be token ids, got \(2, 0\)"),
-        (torch.zeros(2, 3, 4, dtype=torch.long), r"^ids: got \(2, 3, 4\)"),
-        (torch.zeros(2, 3), "^ids must be integer, got torch.float32"),
-        (torch.zeros(2, 3, dtype=torch.bool), "^ids: got torch.bool"),
+        (torch.zeros(3, dtype=torch.long), r"^ids must be token ids.*, got \(3,\)"),
+        (torch.zeros(2, 0, dtype=torch.long), r"^ids must be token ids.*, got \(2, 0\)"),
+        (torch.zeros(2, 3, 4, dtype=torch.long), r"^ids must be .*, got \(2, 3, 4\)"),
+        (torch.zeros(2, 3), "^ids must be integer token ids, got torch.float32"),
+        (torch.zeros(2, 3, dtype=torch.bool), "^ids must be .*, got torch.bool"),
         (torch.full((2, 3), TOKENS), f"^ids must be ids from 0 to {TOKENS - 1}, got token id {TOKENS}"),
-        (torch.full((2, 3), -1), "^ids: got token id -1"),
-        ([[1, 2]], "^ids: got list"),
+        (torch.full((2, 3), -1), "^ids must be .*, got token id -1"),
+        ([[1, 2]], "^ids must be .*, got list"),
     ],
 )
 def test_bad_ids_are_named(ids, message):
@@ -427,13 +428,13 @@ def test_bad_ids_are_named(ids, message):
 def test_bad_calls_are_named():
     model, ids = build(PLAIN), draw_ids(2, 5)
     _, cache = model(ids, return_cache=True)
-    with pytest.raises(ValueError, match="^return_loss must be two tokens or more, got True"):
+    with pytest.raises(ValueError, match="^return_loss=True needs at least two tokens and no cache"):
         model(ids[:, :1], return_loss=True)
-    with pytest.raises(ValueError, match="^return_loss: got"):
+    with pytest.raises(ValueError, match="^return_loss=True needs"):
         model(ids, return_loss=True, cache=cache)
-    with pytest.raises(ValueError, match="^cache: got a batch of 2"):
+    with pytest.raises(ValueError, match="^cache must be .*, got a batch of 2"):
         model(ids[:1], cache=cache)
-    with pytest.raises(ValueError, match="^cache: got dict"):
+    with pytest.raises(ValueError, match="^cache must be .*, got dict"):
         model(ids, cache={})
-    with pytest.raises(ValueError, match="^cache: got"):
+    with pytest.raises(ValueError, match="^cache must be .*, got"):
         build({**PLAIN, "depth": 3})(ids, cache=cache)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from titans_pytorch.gating.naive import naive_forward
 from titans_pytorch.symplectic_gate import SymplecticGating
 
+from .helpers import refusal
 from .symplectic_gates import EVERYTHING, MAPS, build, everything, gradients, options, tokens
 
 # against the naive twin
@@ -207,7 +208,7 @@ def test_parameters_by_name():
     ],
 )
 def test_bad_arguments_are_named(name, kwargs):
-    with pytest.raises(ValueError, match=rf"^{name} must be , got .*"):
+    with pytest.raises(ValueError, match=refusal(name)):
         SymplecticGating(**{"dim": 8} | kwargs)
 
 
@@ -217,5 +218,5 @@ def test_bad_tokens_are_named(shape):
     for call in (gate, gate.extract_manifold_state):
         with pytest.raises(ValueError, match=r"^x must be tokens \[b n 8\], got shape .*"):
             call(torch.zeros(shape))
-        with pytest.raises(ValueError, match="^x must be , got torch.int64"):
+        with pytest.raises(ValueError, match="^x must be .*, got torch.int64"):
             call(torch.zeros(2, 3, 8, dtype=torch.long))

@@ -321,7 +321,9 @@ def _memory_kwargs(kwargs: Mapping | None, batch_size: int | None, segment_len: 
         kwargs
     )
     if own:
-        raise ValueError(f"neural_memory_kwargs: got {sorted(own)}, which the transformer's own arguments set")
+        raise ValueError(
+            f"neural_memory_kwargs must be without what the transformer's own arguments set, got {sorted(own)}"
+        )
     if kwargs.get("num_pages", 1) != 1:
         kwargs.setdefault("page_switch_every", batch_size or segment_len)
     return kwargs

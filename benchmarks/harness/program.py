@@ -219,7 +219,7 @@ def checked_device(device: str) -> None:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         first = (str(error).splitlines() or [""])[0]
-        raise UsageError(f"--device: got {device!r}, which torch cannot use here ({first[:120]})") from error
+        raise UsageError(f"--device must be one that torch can use here, got {device!r} ({first[:120]})") from error
 
 
 def code_version() -> str | None:

@@ -14,18 +14,22 @@ import pytest
         (
             benchmark_paging.BENCHMARK.main,
             ["--seeds", "x"],
-            "argument --seeds must be an integer of at least 1, got 'x'",
+            "argument --seeds: must be an integer of at least 1, got 'x'",
         ),
         (benchmark_paging.BENCHMARK.main, ["--sedes", "3"], "unrecognized arguments: --sedes 3"),
-        (benchmark_paging.BENCHMARK.main, ["--device", "cdua"], "--device: got 'cdua', which torch cannot use here"),
-        (benchmark_precision.main, ["--device", "cdua"], "--device: got 'cdua', which torch cannot use here"),
+        (
+            benchmark_paging.BENCHMARK.main,
+            ["--device", "cdua"],
+            "--device must be one that torch can use here, got 'cdua'",
+        ),
+        (benchmark_precision.main, ["--device", "cdua"], "--device must be one that torch can use here, got 'cdua'"),
         (benchmark_precision.main, ["--threads", "-2"], "--threads must be 1 or more, got -2"),
-        (benchmark_stream.main, ["--device", "cdua"], "--device: got 'cdua', which torch cannot use here"),
-        (benchmark_speed.main, ["--repeats", "x"], "argument --repeats must be an integer of at least 1, got 'x'"),
+        (benchmark_stream.main, ["--device", "cdua"], "--device must be one that torch can use here, got 'cdua'"),
+        (benchmark_speed.main, ["--repeats", "x"], "argument --repeats: must be an integer of at least 1, got 'x'"),
         (
             benchmark_lengths.compare,
             ["--config", "none.yaml", "--seeds", "0"],
-            "argument --seeds must be an integer of at least 1, got '0'",
+            "argument --seeds: must be an integer of at least 1, got '0'",
         ),
     ],
 )

@@ -185,7 +185,7 @@ def test_flags_of_searches(tmp_path):
     assert ratios("0.3,none,0.1") == [None, 0.1, 0.3]
     assert sizes("none,4,4") == [None, 4]
     for wrong in ("0", "x", ""):
-        with pytest.raises(argparse.ArgumentTypeError, match="takes"):
+        with pytest.raises(argparse.ArgumentTypeError, match="must be "):
             sizes(wrong)
     path = tmp_path / "r.json"
     for content in ("{", "{}", '{"best": {"candidate": {"phase_mix": 0.5}}}'):

@@ -89,4 +89,4 @@ def test_a_run_end_to_end(tmp_path, capsys):
     assert len(result["marks"]) == 16
     with pytest.raises(SystemExit):
         bench.main(["--piece", "0"])
-    assert "piece: got 0" in capsys.readouterr().err
+    assert "piece must be an integer of at least 1, got 0" in capsys.readouterr().err

@@ -235,5 +235,5 @@ def test_text_is_split_and_the_constant_is_the_share_of_bytes(tmp_path):
     ],
 )
 def test_settings_that_do_not_fit_are_named(make):
-    with pytest.raises(ValueError, match="got .*, takes"):
+    with pytest.raises(ValueError, match="must be .*, got "):
         make()

@@ -3,12 +3,15 @@ line that begins with the argument's name, says what it got and what it takes. N
 
 import dataclasses
 import inspect
+import re
 
 import pytest
 
 import titans_pytorch as t
 from titans_pytorch.training.config import DataConfig, ReportConfig, TaskConfig, TrainConfig
 from titans_pytorch.training.mac import MacConfig
+
+from ..helpers import refusal
 
 WRONG = (None, "x", -1, 0, 1.5, float("nan"), [], {}, True, object(), (1, 2, 3))
 NEEDED = {
@@ -57,8 +60,7 @@ def test_what_an_argument_does_not_take(made, name):
             made(**NEEDED[made] | {name: value})
         except ValueError as error:
             message = str(error)
-            assert message.startswith(f"{name}: got "), message
-            assert "takes " in message
+            assert re.match(refusal(name), message), message
             assert "\n" not in message
 
 
@@ -77,5 +79,5 @@ def test_settings_keep_their_types(kind):
     for field in dataclasses.fields(kind):
         if isinstance(field.default, float):
             assert type(getattr(kind(**{field.name: field.default}), field.name)) is float
-            with pytest.raises(ValueError, match=f"^{field.name} must be a number, got nan"):
+            with pytest.raises(ValueError, match=f"^{field.name} must be .*number.*, got nan"):
                 kind(**{field.name: float("nan")})

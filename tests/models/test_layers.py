@@ -11,6 +11,7 @@ from titans_pytorch.models.gates import GATES
 from titans_pytorch.norms import RMSNorm
 from titans_pytorch.storing import storing_off
 
+from .. import helpers
 from ..helpers import assert_close, assert_same_gradients, gradients, randomise
 from . import twins
 
@@ -121,19 +122,22 @@ def test_without_momentum_or_decay(name):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: MAGLayer(8, heads=3), "heads: got 3"),
-        (lambda: MAGLayer(8, heads=4), "heads must be a divisor of dim = 8 that leaves heads of an even width, got 4"),
-        (lambda: MAGLayer(8, 2, window=0), "window: got 0"),
-        (lambda: MACLayer(8, 2, segment=-1), "segment: got -1"),
+        (lambda: MAGLayer(8, heads=3), "heads must be ..., got 3"),
+        (
+            lambda: MAGLayer(8, heads=4),
+            "heads must be a divisor of dim = 8 that leaves heads of an even width..., got 4",
+        ),
+        (lambda: MAGLayer(8, 2, window=0), "window must be ..., got 0"),
+        (lambda: MACLayer(8, 2, segment=-1), "segment must be ..., got -1"),
         (lambda: MACLayer(8, 2, gate="tanh"), "gate must be one of normalised, silu, sigmoid, got 'tanh'"),
-        (lambda: MALLayer(8, 2, n_persistent=-1), "n_persistent: got -1"),
-        (lambda: LMMLayer(8, memory=nn.Linear(8, 8)), "memory must be a NeuralMemory, got Linear"),
-        (lambda: LMMLayer(8, memory=NeuralMemory(6)), "memory must be one of dim = 8, got a NeuralMemory of dim 6"),
+        (lambda: MALLayer(8, 2, n_persistent=-1), "n_persistent must be ..., got -1"),
+        (lambda: LMMLayer(8, memory=nn.Linear(8, 8)), "memory must be a NeuralMemory..., got Linear"),
+        (lambda: LMMLayer(8, memory=NeuralMemory(6)), "memory must be one of dim = 8..., got a NeuralMemory of dim 6"),
         (lambda: titans_memory(8, heads=3), "heads must be a divisor of dim = 8, got 3"),
-        (lambda: titans_memory(8, qk_norm="l1"), "qk_norm: got 'l1'"),
-        (lambda: titans_memory(8, init_scale=0.0), "init_scale: got 0.0"),
+        (lambda: titans_memory(8, qk_norm="l1"), "qk_norm must be ..., got 'l1'"),
+        (lambda: titans_memory(8, init_scale=0.0), "init_scale must be ..., got 0.0"),
     ],
 )
 def test_wrong_arguments(build, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=helpers.message(message)):
         build()

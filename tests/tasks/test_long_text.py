@@ -14,7 +14,7 @@ def test_windows_of_a_text(text_file):
     assert windows.shape == (4, 51)
     assert torch.equal(windows[0], held_out[:51])
     assert torch.equal(windows[-1], held_out[-51:])
-    with pytest.raises(ValueError, match="length must be less than the text's held-out part, got 100000"):
+    with pytest.raises(ValueError, match="length must be less than the text's held-out part.*, got 100000"):
         LongText(str(text_file), length=100000)
 
 
@@ -50,5 +50,5 @@ def test_a_passkey_in_a_text(text_file):
         text, key = bytes(ids).decode(), bytes(targets[-3:]).decode()
         assert text.count(f"The pass key is {key}. Remember it: {key} is the pass key.") == 1
         assert text.endswith(f"The pass key is {key[:2]}")
-    with pytest.raises(ValueError, match="length must be less than, got 9999999"):
+    with pytest.raises(ValueError, match="length must be less than .*, got 9999999"):
         task.batch(0, 1, length=9999999)

@@ -41,17 +41,17 @@ def test_settings_name_the_subject(text_file, tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (TaskConfig("recall", {"seed": 3}), "data.settings: got seed, which seed of training sets"),
-        (TaskConfig("recall", {"pairs": "many"}), "data: pairs: got 'many'"),
+        (TaskConfig("recall", {"seed": 3}), "data.settings cannot be combined with seed, which seed of training sets"),
+        (TaskConfig("recall", {"pairs": "many"}), "data: pairs must be an integer of at least 1, got 'many'"),
         (TaskConfig("recal"), "data: unknown task recal; the nearest is recall"),
-        (TaskConfig("recall", first_len=128), "first_len must be 0, or 24 to seq_len = 64, got 128"),
+        (TaskConfig("recall", first_len=128), "first_len must be 0, or 24 to seq_len = 64 for this task, got 128"),
     ],
 )
 def test_mistakes(data, message):
     with pytest.raises(TrainingError) as error:
         subject_of(RunConfig(ModelConfig(), data, TrainConfig(seq_len=64)))
     assert message in str(error.value)
-    with pytest.raises(ValueError, match="test_times: got"):
+    with pytest.raises(ValueError, match="test_times must be .*, got"):
         TaskConfig("recall", test_times=())
 
 

@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -32,12 +33,12 @@ def test_every_setting_has_help_and_a_unique_name():
         ({"batch_sise": 1}, "the nearest is batch_size"),
         ({"steps": "5"}, "steps must be a whole number, got '5'"),
         ({"steps": True}, "steps must be a whole number, got True"),
-        ({"steps": 0}, "steps must be a positive, got 0"),
-        ({"layers": ("a",)}, "layers must be whole numbers, got \\('a',\\)"),
+        ({"steps": 0}, "steps must be a positive number, got 0"),
+        ({"layers": ("a",)}, "layers must be whole numbers or none, got \\('a',\\)"),
         ({"precision": "half"}, "precision must be one of auto, float32, bfloat16, got 'half'"),
-        ({"held_out": 1.0}, "held_out: got 1.0"),
-        ({"beta2": 1.0}, "beta2: got 1.0"),
-        ({"clip": -1.0}, "clip: got -1.0"),
+        ({"held_out": 1.0}, "held_out must be .*, got 1.0"),
+        ({"beta2": 1.0}, "beta2 must be .*, got 1.0"),
+        ({"clip": -1.0}, "clip must be .*, got -1.0"),
     ],
 )
 def test_wrong_settings(changes, message):
@@ -86,7 +87,7 @@ def test_command_line_mistakes_take_one_line(argv, message, capsys):
         parse(*argv)
     assert leaving.value.code == 2
     error = capsys.readouterr().err
-    assert message in error
+    assert re.search(message, error)
     assert error.count("\n") == 1
 
 

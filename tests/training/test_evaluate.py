@@ -74,7 +74,7 @@ def test_bits_per_byte_of_a_model_that_knows():
 def test_bad_windows():
     with pytest.raises(ValueError, match="stride must be 1 to context = 8, got 9"):
         bits_per_byte(Knows(), bytes_of(20), context=8, stride=9, batch_size=1)
-    with pytest.raises(ValueError, match="got 1 bytes"):
+    with pytest.raises(ValueError, match="data must have at least 2 bytes, got 1"):
         bits_per_byte(Knows(), bytes_of(1), context=8, stride=4, batch_size=1)
 
 

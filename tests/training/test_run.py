@@ -184,7 +184,7 @@ def test_unusable_data(tmp_path, content, capsys):
 
 def test_an_unusable_device(finished, tmp_path, capsys):
     assert tiny_script.run([*finished[1], "--out", str(tmp_path / "run"), "--device", "abacus"]) == 1
-    assert "device: got 'abacus'" in last_line(capsys)
+    assert "device must be one that torch can use here, got 'abacus'" in last_line(capsys)
 
 
 def test_a_new_run_moves_an_earlier_one_aside(finished, tmp_path, capsys):

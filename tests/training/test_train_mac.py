@@ -118,9 +118,12 @@ def test_the_memory_loss_reaches_the_training_loss(script, arguments, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (["--num-pages", "2"], "num_pages: got 2"),
+        (["--num-pages", "2"], "num_pages > 1 needs use_symplectic_gating or use_dmd_gating"),
         (["--neural-memory-layers", "3"], "neural_memory_layers must be layers from 1 to 2, got (3,)"),
-        (["--neural-memory-batch-size", "6"], "neural_memory_batch_size: got 6"),
+        (
+            ["--neural-memory-batch-size", "6"],
+            "neural_memory_batch_size must be a multiple of the store chunk size, 4, got 6",
+        ),
     ],
 )
 def test_a_model_that_cannot_be_built(script, arguments, tmp_path, capsys, wrong, message):

@@ -44,7 +44,7 @@ def analyze_command(argv: list[str]) -> None:
         ids = held_out_text(run, options.text, options.length)[None, : options.length].long()
         what = options.text or "held-out text"
     if int(ids.max()) >= run.model.vocab_size:
-        raise TrainingError(f"text: got bytes, the run's model knows {run.model.vocab_size} tokens")
+        raise TrainingError(f"text needs a model of bytes (256 tokens), the run's knows {run.model.vocab_size}")
     traces = trace_memories(model, ids.to(device), options.piece)
     out = Path(options.out) if options.out else Path(options.run) / "analysis"
     result = {"run": options.run, "read": what, "tokens": options.length, "torch": torch.__version__}

@@ -69,7 +69,7 @@ def on_task(run: RunConfig, model, lengths: list[int], rows: int, device) -> lis
 
 def on_text(run: RunConfig, model, lengths: list[int], options, device) -> list[dict[str, Any]]:
     if run.model.vocab_size < 256:
-        raise TrainingError(f"text: got bytes, the run's model knows {run.model.vocab_size} tokens")
+        raise TrainingError(f"text needs a model of bytes (256 tokens), the run's knows {run.model.vocab_size}")
     text = held_out_text(run, options.text, 1)[: options.limit]
     if max(lengths) >= len(text):
         raise TrainingError(f"length must be less than the {len(text)} bytes that are read, got {max(lengths)}")

@@ -47,7 +47,7 @@ def memory_check_command(argv: list[str]) -> None:
         found = benefit_on_task(model, task, rows, length, size, device)
     else:
         if run.model.vocab_size < 256:
-            raise TrainingError(f"text: got bytes, the run's model knows {run.model.vocab_size} tokens")
+            raise TrainingError(f"text needs a model of bytes (256 tokens), the run's knows {run.model.vocab_size}")
         text = held_out_text(run, options.text, length)
         starts = [round(i * (len(text) - length - 1) / max(1, rows - 1)) for i in range(rows)]
         windows = torch.stack([text[start : start + length + 1] for start in starts])

@@ -38,7 +38,9 @@ def sample_command(argv: list[str]) -> None:
     device = resolve_device(options.device)
     run, model = load_run(Path(options.run), device)
     if run.model.vocab_size < 256:
-        raise TrainingError(f"{options.run}: a model of {run.model.vocab_size} tokens, takes one of bytes (256)")
+        raise TrainingError(
+            f"titans sample needs a model of bytes (256 tokens), that of {options.run} knows {run.model.vocab_size}"
+        )
     if options.prompt is not None and options.prompt_file is not None:
         raise TrainingError("prompt: give --prompt or --prompt-file, not both")
     prompt = read_bytes(options.prompt_file) if options.prompt_file else (options.prompt or "\n").encode()

@@ -51,7 +51,7 @@ def search_command(argv: list[str]) -> None:
     points = combinations(given.run, options.grid)
     seeds, report = options.seeds or (0,), options.report_seeds or (100,)
     if shared := set(seeds) & set(report):
-        raise TrainingError(f"report_seeds: got {min(shared)}, which is among the seeds to choose by")
+        raise TrainingError(f"report_seeds must be others than the seeds to choose by, got {min(shared)}")
     lower = not isinstance(given.run.data, TaskConfig)
     tried = []
     for number, values in enumerate(points):
@@ -95,7 +95,7 @@ def read_value(name: str, text: str, hint: Any) -> Any:
     try:
         return option_for(hint).get("type", str)(text)
     except ArgumentTypeError as error:
-        raise TrainingError(f"grid: {name}: {error}") from error
+        raise TrainingError(f"grid: {name} {error}") from error
 
 
 def replaced_or_error(run: RunConfig, values: dict[str, Any]) -> RunConfig:

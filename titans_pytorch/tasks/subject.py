@@ -102,7 +102,7 @@ def task_of(data: TaskConfig, train: TrainConfig) -> Task:
     """
     for name, owner in (("length", "seq_len"), ("seed", "seed")):
         if name in data.settings:
-            raise TrainingError(f"data.settings: got {name}, which {owner} of training sets")
+            raise TrainingError(f"data.settings cannot be combined with {name}, which {owner} of training sets")
     try:
         return build_task(data.task, {**data.settings, "length": train.seq_len, "seed": train.seed})
     except (ValueError, TypeError) as error:

@@ -116,7 +116,7 @@ def unpacked(path: Path) -> Iterator[BinaryIO]:
     with zipfile.ZipFile(path) as archive:
         files = [entry for entry in archive.infolist() if not entry.is_dir()]
         if len(files) != 1:
-            raise TrainingError(f"data: {path} holds {len(files)} files, takes a .zip of one")
+            raise TrainingError(f"data must be a .zip of one file, {path} holds {len(files)}")
         with archive.open(files[0]) as source:
             yield source
 
@@ -170,7 +170,9 @@ class Windows:
 
     def __init__(self, data: Tensor, seq_len: int, seed: int):
         if len(data) < seq_len + 1:
-            raise TrainingError(f"data: {len(data)} bytes to train on, takes at least seq_len + 1 = {seq_len + 1}")
+            raise TrainingError(
+                f"data must have at least seq_len + 1 = {seq_len + 1} bytes to train on, got {len(data)}"
+            )
         self.data, self.seq_len, self.seed = data, seq_len, seed
         self.per_epoch = max(1, (len(data) - 1) // seq_len - 1)
         self.epoch = -1

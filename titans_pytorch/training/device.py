@@ -22,7 +22,7 @@ def resolve_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         first = (str(error).splitlines() or [""])[0]
-        raise TrainingError(f"device: got {name!r}, which torch cannot use here ({first[:120]})") from error
+        raise TrainingError(f"device must be one that torch can use here, got {name!r} ({first[:120]})") from error
     return device
 
 

@@ -223,7 +223,9 @@ def check_subject(run: Run, subject: Subject) -> None:
     checkpoint = last_checkpoint(run.out / "checkpoints")
     expected = read_training(checkpoint)["about"]["fingerprint"]
     if subject.fingerprint != expected:
-        raise TrainingError(f"data: got what has {subject.fingerprint}, the run was started on {expected}")
+        raise TrainingError(
+            f"data must be what the run was started on ({expected}), got what has {subject.fingerprint}"
+        )
 
 
 def conclude(run: Run, trainer: Trainer) -> dict[str, Any]:
