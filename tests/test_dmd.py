@@ -299,7 +299,7 @@ def test_bad_rank_is_named(rank):
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match=r"^x must be floating point snapshots, got torch.int64"):
         DynamicModeDecomposition()(torch.zeros(3, 4, dtype=torch.long))
-    with pytest.raises(ValueError, match=r"^x must be snapshots, got shape \(4,\)"):
+    with pytest.raises(ValueError, match=r"^x must be snapshots.*, got shape \(4,\)"):
         DynamicModeDecomposition()(torch.zeros(4))
     x = torch.zeros(1, 4, 2)
     for name, call in {
