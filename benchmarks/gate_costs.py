@@ -113,12 +113,11 @@ def measure(arms: dict[str, dict], repeats: int, spectral: bool, tokens: int, de
     with tqdm(total=(repeats + 1) * len(memories), unit="step", file=sys.stderr, disable=None) as bar:
         for turn in range(repeats + 1):
             for name, memory in memories.items():
-                if memory.page_switch_events is not None:
-                    memory.page_switch_events.zero_()
+                memory.page_switch_events.zero_()
                 seconds = cpu_seconds(lambda memory=memory: train_step(memory, seq), device)
                 if turn:  # the first finds everything cold
                     least[name] = min(least[name], seconds)
-                switches[name] = 0 if memory.page_switch_events is None else int(memory.page_switch_events)
+                switches[name] = int(memory.page_switch_events)
                 bar.update()
     return [
         {"arm": name, "seconds": s, "to_plain": s / least[PLAIN], "switches": switches[name]}

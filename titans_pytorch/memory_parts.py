@@ -96,8 +96,6 @@ class MemoryParts(nn.Module):
         check_flags(MemoryParts.__init__, locals())
         super().__init__()
         self.dim, self.heads = positive_int(dim, "dim"), positive_int(heads, "heads")
-        if heads > 1 and dim_head is None:
-            raise wrong("dim_head", None, f"a positive integer when heads = {heads}")
         self.dim_head = dim if dim_head is None else positive_int(dim_head, "dim_head")
         self.retrieve_chunk_size, self.store_chunk_size = chunk_sizes(chunk_size)
         batch_chunks(batch_size, self.store_chunk_size)
@@ -233,7 +231,10 @@ class MemoryParts(nn.Module):
         self.symplectic_complexity_scale = gates.scale(gates.use_symplectic_gating)
         self.dmd_complexity_scale = gates.scale(gates.use_dmd_gating)
         self.symplectic_page_threshold = gates.threshold
-        self.register_buffer("page_switch_events", gates.counter(), persistent=False)
+        if gates.num_pages > 1:
+            self.register_buffer("page_switch_events", torch.tensor(0), persistent=False)
+        else:
+            self.page_switch_events = torch.tensor(0, device="cpu")  # never counts: no buffer for DDP to broadcast
 
     @property
     def internal_heads(self) -> int:

@@ -43,7 +43,7 @@ class NeuralMemory(MemoryChunks):
             stays at the initial weights. A multiple of the store chunk. chunk_size = 1 with a batch size is the paper's
             rule.
         heads: memories side by side, each with its own keys, values, queries and weights.
-        dim_head: features per head (default dim); needed with more than one head.
+        dim_head: features per head (default dim, with any number of heads).
         model: the memory network, [.. n dim_head] -> [.. n dim_head], a module without buffers; default
             MemoryMLP(dim_head, **default_model_kwargs).
         default_model_kwargs: of that MemoryMLP: depth, and expansion_factor.
@@ -116,7 +116,7 @@ class NeuralMemory(MemoryChunks):
     Args: Pages
         num_pages: copies of the heads, all read together, of which each row writes one: it starts on page 0 and turns
             to another where a chunk's complexity exceeds a threshold. On the other pages nothing moves. Needs a gate.
-            The buffer `page_switch_events` counts.
+            `page_switch_events`, a tensor, counts the switches; 0 without pages.
         symplectic_page_threshold: that threshold (0.5, with DMD 0.4); may be set at any time, see
             `calibrate_page_threshold`.
         page_threshold_quantile: or, in its place, this quantile of the complexities of the last chunks.

@@ -1,4 +1,5 @@
-"""Weights saved from the released package `titans-pytorch` (the peer), loaded into modules of the same arguments."""
+"""Weights saved from the released package `titans-pytorch` (the peer), or from the fork of it with gates and pages,
+loaded into modules of the same arguments."""
 
 from collections.abc import Mapping
 
@@ -9,15 +10,16 @@ from .neural_memory import NeuralMemory
 
 RATES = ("reduce_to_chunk_rep", "to_adaptive_step", "to_decay_factor", "to_momentum", "to_learned_momentum_combine")
 RATES += ("to_layer_modulation", "to_learned_weight_residual_mix")
+SCALES = ("symplectic_complexity_scale", "dmd_complexity_scale")  # of shape (1,) in the fork
 IN_SEQUENCE = (*RATES[1:], "retrieve_gate", "to_queries", "to_keys", "to_values")  # a Linear, then what rearranges
 
 
 def load_peer_state_dict(module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    """Loads weights that the package titans-pytorch saved.
+    """Loads weights that the package titans-pytorch saved, or displague's fork of it.
 
     Args:
         module: a NeuralMemory or a MemoryAsContextTransformer, built with the same arguments as the one that was saved.
-        state_dict: its state dict.
+        state_dict: its state dict. The fork's count of page switches is not loaded: it starts at 0.
 
     Raises:
         ValueError: naming the keys, on anything that is missing, left over, or of another shape.
@@ -46,8 +48,12 @@ def load_peer_state_dict(module: nn.Module, state_dict: Mapping[str, Tensor]) ->
 
 
 def translate_memory_keys(memory: NeuralMemory, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The peer's keys as ours, less those without effect."""
-    return {_our_key(key): value for key, value in state_dict.items() if not _without_effect(memory, key)}
+    """The peer's keys as ours, less those without effect, and the fork's scales as numbers."""
+    translated = {_our_key(key): value for key, value in state_dict.items() if not _without_effect(memory, key)}
+    for scale in SCALES:
+        if scale in translated and translated[scale].shape == (1,):
+            translated[scale] = translated[scale].squeeze(0)
+    return translated
 
 
 def _our_key(key: str) -> str:
@@ -60,6 +66,8 @@ def _our_key(key: str) -> str:
 
 def _without_effect(memory: NeuralMemory, key: str) -> bool:
     if key.startswith("memory_model."):  # a template; the learned weights are memory_model_parameters
+        return True
+    if key == "page_switch_events":  # a count, not a weight
         return True
     if key == "transition_gate":  # kept also where no batch size ever uses it
         return memory.transition_gate is None

@@ -84,7 +84,7 @@ AXES = [
     ("chunk_size", [3, 1, 2, 4, (2, 4), (3, 2), (5, 3)]),
     ("batch_chunks", [None, 1, 2, 3]),  # batch_size in store chunks
     ("heads", [1, 2]),
-    ("dim_head", [DIM, 4]),
+    ("dim_head", [DIM, 4, None]),
     ("model", list(MODELS)),
     ("mem_model_norm_add_residual", [True, False]),
     ("default_step_transform_max_lr", [0.1, 0.5]),
@@ -181,7 +181,7 @@ class Subject:
             options |= {"symplectic_gate": own_gate(), "symplectic_gate_kwargs": None}
         options["page_router"] = None if own_router is None else own_router()
         self.diff_views = options["qkv_receives_diff_views"]
-        model = MODELS[options.pop("model")](options["dim_head"])
+        model = MODELS[options.pop("model")](options["dim_head"] or DIM)
         build = {**options, "model": model, "engine": engine}
         self.memory = randomise(NeuralMemory(DIM, **build).to(dtype), seed, 0.2)
         self.earlier = None
@@ -192,8 +192,7 @@ class Subject:
     @property
     def switches(self) -> int:
         """How often pages were turned, over both memories."""
-        counters = [m.page_switch_events for m in (self.memory, self.earlier) if m is not None]
-        return sum(int(counter) for counter in counters if counter is not None)
+        return sum(int(m.page_switch_events) for m in (self.memory, self.earlier) if m is not None)
 
     @property
     def parameters(self) -> dict:

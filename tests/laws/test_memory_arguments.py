@@ -63,7 +63,6 @@ CONSTRUCTORS = [
     ({"dim_head": 0}, "dim_head must be ..., got 0"),
     ({"dim_head": 3.0}, "dim_head must be ..., got 3.0"),
     ({"heads": 0}, "heads must be ..., got 0"),
-    ({"heads": 2}, "dim_head must be ..., got None"),
     ({"heads": 1.0}, "heads must be ..., got 1.0"),
     ({"model": 3}, "model must be ..., got 3"),
     ({"model": nn.Linear}, "model must be ..., got <class"),

@@ -8,7 +8,7 @@ from torch import nn
 
 from ..helpers import assert_close, assert_same_gradients, gradients
 from ..naive_memory import NaiveMemory
-from .subjects import AXES, MODELS, Subject, option_sets, store_chunk, tolerance
+from .subjects import AXES, DIM, MODELS, Subject, option_sets, store_chunk, tolerance
 
 WITHOUT_GATES = {"use_symplectic_gating": False, "use_dmd_gating": False, "kinetics_coupling": False, "num_pages": 1}
 WITHOUT_GATES |= {"page_threshold_quantile": None, "symplectic_gate": None}
@@ -19,7 +19,7 @@ def twins(subject, options):
     """The naive twin of the subject's memory, and of the earlier one."""
     batch = options["batch_chunks"]
     keywords = options | {"batch_size": None if batch is None else batch * store_chunk(options)}
-    model = MODELS[options["model"]](options["dim_head"]).double()
+    model = MODELS[options["model"]](options["dim_head"] or DIM).double()
     earlier = subject.earlier and NaiveMemory(subject.earlier, model, keywords)
     return NaiveMemory(subject.memory, model, keywords), earlier
 

@@ -90,10 +90,6 @@ class GateOptions:
         except TypeError as error:  # a keyword it does not have
             raise wrong("symplectic_gate_kwargs", kwargs, f"keywords of SymplecticGating ({error})") from error
 
-    def counter(self) -> torch.Tensor | None:
-        """`page_switch_events`: how many switches there were."""
-        return torch.tensor(0) if self.num_pages > 1 else None
-
     def scale(self, used: bool) -> nn.Parameter | None:
         return nn.Parameter(torch.tensor(0.5)) if used else None
 
