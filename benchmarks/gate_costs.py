@@ -73,7 +73,7 @@ ARMS = {
     "gated adaptive top-k, 4 pages": {**gate(gated=True, adaptive_topk_ratio=0.5), **pages(4)},
     "phase, 4 pages": {**PHASE, **pages(4)},
     "phase, 4 keyed pages": {**PHASE, **KEYED, **pages(4)},
-    "phase, 4 hierarchical pages": {**PHASE, "hierarchical_paging": True, **pages(4)},
+    "phase, 4 hierarchical pages": {**PHASE, "hierarchical_paging": True, "coarse_pages": 2, **pages(4)},
     "codebook, 4 pages": {**gate(codebook_mix=0.5), **pages(4)},
     "codebook top-k, 4 pages": {**gate(codebook_mix=0.5, codebook_topk=4), **pages(4)},
     "quorum, 4 pages": {**gate(quorum_mix=0.5), **pages(4)},

@@ -202,7 +202,7 @@ def test_hierarchical_pages(mix, phase):
 
 @pytest.mark.parametrize(
     ("given", "split"),
-    [((None, None), (2, 3)), ((3, None), (3, 2)), ((None, 6), (1, 6)), ((6, 1), (6, 1))],
+    [((None, None), (1, 6)), ((3, None), (3, 2)), ((None, 6), (1, 6)), ((6, 1), (6, 1))],
 )
 def test_pages_split_into_coarse_and_fine(given, split):
     memory = told_memory(pages=6, hierarchical_paging=True, coarse_pages=given[0], fine_pages=given[1])

@@ -127,8 +127,8 @@ class NeuralMemory(MemoryChunks):
         manifold_state_keyed_paging: turn to the page in whose share of the circle the gate's phase angle lies; without
             a phase, and by default, to the next page.
         hierarchical_paging: turn to a coarse page by complexity, in it to a fine one by the phase.
-        coarse_pages: how many; coarse_pages * fine_pages is num_pages. Default: the most even split.
-        fine_pages: how many in each, default the larger part.
+        coarse_pages: how many; coarse_pages * fine_pages is num_pages. Default: 1, or what fine_pages leaves.
+        fine_pages: how many in each. Default: what coarse_pages leaves.
         hierarchy_mix: share of that page in a mixture with the next page, in [0, 1].
         page_router: turn to a page of one's own choice, (page, complexity, angle) -> page, elementwise; angle is None
             unless it has `uses_phase = True`.

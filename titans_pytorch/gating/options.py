@@ -107,11 +107,10 @@ class GateOptions:
         return KeyedRouter(self.num_pages) if self.manifold_state_keyed_paging else SequentialRouter(self.num_pages)
 
     def _hierarchy(self) -> tuple[int, int]:
-        """(coarse, fine). Where neither is given, the most even split, the finer part the larger."""
+        """(coarse, fine). Where neither is given, one coarse page, as in the fork."""
         pages, coarse, fine = self.num_pages, self.coarse_pages, self.fine_pages
-        if coarse is None and fine is None:
-            coarse = max(i for i in range(1, int(pages**0.5) + 1) if pages % i == 0)
-        coarse = pages // fine if coarse is None else coarse
+        if coarse is None:
+            coarse = 1 if fine is None else pages // fine
         fine = pages // coarse if fine is None else fine
         if coarse * fine != pages:
             got = Words(f"{self.coarse_pages} with fine_pages {self.fine_pages}")
