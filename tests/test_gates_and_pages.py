@@ -38,7 +38,8 @@ def test_off_is_off():
     plain, off = build(), build(**OFF)
     assert off.gating.stages == ()
     assert off.symplectic_gate is None
-    assert off.page_switch_events == 0 and list(off.named_buffers()) == []
+    assert off.page_switch_events == 0
+    assert list(off.named_buffers()) == []
     assert {k: v.shape for k, v in off.state_dict().items()} == {k: v.shape for k, v in plain.state_dict().items()}
     seq = torch.randn(2, 9, DIM)
     (out, state), (wanted, _) = off(seq), plain(seq)

@@ -6,7 +6,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from .checks import callable_or_none, check_flags, number_or_none, one_of, positive_int, positive_number, wrong
+from .checks import callable_or_none, check_flags, number_or_none, one_of, positive_int, positive_number
 from .engines.update_rule import UpdateRule
 from .gating.options import GateOptions
 from .memory_options import (
