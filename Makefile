@@ -42,11 +42,9 @@ bench-quick: $(STAMP)
 baselines: $(STAMP)
 	set -e; for name in $(CHECKED); do \
 	    $(BIN)/python benchmarks/benchmark_$$name.py $(QUICK) \
-	        --output-json benchmarks/results/$${name}_quick_baseline.json; done
-	$(BIN)/python benchmarks/benchmark_codebook_transfer.py --steps 60 --dim 16 --seq-len 16 \
-	    --output-json benchmarks/results/codebook_transfer_baseline.json
-	$(BIN)/python benchmarks/benchmark_symplectic.py --steps 16 \
-	    --output-json benchmarks/results/symplectic_baseline.json
+	        --output-json benchmarks/results/$${name}_quick_baseline.json; \
+	    $(BIN)/python benchmarks/benchmark_$$name.py --repeats 0 \
+	        --output-json benchmarks/results/$${name}_baseline.json; done
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

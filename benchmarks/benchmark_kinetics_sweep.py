@@ -23,6 +23,7 @@ CHOSEN = "chosen"
 
 def flags(p: argparse.ArgumentParser) -> None:
     transfer.flags(p, pages=1)
+    transfer.phase_flags(p)
     p.add_argument("--mixes", type=numbers, default=numbers("0,0.25,0.5,0.75,1"), help="with commas; 0 is always there")
     p.add_argument("--selection-seeds", type=whole(1), default=2, help="how many seeds the mix is chosen on")
     p.add_argument("--switch-rate", type=float, default=0.5, help="with --pages: what the threshold is set for")
@@ -37,7 +38,7 @@ def arm_of(mix: float, args: argparse.Namespace, name: str | None = None, **more
 
 
 def plan(args: argparse.Namespace, session) -> Plan:
-    tasks = transfer.tasks(args)
+    tasks, settings = transfer.tasks(args), transfer.settings(args, session.setting)
     mixes = sorted({0.0, *args.mixes})
     if len(mixes) < 2:
         raise ValueError(f"--mixes must be at least one above 0, got {args.mixes}")
@@ -47,6 +48,7 @@ def plan(args: argparse.Namespace, session) -> Plan:
         session.selection_seeds(args.selection_seeds),
         lambda params: arm_of(params["kinetics_mix"], args, controls=False),
         lambda params, outcomes: transfer.scores({task: [got] for task, got in outcomes.items()})[0],
+        settings,
     )
     for mix in mixes[1:]:
         search.trial({"kinetics_mix": mix})
@@ -54,7 +56,9 @@ def plan(args: argparse.Namespace, session) -> Plan:
     sweep = [arm_of(mix, args, controls=False) for mix in mixes]
     chosen = arm_of(best, args, CHOSEN, off={"kinetics_mix": 0.0})
     versus = [(arm.name, "mix_0") for arm in sweep[1:]]
-    return Plan(tasks, [*sweep, chosen], extra={"selection": {"mix": best, **search.record()}}, versus=versus)
+    return Plan(
+        tasks, [*sweep, chosen], extra={"selection": {"mix": best, **search.record()}}, versus=versus, settings=settings
+    )
 
 
 def fields(result: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:

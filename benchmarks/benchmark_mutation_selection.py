@@ -39,9 +39,10 @@ def flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--search-seeds", type=whole(1), default=2, help="seeds that candidates are chosen on")
     p.add_argument("--switch-rate", type=float, default=0.5, help="switches per opportunity the thresholds are set for")
     p.add_argument("--latency-weight", type=float, default=0.0, help="per millisecond of a training step; shown apart")
-    p.add_argument("--use-transfer-fitness", action="store_true")
+    p.add_argument("--use-transfer-fitness", action="store_true", help="else the flags below change nothing")
     p.add_argument("--transfer-weight", type=float, default=0.5, help="of the transfer score, in [0, 1]")
     p.add_argument("--long-seq-len", type=whole(24), default=48, help="tokens of the three parts of a long horizon")
+    transfer.phase_flags(p)
 
 
 def evolve(search: Search, args: argparse.Namespace, source: random.Random) -> list[dict[str, Any]]:
@@ -64,6 +65,7 @@ def plan(args: argparse.Namespace, session) -> Plan:
     curves = curve_tasks(args.seq_len, dim=args.dim, batch_size=args.batch_size, chunk_size=args.chunk_size)
     others = transfer.tasks(argparse.Namespace(**{**vars(args), "seq_len": WRITING}))
     tasks = [*curves, *(others if args.use_transfer_fitness else [])]
+    settings = transfer.settings(args, session.setting)
 
     def arm(candidate: Candidate, name: str = "candidate", about: str = ""):
         return arm_of(candidate, name, args.dim, args.pages, args.hier_pages, args.switch_rate, about)
@@ -75,7 +77,7 @@ def plan(args: argparse.Namespace, session) -> Plan:
         w, (score,) = args.transfer_weight, transfer.scores({name: [found] for name, found in outcomes.items()})
         return (1 - w) * error + w * score
 
-    search = Search(session, tasks, session.selection_seeds(args.search_seeds), arm, fitness)
+    search = Search(session, tasks, session.selection_seeds(args.search_seeds), arm, fitness, settings)
     history = evolve(search, args, random.Random(args.seed))
     chance = random_search(search.fresh(), drawn, search.budget, args.seed + 1)
     arms = [
@@ -84,7 +86,7 @@ def plan(args: argparse.Namespace, session) -> Plan:
         arm(BY_HAND, "by_hand", "made by hand"),
     ]
     found = {"generation_history": history, "mutation": search.record(), "random": chance.record()}
-    return Plan(tasks, arms, versus=VERSUS, extra=found)
+    return Plan(tasks, arms, versus=VERSUS, extra=found, settings=settings)
 
 
 def fields(result: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:

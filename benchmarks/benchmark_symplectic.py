@@ -15,6 +15,7 @@ from typing import Any
 from harness.arms import Arm
 from harness.program import Benchmark, Plan, whole
 from tasks.curves import Recovery, curve_tasks
+from tasks.transfer import long_flags, long_setting
 
 PAGED = ("symplectic_paging", "dmd_paging", "symplectic_dmd_paging", "symplectic_phase_paging")
 
@@ -25,6 +26,7 @@ def flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--batch-size", type=whole(1), default=8)
     p.add_argument("--chunk-size", type=whole(1), default=8)
     p.add_argument("--long-seq-len", type=whole(24), default=48, help="tokens of the three parts of a recovery")
+    long_flags(p)
     p.add_argument("--switch-rate", type=float, default=0.5, help="switches per opportunity the thresholds are set for")
 
 
@@ -48,7 +50,8 @@ def arms(dim: int, rate: float) -> list[Arm]:
 def plan(args: argparse.Namespace, session) -> Plan:
     shared = {"dim": args.dim, "batch_size": args.batch_size, "chunk_size": args.chunk_size}
     tasks = [*curve_tasks(args.seq_len, **shared), Recovery(length=args.long_seq_len // 3, **shared)]
-    return Plan(tasks, arms(args.dim, args.switch_rate))
+    settings = {tasks[-1].name: long_setting(args, session.setting)}
+    return Plan(tasks, arms(args.dim, args.switch_rate), settings=settings)
 
 
 def fields(result: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:

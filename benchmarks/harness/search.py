@@ -14,7 +14,7 @@ from typing import Any
 from .arms import Arm, described, digest
 from .compare import of, pooled
 from .session import Session
-from .task import Task
+from .task import Setting, Task
 
 Params = Mapping[str, Any]
 
@@ -53,20 +53,25 @@ def task_stats(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 @dataclass
 class Search:
     """make(params): the arm with these settings. value(params, outcomes): the number to lower, from what Task.run gave
-    for one seed (task name -> outcome). Arms that are the same are tried once."""
+    for one seed (task name -> outcome). settings: task name -> its own Setting, where it is not the session's. Arms
+    that are the same are tried once."""
 
     session: Session
     tasks: Sequence[Task]
     seeds: Sequence[int]
     make: Callable[[Params], Arm]
     value: Callable[[Params, Mapping[str, Any]], float]
+    settings: Mapping[str, Setting] = field(default_factory=dict)
     tried: dict[str, Trial] = field(default_factory=dict)
 
     def trial(self, params: Params) -> Trial:
         arm = self.make(params)
         key = digest(arm.what())
         if key not in self.tried:
-            found = {t.name: self.session.measure(t, [arm], self.seeds)[arm.name] for t in self.tasks}
+            found = {
+                t.name: self.session.measure(t, [arm], self.seeds, self.settings.get(t.name))[arm.name]
+                for t in self.tasks
+            }
             each = [{name: found[name][i] for name in found} for i in range(len(self.seeds))]
             self.tried[key] = Trial(params, [self.value(params, outcomes) for outcomes in each], found)
         return self.tried[key]
@@ -82,7 +87,7 @@ class Search:
 
     def fresh(self) -> "Search":
         """The same search, nothing tried."""
-        return Search(self.session, self.tasks, self.seeds, self.make, self.value)
+        return Search(self.session, self.tasks, self.seeds, self.make, self.value, self.settings)
 
     def record(self) -> dict[str, Any]:
         ranked = sorted(self.tried.values(), key=lambda trial: trial.score)

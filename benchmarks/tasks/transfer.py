@@ -48,23 +48,37 @@ def flags(p: argparse.ArgumentParser, pages: int = 2) -> None:
 
 
 def paging_flags(p: argparse.ArgumentParser) -> None:
-    """`flags`, how often pages are turned, and how long each task is trained on."""
+    """`flags`, how often pages are turned, and `phase_flags`."""
     flags(p)
     p.add_argument("--switch-rate", type=float, default=0.5, help="switches per opportunity the thresholds are set for")
+    phase_flags(p)
+
+
+def phase_flags(p: argparse.ArgumentParser) -> None:
+    """How long each task is trained on, and how much of interference is tested."""
     p.add_argument("--interference-steps", type=whole(0), help="training steps on interference (default: --steps)")
     p.add_argument("--interference-eval-iters", type=whole(1), help="test batches of it (default: --test-batches)")
+    long_flags(p)
+
+
+def long_flags(p: argparse.ArgumentParser) -> None:
+    """How long a recovery is trained on."""
     for name in LONG_STEPS:
         about = "training steps on the long horizon: the three are added up, a step sees all parts (default: --steps)"
         p.add_argument(f"--{name.replace('_', '-')}", type=whole(0), help=about)
 
 
 def settings(args: argparse.Namespace, common: Setting) -> dict[str, Setting]:
-    """What `paging_flags` say of each task."""
-    given = [getattr(args, name) for name in LONG_STEPS]
-    long = common.steps if all(n is None for n in given) else sum(n or 0 for n in given)
+    """What `phase_flags` say of each task."""
     short = common.steps if args.interference_steps is None else args.interference_steps
     batches = args.interference_eval_iters or common.test_batches
-    return {LONG: replace(common, steps=long), INTERFERENCE: replace(common, steps=short, test_batches=batches)}
+    return {LONG: long_setting(args, common), INTERFERENCE: replace(common, steps=short, test_batches=batches)}
+
+
+def long_setting(args: argparse.Namespace, common: Setting) -> Setting:
+    """What `long_flags` say."""
+    given = [getattr(args, name) for name in LONG_STEPS]
+    return common if all(n is None for n in given) else replace(common, steps=sum(n or 0 for n in given))
 
 
 def planner(

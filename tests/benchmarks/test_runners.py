@@ -91,6 +91,42 @@ def test_the_same_command_gives_the_same_numbers(name, tmp_path, monkeypatch):
     assert json.dumps(first) == json.dumps(second)  # as text: where nothing was asked, a mean is not a number
 
 
+PHASES = ["--long-warmup-steps", "1", "--long-perturb-steps", "2", "--long-recovery-steps", "4"]
+INTERFERENCE = ["--interference-steps", "5", "--interference-eval-iters", "3"]
+IN_PHASES = {
+    "symplectic": (PHASES, {"long_horizon_recovery": (7, 1)}),
+    "codebook_transfer": ([*PHASES, *INTERFERENCE], {}),
+    "manifold_paging_transfer": ([*PHASES, *INTERFERENCE], {}),
+    "mutation_transfer": ([*PHASES, *INTERFERENCE], {}),
+    "kinetics_sweep": ([*PHASES, *INTERFERENCE], {}),
+    "mutation_selection": ([*PHASES, *INTERFERENCE, "--use-transfer-fitness"], {}),
+}
+
+
+@pytest.mark.parametrize("name", IN_PHASES)
+def test_flags_of_phases_reach_their_task(name, tmp_path, monkeypatch, capsys):
+    """In the reported runs and in the search before them."""
+    flags, wanted = IN_PHASES[name]
+    wanted = wanted or {"long_horizon": (7, 1), "interference": (5, 3)}
+    seen = {}
+
+    def noted(self, task, arm, seed, setting):
+        seen.setdefault(task.name, set()).add((setting.steps, setting.test_batches))
+        return numbers_without_training(self, task, arm, seed, setting)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Session, "cell", noted)
+    benchmark = import_module(f"benchmark_{name}").BENCHMARK
+    assert benchmark.main(["--quick", "--repeats", "0", "--steps", "9", *flags]) == 0
+    others = {task: {(9, 1)} for task in seen if task not in wanted}
+    assert seen == {**{task: {setting} for task, setting in wanted.items()}, **others}
+
+    with pytest.raises(SystemExit) as stopped:
+        benchmark.main(["--long-cooldown-steps", "1"])
+    assert stopped.value.code == 2
+    assert "--long-cooldown-steps" in capsys.readouterr().err
+
+
 def test_controls_follow_their_arm():
     plan = import_module("benchmark_symplectic").arms(16, 0.5)
     names = [arm.name for arm in with_controls(plan)]
