@@ -257,6 +257,7 @@ class MemoryAsContextTransformer(nn.Module):
         filter_kwargs: dict | None = None,
         show_progress: bool = True,
         use_cache: bool = False,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """Continues prompts; see `sampling.sample`.
 
@@ -268,6 +269,7 @@ class MemoryAsContextTransformer(nn.Module):
             filter_kwargs: its keywords.
             show_progress: show a progress bar.
             use_cache: do not compute earlier tokens again: the same tokens, each at a constant cost.
+            generator: of the random numbers, on the prompt's device; None: torch's own, which all threads share.
 
         Returns:
             The ids after the prompts [b seq_len - n].
@@ -276,7 +278,7 @@ class MemoryAsContextTransformer(nn.Module):
             ValueError: for a prompt that is not integers [b n] below the vocabulary, or a temperature below 0.
         """
         check_ids("prompt", prompt, self.ids_below)
-        return sample(self, prompt, seq_len, temperature, filter_fn, filter_kwargs, show_progress, use_cache)
+        return sample(self, prompt, seq_len, temperature, filter_fn, filter_kwargs, show_progress, use_cache, generator)
 
     def decoder(self, cache: MacCache) -> Decoder | None:
         """What reads the tokens after `cache` one at a time, at less cost than calls of the model do and with the same

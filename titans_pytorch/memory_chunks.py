@@ -16,7 +16,9 @@ from .memory_options import batch_chunks
 from .memory_parts import MemoryParts
 from .memory_state import NeuralMemState
 from .projections import keys_and_values
+from .rates import StoreRates
 from .surprise import admit, of_pairs
+from .switches import stores, tell
 
 
 class ChunkCarry(NamedTuple):
@@ -33,6 +35,8 @@ class ChunkCarry(NamedTuple):
 class MemoryChunks(MemoryParts):
     """The part of NeuralMemory that prepares what is stored."""
 
+    stopped = False  # True in a replica of a memory whose storing was off
+
     def span(self, tokens: Tensor, first: int, anchor_chunks: int | None = None) -> Span:
         """Complete chunks, tokens [(2) b m*c d], normalised; `first` is the absolute index of the first chunk.
         anchor_chunks: chunks that share an anchor, None for those of `batch_size`.
@@ -42,11 +46,22 @@ class MemoryChunks(MemoryParts):
         anchor_chunks = anchor_chunks or batch_chunks(self.batch_size, self.store_chunk_size)
         return Span(key_view, value_view, self.store_chunk_size, first, anchor_chunks)
 
+    def _replicate_for_data_parallel(self):  # computes in a thread of its own, for the caller of this one
+        replica = super()._replicate_for_data_parallel()
+        replica.stopped = not stores(self)
+        return replica
+
+    def learned_rates(self, span: Span, with_residual: bool) -> StoreRates:
+        """The rates of a span before gates, kinetics and pages; where storing is off, those that change nothing."""
+        rates = self.rates(span.tokens, span.chunk, with_residual)
+        return rates if stores(self) and not self.stopped else rates.still()
+
     def gated_rates(self, span: Span, carry: GateCarry, with_residual: bool = False) -> Gated:
         """The rates of a span, after what gates, kinetics and pages do to them. carry: what these carry from span to
         span; with_residual: also the mixture with an earlier layer's weights.
         """
-        rates = self.rates(span.tokens, span.chunk, with_residual)
+        rates = self.learned_rates(span, with_residual)
+        tell(self, "rates", rates)
         if self.lookahead:
             rates = replace(rates, step=rates.step[:, :, :-1])
         return self.gating(self, span, rates, carry)

@@ -35,26 +35,28 @@ class LazyTensors(Mapping):
             self._hooks = hooks_on_saved_tensors()
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self._built:
+        build = self._build  # None where all are built, by another thread perhaps
+        if name not in self._built and build is not None:
             if name not in self._names:
                 raise KeyError(name)
             with no_autocast_anywhere():
-                self._built[name] = self._build(name) if self._compiled else self._build_in_mode(name)
+                made = build(name) if self._compiled else self._build_in_mode(build, name)
+            self._built.setdefault(name, made)
             if len(self._built) == len(self._names):
                 self._build = None  # lets go of what the tensors were built from
         return self._built[name]
 
-    def _build_in_mode(self, name: str) -> Tensor:
+    def _build_in_mode(self, build: Callable[[str], Tensor], name: str) -> Tensor:
         hooks = hooks_on_saved_tensors() in (None, self._hooks)
         if hooks and (self._grad, self._inference) == (torch.is_grad_enabled(), torch.is_inference_mode_enabled()):
-            return self._build(name)
+            return build(name)
         with ExitStack() as modes:
             if not hooks:
                 modes.enter_context(saved_as_they_are())
             modes.enter_context(torch.inference_mode(self._inference))
             if not self._inference:
                 modes.enter_context(torch.set_grad_enabled(self._grad))
-            return self._build(name)
+            return build(name)
 
     def __contains__(self, name) -> bool:
         return name in self._names

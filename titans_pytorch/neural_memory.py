@@ -23,6 +23,7 @@ from .ops.scan import AssocScan
 from .presets import paper_memory_kwargs
 from .projections import conv_tails, output, queries
 from .surprise import of_rows
+from .switches import tell
 
 __all__ = ["AssocScan", "NeuralMemState", "NeuralMemory", "mem_state_detach"]
 
@@ -215,6 +216,7 @@ class NeuralMemory(MemoryChunks):
         next_state = next_state._replace(**earlier._asdict(), read_weights=older, read_page=older_page)
         if detach_mem_state:
             next_state = mem_state_detach(next_state)
+        tell(self, "stored", next_state, surprises)
         return (retrieved, next_state, surprises) if return_surprises else (retrieved, next_state)
 
     def store_memories(

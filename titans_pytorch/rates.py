@@ -7,6 +7,7 @@ w parameters of the memory model.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
 from .checks import Words, wrong
@@ -36,6 +37,10 @@ class StoreRates:
         """The rates of chunks start .. stop - 1."""
         parts = {k: v[:, start:stop] for k, v in vars(self).items() if v is not None}
         return replace(self, **parts)
+
+    def still(self) -> "StoreRates":
+        """The rates with which a memory stays as it is. A step of 0 alone would still let it decay."""
+        return replace(self, step=torch.zeros_like(self.step), keep=torch.ones_like(self.keep))
 
 
 class AveragePool(nn.Module):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .checks import Words, positive_int, wrong
+from .switches import evaluating
 
 
 def min_p_filter(logits: Tensor, min_p: float = 0.1) -> Tensor:
@@ -62,12 +63,13 @@ def top_p_filter(logits: Tensor, p: float = 0.9) -> Tensor:
     return torch.empty_like(logits).scatter(-1, indices, values)
 
 
-def gumbel_sample(logits: Tensor, temperature: float = 1.0) -> Tensor:
+def gumbel_sample(logits: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
     """Draws from softmax(logits / temperature).
 
     Args:
         logits: [.. v].
         temperature: 0 takes the likeliest; ValueError below.
+        generator: of the random numbers; None: torch's own, which all threads share.
 
     Returns:
         Token ids, long [..].
@@ -78,7 +80,7 @@ def gumbel_sample(logits: Tensor, temperature: float = 1.0) -> Tensor:
         return logits.argmax(dim=-1)
     logits = logits.float() if logits.dtype.itemsize < 4 else logits
     # minus the log of an exponential variable is a Gumbel variable
-    noise = torch.empty_like(logits).exponential_().clamp_min(torch.finfo(logits.dtype).tiny).log()
+    noise = torch.empty_like(logits).exponential_(generator=generator).clamp_min(torch.finfo(logits.dtype).tiny).log()
     return (logits / temperature - noise).argmax(dim=-1)
 
 
@@ -122,13 +124,15 @@ def sample(
     filter_kwargs: dict | None = None,
     show_progress: bool = True,
     use_cache: bool = False,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Continue each prompt of a batch, [b n] -> the ids after it [b seq_len - n] (none if the prompt is that long).
 
     Args:
         model: called as `model(ids)` -> logits [b n v]; with the cache as `model(ids, cache=..., return_cache=True)` ->
             (logits, cache), on the prompt and then on one new token at a time, unless `model.decoder(cache)` gives
-            something with `step(ids [b 1])` -> logits [b v] for these. It is in eval mode meanwhile.
+            something with `step(ids [b 1])` -> logits [b v] for these. It is in eval mode meanwhile, and
+            not touched where it is already.
         prompt: token ids [b n], n >= 1.
         seq_len: tokens of prompt and continuation together.
         temperature: of the softmax that is drawn from, after the filter; 0 takes the likeliest token.
@@ -136,6 +140,7 @@ def sample(
             Without filter_kwargs the filter's own defaults hold (min_p = 0.1).
         show_progress: show a progress bar.
         use_cache: do not compute earlier tokens again.
+        generator: of the random numbers, on the prompt's device; None: torch's own, which all threads share.
     """
     check_ids("prompt", prompt)
     positive_int(seq_len, "seq_len")
@@ -144,15 +149,11 @@ def sample(
 
     start = prompt.shape[1]
     ids = torch.nn.functional.pad(prompt.long(), (0, max(seq_len - start, 0)))
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         next_logits = cached_logits(model) if use_cache else lambda ids: model(ids)[:, -1]
         for n in tqdm(range(start, seq_len), disable=not show_progress):
             logits = next_logits(ids[:, :n])
             if filter_fn is not None:
                 logits = filter_fn(logits, **(filter_kwargs or {}))
-            ids[:, n] = gumbel_sample(logits, temperature)
-    finally:
-        model.train(was_training)
+            ids[:, n] = gumbel_sample(logits, temperature, generator)
     return ids[:, start:]

@@ -1,14 +1,16 @@
-"""Switching the storing of memories off: each stays as it starts, so that what a model does without memory shows."""
+"""Switching the storing of memories off: each stays as it starts, so that what a model does without memory shows.
+
+The switch belongs to the thread or task that turns it: what others compute with the same model meanwhile is not changed
+(docs/threads.md).
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
-import torch
 from torch import nn
 
 from .neural_memory import NeuralMemory
-from .rates import StoreRates
+from .switches import Stop, set_stops, stops
 
 __all__ = ["memories_of", "stop_storing", "storing_off"]
 
@@ -19,28 +21,35 @@ def memories_of(model: nn.Module) -> dict[str, NeuralMemory]:
 
 
 def stop_storing(model: nn.Module) -> Callable[[], None]:
-    """From here on no memory of `model` stores a token, and nothing fades, until what is returned is called."""
-    hooks = [memory.rates.register_forward_hook(_still) for memory in memories_of(model).values()]
+    """From here on, and in this thread or asyncio task alone, no memory of `model` stores a token and nothing decays.
+
+    Returns:
+        A function that ends it, to be called in the same thread or task: it raises RuntimeError in another. A second
+        call does nothing. Where several are open for one memory, it stores again after the last.
+    """
+    stop = Stop(memories_of(model).values())
+    set_stops((*stops(), stop))
+    ended = False
 
     def resume() -> None:
-        for hook in hooks:
-            hook.remove()
+        nonlocal ended
+        if ended:
+            return
+        if stop not in stops():
+            raise RuntimeError("storing was stopped in another thread or task and must be resumed there")
+        ended = True
+        set_stops(tuple(other for other in stops() if other is not stop))
 
     return resume
 
 
 @contextmanager
 def storing_off(model: nn.Module) -> Iterator[None]:
-    """Within this context the memories of a model stay at their learned initial weights.
-
-    A step of 0 alone would still let a memory fade by a decay that depends on the tokens.
+    """Within this context, and in this thread or asyncio task alone, the memories of a model stay at their learned
+    initial weights.
     """
     resume = stop_storing(model)
     try:
         yield
     finally:
         resume()
-
-
-def _still(module: nn.Module, args: tuple, rates: StoreRates) -> StoreRates:
-    return replace(rates, step=torch.zeros_like(rates.step), keep=torch.ones_like(rates.keep))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..storing import storing_off
+from ..switches import evaluating
 from ..tasks.task import Task
 from .trace import trace_memories
 
@@ -70,8 +71,6 @@ def benefit_on_text(model: nn.Module, windows: Tensor, skip: int = 0, batch_size
         batch_size: rows in one forward pass.
         device: where the model computes.
     """
-    training = model.training
-    model.eval()
 
     def bits() -> list[float]:
         found: list[float] = []
@@ -81,10 +80,10 @@ def benefit_on_text(model: nn.Module, windows: Tensor, skip: int = 0, batch_size
             found += (loss[:, skip:].double().mean(dim=1) / math.log(2)).tolist()
         return found
 
-    on = bits()
-    with storing_off(model):
-        off = bits()
-    model.train(training)
+    with evaluating(model):
+        on = bits()
+        with storing_off(model):
+            off = bits()
     return paired("bits per token", on, off, lower_is_better=True)
 
 

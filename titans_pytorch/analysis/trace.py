@@ -3,8 +3,6 @@
 Letters: b rows, n tokens, h heads, p pieces.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,9 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import positive_int
+from ..memory_state import NeuralMemState
 from ..neural_memory import NeuralMemory
 from ..overshoot import watch_gains
+from ..rates import StoreRates
 from ..storing import memories_of
+from ..switches import evaluating, watched
 
 __all__ = ["MemoryTrace", "trace_memories"]
 
@@ -67,32 +68,20 @@ def trace_memories(model: nn.Module, ids: Tensor, piece: int = 32) -> list[Memor
     """
     positive_int(piece, "piece")
     watchers = [_Watcher(name, memory, piece, ids.shape[0]) for name, memory in memories_of(model).items()]
-    training = model.training
-    model.eval()
-    with _watched(watchers), watch_gains(model) as gains:
+    told = watched({watcher.memory: watcher for watcher in watchers})
+    with evaluating(model), told, watch_gains(model) as gains:
         cache = None
         for part in ids.split(piece, dim=1):
             _, cache = model(part, cache=cache, return_cache=True)
             for watcher in watchers:
                 watcher.end_of_piece()
-    model.train(training)
     for watcher in watchers:
         watcher.trace.gain = gains.get(watcher.trace.name)
     return [watcher.trace for watcher in watchers]
 
 
-@contextmanager
-def _watched(watchers: list["_Watcher"]) -> Iterator[None]:
-    hooks = [hook for watcher in watchers for hook in watcher.hooks()]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 class _Watcher:
-    """Collects one memory's trace from what its modules return."""
+    """Collects one memory's trace from what it tells."""
 
     def __init__(self, name: str, memory: NeuralMemory, piece: int, batch: int):
         self.memory, self.rows = memory, batch * memory.internal_heads
@@ -100,25 +89,17 @@ class _Watcher:
         self.start = {key: value.double() for key, value in memory.init_weights(batch).items()}
         self.before = self.now = self.start
 
-    def hooks(self):
-        return [
-            self.memory.rates.register_forward_hook(self._rates),
-            self.memory.register_forward_hook(self._result),
-        ]
-
-    def _rates(self, module, args, rates) -> None:
+    def rates(self, rates: StoreRates) -> None:
         trace = self.trace
         trace.step += _over_rows(rates.step.mean(dim=-1))
         trace.decay += _over_rows(1 - rates.keep)
         if rates.momentum is not None:
             trace.momentum += _over_rows(rates.momentum[..., -1])
 
-    def _result(self, module, args, result) -> None:
-        state = result[1]
-        if len(result) > 2:
-            loss = result[2][0].flatten(0, 1)
-            pairs = self.memory.store_chunk_size * self.memory.kv_per_token
-            self.trace.surprise += _over_rows(loss.unflatten(1, (-1, pairs)).mean(dim=-1))
+    def stored(self, state: NeuralMemState, surprises: tuple[Tensor, ...]) -> None:
+        loss = surprises[0].flatten(0, 1)
+        pairs = self.memory.store_chunk_size * self.memory.kv_per_token
+        self.trace.surprise += _over_rows(loss.unflatten(1, (-1, pairs)).mean(dim=-1))
         self.now = {key: state.states[0][key].double() for key in self.start}
 
     def end_of_piece(self) -> None:

@@ -86,7 +86,7 @@ def gate_trace(memory, seq: Tensor, state: NeuralMemState | None = None) -> Gate
     if n < chunk:
         raise wrong("seq", Words(f"{n} tokens"), f"at least one complete chunk, {chunk}")
     span = memory.span(tokens[..., : n // chunk * chunk, :], state.seq_index // chunk)
-    before = memory.rates(span.tokens, chunk, False)
+    before = memory.learned_rates(span, False)
     carry = memory.gating.start(GateCarry.of(state), b, tokens.device)
     gated = memory.gated_rates(span, carry)
 

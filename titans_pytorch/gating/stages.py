@@ -7,6 +7,7 @@ Letters: b batch, n tokens, m chunks, c tokens per chunk, h internal heads (page
 w window.
 """
 
+import threading
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ..rates import StoreRates
+
+_counting = threading.Lock()
 
 
 class GateCarry(NamedTuple):
@@ -122,5 +125,9 @@ class Stages:
         """Adds the switches to `host.page_switch_events`, unless a backward pass computes a forward pass again."""
         if gated.choice is None:
             return
-        if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
-            host.page_switch_events += gated.choice.switched.sum()
+        switches = gated.choice.switched.sum()
+        if torch.compiler.is_compiling():
+            host.page_switch_events += switches
+        elif torch._C._current_graph_task_id() == -1:
+            with _counting:
+                host.page_switch_events += switches

@@ -26,6 +26,7 @@ from titans_pytorch.checks import Words, wrong
 from titans_pytorch.norms import RMSNorm
 from titans_pytorch.sampling import check_ids, min_p_filter, sample
 from titans_pytorch.surprise import auxiliary_loss
+from titans_pytorch.switches import with_switches_of_now
 
 from .config import ModelConfig
 from .state import ModelState
@@ -133,6 +134,7 @@ class LanguageModel(nn.Module):
         again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for block, state in zip(self.blocks, states, strict=True):
             if again:
+                block = block if torch.compiler.is_compiling() else with_switches_of_now(block)
                 x, state, surprise = self._gradient_checkpointing_func(block, x, state, use_reentrant=False)
             else:
                 x, state, surprise = block(x, state)
@@ -148,6 +150,7 @@ class LanguageModel(nn.Module):
         filter_kwargs: dict | None = None,
         show_progress: bool = False,
         use_cache: bool = True,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """Continues prompts; see `sampling.sample`.
 
@@ -160,6 +163,7 @@ class LanguageModel(nn.Module):
             show_progress: show a progress bar.
             use_cache: do not compute earlier tokens again: each token at a constant cost (with the plain transformer it
                 grows).
+            generator: of the random numbers, on the prompt's device; None: torch's own, which all threads share.
 
         Returns:
             The ids after the prompts [b seq_len - n].
@@ -168,7 +172,7 @@ class LanguageModel(nn.Module):
             ValueError: for a prompt that is not integers [b n] below the vocabulary, or a temperature below 0.
         """
         check_ids("prompt", prompt, self.config.vocab_size)
-        return sample(self, prompt, seq_len, temperature, filter_fn, filter_kwargs, show_progress, use_cache)
+        return sample(self, prompt, seq_len, temperature, filter_fn, filter_kwargs, show_progress, use_cache, generator)
 
     def _loss(self, ids: Tensor) -> Tensor:
         x, _, surprises = self.run(self.token_emb(ids[:, :-1]), None)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..checks import positive_int, wrong
+from ..switches import evaluating
 from ..training.config import DataConfig
 from ..training.data import load_data
 from .task import Task, nothing_asked, pick
@@ -62,13 +63,11 @@ class LongText:
             device: where the model computes.
         """
         total = torch.zeros(self.length, dtype=torch.float64)
-        training = model.training
-        model.eval()
-        for window in self.windows(windows).long():
-            ids = window[None].to(device)
-            loss = F.cross_entropy(model(ids[:, :-1])[0].float(), ids[0, 1:], reduction="none")
-            total += loss.double().cpu() / windows / math.log(2)
-        model.train(training)
+        with evaluating(model):
+            for window in self.windows(windows).long():
+                ids = window[None].to(device)
+                loss = F.cross_entropy(model(ids[:, :-1])[0].float(), ids[0, 1:], reduction="none")
+                total += loss.double().cpu() / windows / math.log(2)
         return [float(part.mean()) for part in total.tensor_split(parts)]
 
 

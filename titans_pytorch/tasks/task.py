@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ..checks import positive_int, wrong
+from ..switches import evaluating
 from ..training.rows import IGNORE, Rows
 
 __all__ = ["IGNORE", "Rows", "Score", "Task"]
@@ -166,14 +167,11 @@ class Task:
             autocast: makes the context it computes in.
         """
         length = self.length if length is None else length
-        training = isinstance(model, nn.Module) and model.training
-        if training:
-            model.eval()
         right = asked = exact = 0
         loss, by_row = 0.0, []
         for start in range(0, sequences, batch_size):
             rows = self.batch(start, min(batch_size, sequences - start), length, held_out=True)
-            with autocast():
+            with evaluating(model), autocast():
                 logits = model(rows.ids.to(device))
             mask = rows.targets != IGNORE
             chosen, targets = logits[mask.to(logits.device)].float().cpu(), rows.targets[mask]
@@ -183,8 +181,6 @@ class Task:
             exact += int((hits | ~mask).all(dim=1).sum())
             by_row += (hits.sum(dim=1) / mask.sum(dim=1)).tolist()
             loss += float(F.cross_entropy(chosen, targets, reduction="sum"))
-        if training:
-            model.train()
         return Score(right / asked, exact / sequences, loss / asked, asked, sequences, length, tuple(by_row))
 
 

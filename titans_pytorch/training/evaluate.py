@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from titans_pytorch.switches import evaluating
+
 __all__ = ["bits_per_byte", "compressors", "estimate_bits_per_byte", "sample_text"]
 
 Context = Callable[[], AbstractContextManager]
@@ -68,17 +70,15 @@ def bits_per_byte(
         raise ValueError(f"data must have at least 2 bytes, got {len(data)}")
     spans = windows(len(data), context, stride)
     bits = torch.tensor(8.0, dtype=torch.float64)
-    training = model.training
-    model.eval()
-    for begin in tqdm(range(0, len(spans), batch_size), desc="evaluation", disable=None if progress else True):
-        group = spans[begin : begin + batch_size]
-        rows = torch.stack([data[start : start + inputs + 1] for start, inputs, _ in group]).long().to(device)
-        with autocast():
-            logits = model(rows[:, :-1])
-        nats = F.cross_entropy(logits.float().transpose(1, 2), rows[:, 1:], reduction="none").double().cpu()
-        for row, (_, inputs, scored) in zip(nats, group, strict=True):
-            bits += row[inputs - scored :].sum() / math.log(2)
-    model.train(training)
+    with evaluating(model):
+        for begin in tqdm(range(0, len(spans), batch_size), desc="evaluation", disable=None if progress else True):
+            group = spans[begin : begin + batch_size]
+            rows = torch.stack([data[start : start + inputs + 1] for start, inputs, _ in group]).long().to(device)
+            with autocast():
+                logits = model(rows[:, :-1])
+            nats = F.cross_entropy(logits.float().transpose(1, 2), rows[:, 1:], reduction="none").double().cpu()
+            for row, (_, inputs, scored) in zip(nats, group, strict=True):
+                bits += row[inputs - scored :].sum() / math.log(2)
     return float(bits) / len(data)
 
 
@@ -107,14 +107,12 @@ def estimate_bits_per_byte(
     span = min(seq_len + 1, len(data))
     starts = sorted({round(i * (len(data) - span) / max(1, sequences - 1)) for i in range(sequences)})
     total = 0.0
-    training = model.training
-    model.eval()
-    for begin in range(0, len(starts), batch_size):
-        group = starts[begin : begin + batch_size]
-        rows = torch.stack([data[start : start + span] for start in group]).long().to(device)
-        with autocast():
-            total += float(model(rows, return_loss=True)) * len(group)
-    model.train(training)
+    with evaluating(model):
+        for begin in range(0, len(starts), batch_size):
+            group = starts[begin : begin + batch_size]
+            rows = torch.stack([data[start : start + span] for start in group]).long().to(device)
+            with autocast():
+                total += float(model(rows, return_loss=True)) * len(group)
     return total / len(starts) / math.log(2)
 
 
@@ -144,7 +142,7 @@ def sample_text(
     """Lets a model go on with a text; the global random number generators stay as they were.
 
     Args:
-        model: with `sample(prompt, seq_len, ...)`.
+        model: with `sample(prompt, seq_len, ...)`, as those of this package.
         prime: uint8 [bytes], what is continued.
         length: bytes to write.
         temperature: of the sampling; 0 takes the likeliest byte each time.
@@ -155,15 +153,17 @@ def sample_text(
     Returns:
         (the prime, the text that the model writes after it), as text for a terminal.
     """
-    training = model.training
-    model.eval()
-    prompt = prime.long()[None].to(device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), autocast():
-        torch.manual_seed(seed)
-        written = model.sample(
-            prompt, prompt.shape[1] + length, temperature=temperature, use_cache=True, show_progress=False
-        )
-    model.train(training)
+    with evaluating(model):
+        prompt = prime.long()[None].to(device)
+        with autocast():
+            written = model.sample(
+                prompt,
+                prompt.shape[1] + length,
+                temperature=temperature,
+                use_cache=True,
+                show_progress=False,
+                generator=torch.Generator(device).manual_seed(seed),
+            )
     return readable(prime.tolist()), readable(written[0].tolist())
 
 
