@@ -14,10 +14,13 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
+from .engines.run import Carry, StoreChunks, Window
 from .memory_models import ResidualNorm
 from .neural_memory import NeuralMemory
 from .storing import memories_of
+from .switches import watched
 
 __all__ = ["OVERSHOOTS", "overshoot_note", "watch_gains"]
 
@@ -35,13 +38,11 @@ def watch_gains(model: nn.Module) -> Iterator[dict[str, float]]:
     when the context ends.
     """
     watchers = {name: _Watcher(memory) for name, memory in memories_of(model).items() if _plain(memory)}
-    hooks = [hook for watcher in watchers.values() for hook in watcher.hooks()]
     found: dict[str, float] = {}
     try:
-        yield found
+        with watched({watcher.memory.engine: watcher for watcher in watchers.values()}):
+            yield found
     finally:
-        for hook in hooks:
-            hook.remove()
         found |= {name: float(watcher.largest) for name, watcher in watchers.items() if watcher.largest is not None}
 
 
@@ -61,30 +62,19 @@ def _plain(memory: NeuralMemory) -> bool:
 
 
 class _Watcher:
-    """Puts together what one memory's modules return: a span's rates, then its keys."""
+    """The largest gain of what one memory's engine writes."""
 
     def __init__(self, memory: NeuralMemory):
         self.memory = memory
-        self.step: Tensor | None = None
         self.largest: Tensor | None = None
 
-    def hooks(self):
-        return [
-            self.memory.rates.register_forward_hook(self._rates),
-            self.memory.k_norm.register_forward_hook(self._keys),
-        ]
-
-    def _rates(self, module, args, rates) -> None:
-        """rates.step [(b h) m c*u], modulation [(b h) m w]."""
-        step = rates.step.detach()
-        self.step = step if rates.modulation is None else step * rates.modulation.detach().amax(-1, keepdim=True)
-
-    def _keys(self, module, args, keys: Tensor) -> None:
-        """keys [b h m c*u d]"""
-        if self.step is None or keys.numel() == 0:
-            return
-        size = keys.detach().square().mean(dim=-1).flatten(0, 1)
-        gain = (self.step * size).unflatten(-1, (-1, self.memory.kv_per_token)).sum(dim=-1)
+    @torch.no_grad()
+    def wrote(self, chunks: StoreChunks, carry: Carry, window: Window, batch_chunks, transition) -> None:
+        """chunks: what was written; window: its way."""
+        u = self.memory.kv_per_token
+        gain = window.step * chunks.keys.square().mean(dim=-1)
+        if chunks.rates.modulation is not None:
+            gain = gain * chunks.rates.modulation.amax(-1, keepdim=True)
+        gain = pad(gain, (0, -gain.shape[-1] % u)).unflatten(-1, (-1, u)).sum(dim=-1)
         largest = 2 * self.memory.batch_size * torch.where(gain.isfinite(), gain, 0.0).amax()
         self.largest = largest if self.largest is None else torch.maximum(self.largest, largest)
-        self.step = None

@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 
 from ..memory_state import LazyTensors
 from ..rates import StoreRates
+from ..switches import tell
 from .paths import BuiltPath, Path, Rows, group_rows, larger, smaller
 
 Tensors = Mapping[str, Tensor]
@@ -205,7 +206,9 @@ def store(engine, chunks: StoreChunks, carry: Carry, batch_chunks: int | None, t
     windows, at, blended = [], 0, False
     plan = engine.plan(chunks, len(chunks) if batch_chunks is None else batch_chunks)
     for size in _window_sizes(chunks, batch_chunks, plan.chunks):
-        window = engine.window(chunks.chunks(at, at + size), carry, plan)
+        part = chunks.chunks(at, at + size)
+        window = engine.window(part, carry, plan)
+        tell(engine, "wrote", part, carry, window, batch_chunks, transition)
         windows.append(window)
         at += size
         memory = LazyTensors(shapes, lambda name, w=window: w.paths[name].entry(w.chunks))

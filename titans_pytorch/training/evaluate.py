@@ -5,6 +5,7 @@ import lzma
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from inspect import signature
 
 import torch
 import torch.nn.functional as F
@@ -142,7 +143,7 @@ def sample_text(
     """Lets a model go on with a text; the global random number generators stay as they were.
 
     Args:
-        model: with `sample(prompt, seq_len, ...)`, as those of this package.
+        model: with `sample(prompt, seq_len, ...)`. Where it takes a `generator`, several threads may sample at a time.
         prime: uint8 [bytes], what is continued.
         length: bytes to write.
         temperature: of the sampling; 0 takes the likeliest byte each time.
@@ -153,17 +154,18 @@ def sample_text(
     Returns:
         (the prime, the text that the model writes after it), as text for a terminal.
     """
-    with evaluating(model):
-        prompt = prime.long()[None].to(device)
-        with autocast():
-            written = model.sample(
-                prompt,
-                prompt.shape[1] + length,
-                temperature=temperature,
-                use_cache=True,
-                show_progress=False,
-                generator=torch.Generator(device).manual_seed(seed),
-            )
+    prompt = prime.long()[None].to(device)
+    own, general = {}, nullcontext()
+    if "generator" in signature(model.sample).parameters:
+        own = {"generator": torch.Generator(device).manual_seed(seed)}
+    else:  # torch's own generator, which all threads share
+        general = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    with evaluating(model), general, autocast():
+        if not own:
+            torch.manual_seed(seed)
+        written = model.sample(
+            prompt, prompt.shape[1] + length, temperature=temperature, use_cache=True, show_progress=False, **own
+        )
     return readable(prime.tolist()), readable(written[0].tolist())
 
 
