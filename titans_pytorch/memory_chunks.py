@@ -52,7 +52,9 @@ class MemoryChunks(MemoryParts):
         return replica
 
     def learned_rates(self, span: Span, with_residual: bool) -> StoreRates:
-        """The rates of a span before gates, kinetics and pages; where storing is off, those that change nothing."""
+        """The rates of a span before gates, kinetics and pages; where storing is off, those that change nothing.
+        with_residual: also the mixture with an earlier layer's weights.
+        """
         rates = self.rates(span.tokens, span.chunk, with_residual)
         return rates if stores(self) and not self.stopped else rates.still()
 
