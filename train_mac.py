@@ -26,11 +26,15 @@ from titans_pytorch.training.run import main
 USE_SYMPLECTIC_GATING = False
 NUM_PAGES = 1
 SYMPLECTIC_PAGE_THRESHOLD = 0.5
+USE_MEM_ATTENTION_MODEL = False
+USE_ACCELERATED_SCAN = True
 
 SWITCHES = {
     "use_symplectic_gating": USE_SYMPLECTIC_GATING,
     "num_pages": NUM_PAGES,
     "symplectic_page_threshold": SYMPLECTIC_PAGE_THRESHOLD,
+    "use_mem_attention_model": USE_MEM_ATTENTION_MODEL,
+    "use_accelerated_scan": USE_ACCELERATED_SCAN,
 }
 
 PRESETS = {

@@ -11,6 +11,7 @@ per byte. See tasks/text.py.
 import argparse
 import math
 import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from harness.arms import Arm
@@ -45,13 +46,16 @@ def plan(args: argparse.Namespace, session) -> Plan:
 
 
 def fields(result: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    """variants: losses in nats per byte. val_delta: of gating_paging less that of its best control."""
-    arms = result["tasks"]["text"]["arms"]
+    """variants: losses in nats per byte; milliseconds of a training step; switches of each memory layer over the seeds.
+    val_delta: of gating_paging less that of its best control."""
+    arms, times = result["tasks"]["text"]["arms"], result["timing"]["arms"]
     found = {}
     for name, arm in arms.items():
         found[name] = {
             "train_loss_tail": arm["training"]["loss_tail"]["mean"],
             "val_loss": arm["metrics"]["bits_per_byte"]["mean"] * math.log(2),
+            "step_ms": times[name]["train_ms"] if name in times else None,
+            "switches": arm["pages"]["layers"] if arm["pages"] else [],
             "total_switches": arm["pages"]["events"] if arm["pages"] else 0,
             "switch_rate": arm["pages"]["switch_rate"] if arm["pages"] else None,
         }
@@ -59,8 +63,17 @@ def fields(result: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     return {"steps": args.steps, "variants": found, "val_delta": -gain["mean"] * math.log(2)}
 
 
+def lines(result: Mapping[str, Any]) -> Iterator[str]:
+    yield f"\nafter {result['steps']} steps, losses in nats per byte, switches of each memory layer over the seeds"
+    for name, arm in result["variants"].items():
+        time = "not timed" if arm["step_ms"] is None else f"{arm['step_ms']:.1f} ms a training step"
+        switches = f"switches {arm['switches']} (total {arm['total_switches']})" if arm["switches"] else "no pages"
+        yield f"{name}: training {arm['train_loss_tail']:.4f}, held out {arm['val_loss']:.4f}, {time}, {switches}"
+    yield f"held-out loss of gating_paging less its best control's: {result['val_delta']:+.4f}"
+
+
 QUICK = {"steps": 2, "batch_size": 2, "seq_len": 32}
-BENCHMARK = Benchmark("mac_paging", __doc__, plan, flags=flags, fields=fields, quick=QUICK, lr=3e-3)
+BENCHMARK = Benchmark("mac_paging", __doc__, plan, flags=flags, fields=fields, lines=lines, quick=QUICK, lr=3e-3)
 
 if __name__ == "__main__":
     sys.exit(BENCHMARK.main())

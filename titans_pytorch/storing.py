@@ -12,12 +12,18 @@ from torch import nn
 from .neural_memory import NeuralMemory
 from .switches import Stop, set_stops, stops
 
-__all__ = ["memories_of", "stop_storing", "storing_off"]
+__all__ = ["memories_of", "page_switches", "stop_storing", "storing_off"]
 
 
 def memories_of(model: nn.Module) -> dict[str, NeuralMemory]:
     """Every memory in a model, by its name there."""
     return {name: module for name, module in model.named_modules() if isinstance(module, NeuralMemory)}
+
+
+def page_switches(model: nn.Module) -> dict[str, int]:
+    """How often each memory with pages has turned one since it was made, by its name in the model."""
+    paged = {name: memory for name, memory in memories_of(model).items() if memory.num_pages > 1}
+    return {name: int(memory.page_switch_events) for name, memory in paged.items()}
 
 
 def stop_storing(model: nn.Module) -> Callable[[], None]:

@@ -152,13 +152,14 @@ def stated(values: Sequence[float]) -> dict[str, Any]:
 
 
 def pooled(pages: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
-    """Over the seeds: events and opportunities added up, mean occupancy, the rate of each seed."""
+    """Over the seeds: events (also of each layer) and opportunities added up, mean occupancy, the rate of each seed."""
     seen = [p for p in pages if p]
     if not seen:
         return None
     events, opportunities = sum(p["events"] for p in seen), sum(p["opportunities"] for p in seen)
     return {
         "events": events,
+        "layers": [sum(counts) for counts in zip(*(p["layers"] for p in seen), strict=True)],
         "opportunities": opportunities,
         "switch_rate": events / opportunities if opportunities else 0.0,
         "occupancy": [statistics.fmean(share) for share in zip(*(p["occupancy"] for p in seen), strict=True)],

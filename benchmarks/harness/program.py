@@ -12,7 +12,7 @@ Exit status: 0 done; 2 bad arguments, or a CSV file of other columns; 130 interr
 import argparse
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -65,7 +65,7 @@ class Benchmark:
     name: of the result; its file is benchmark_NAME.py. about: the module's docstring, its first line the --help.
     plan(args, session): tasks and arms; a search measures candidates on session.selection_seeds(n) here.
     flags(parser): adds the runner's own flags. fields(result, args): more top-level entries of the result file.
-    picture(result, path): draws --output-png.
+    lines(result): further lines to print. picture(result, path): draws --output-png.
     quick: values of flags for --quick, where the user gives none. steps, lr: defaults of the common flags.
     schema: raise it when the meaning of `fields` changes.
     """
@@ -75,6 +75,7 @@ class Benchmark:
     plan: Callable[[argparse.Namespace, Session], Plan]
     flags: Callable[[argparse.ArgumentParser], None] | None = None
     fields: Callable[[dict[str, Any], argparse.Namespace], Mapping[str, Any]] | None = None
+    lines: Callable[[Mapping[str, Any]], Iterable[str]] | None = None
     quick: Mapping[str, Any] = field(default_factory=dict)
     steps: int = 150
     lr: float = 1e-2
@@ -145,6 +146,8 @@ class Benchmark:
             raise UsageError(error) from error
         result = self.result(args, argv, session, plan)
         show(result)
+        if self.lines is not None:
+            print("\n".join(self.lines(result)))
         if args.output_json:
             write_json(args.output_json, result)
         if args.output_csv:

@@ -69,14 +69,18 @@ def heard(model: nn.Module, tell: Callable[[Call], object]) -> Iterator[None]:
 
 @dataclass
 class Switches:
-    """events: switches; opportunities: switch windows x rows; written: chunks that each page was written with."""
+    """events: switches; by_memory: those of each memory; opportunities: switch windows x rows; written: chunks that
+    each page was written with."""
 
     events: int = 0
+    by_memory: dict[NeuralMemory, int] = field(default_factory=dict)
     opportunities: int = 0
     written: list[int] = field(default_factory=list)
 
     def add(self, call: Call) -> None:
-        self.events += int(call.switched.sum())
+        events = int(call.switched.sum())
+        self.events += events
+        self.by_memory[call.memory] = self.by_memory.get(call.memory, 0) + events
         self.opportunities += len(call.page) * call.opportunities
         counts = torch.bincount(call.page.flatten(), minlength=call.memory.num_pages).tolist()
         before = self.written + [0] * (len(counts) - len(self.written))
@@ -86,6 +90,7 @@ class Switches:
         total = sum(self.written)
         return {
             "events": self.events,
+            "layers": list(self.by_memory.values()),
             "opportunities": self.opportunities,
             "switch_rate": self.events / self.opportunities if self.opportunities else 0.0,
             "occupancy": [count / total for count in self.written] if total else [],

@@ -24,7 +24,11 @@ class Planted(Task):
         own = 0.1 * torch.randn(1, generator=generator(sorted(arm.memory.items()), seed)).item()
         helps = arm.memory.get("symplectic_page_threshold") == 0.1 and not self.shuffled
         error = 3 + shared + own - self.gain * helps
-        pages = {"events": 3, "opportunities": 4, "switch_rate": 0.75, "occupancy": [0.5, 0.5]} if helps else None
+        pages = (
+            {"events": 3, "layers": [3], "opportunities": 4, "switch_rate": 0.75, "occupancy": [0.5, 0.5]}
+            if helps
+            else None
+        )
         return {
             "metrics": {"error": error, "recall": -error, "forgetting": self.forgets + own},
             "pages": pages,

@@ -20,7 +20,11 @@ def numbers_without_training(self, task, arm, seed, setting):
     model = build(task, arm, seed)
     noise = torch.rand(len(task.metrics), generator=generator(arm.name, seed)).tolist()
     share = [1 / arm.pages] * arm.pages
-    pages = {"events": 2, "opportunities": 4, "switch_rate": 0.5, "occupancy": share} if arm.pages > 1 else None
+    pages = (
+        {"events": 2, "layers": [2], "opportunities": 4, "switch_rate": 0.5, "occupancy": share}
+        if arm.pages > 1
+        else None
+    )
     return {
         "metrics": {m.name: 0.5 + 0.1 * x for m, x in zip(task.metrics, noise, strict=True)},
         "pages": pages,
@@ -89,6 +93,17 @@ def test_the_same_command_gives_the_same_numbers(name, tmp_path, monkeypatch):
     apart = {"timestamp_utc", "run"}
     first, second = ({k: v for k, v in result.items() if k not in apart} for result in results)
     assert json.dumps(first) == json.dumps(second)  # as text: where nothing was asked, a mean is not a number
+
+
+def test_mac_paging_prints_losses_time_and_switches(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Session, "cell", numbers_without_training)
+    monkeypatch.setattr(Session, "times", lambda *_: {"gating_paging": {"fwd_ms": 1.0, "train_ms": 3.25}})
+    assert import_module("benchmark_mac_paging").BENCHMARK.main(["--quick", "--output-json", "r.json"]) == 0
+    variant = json.loads((tmp_path / "r.json").read_text())["variants"]["gating_paging"]
+    held_out = f"{variant['val_loss']:.4f}"
+    wanted = f"gating_paging: training 0.7000, held out {held_out}, 3.2 ms a training step, switches [4] (total 4)"
+    assert wanted in capsys.readouterr().out.splitlines()
 
 
 PHASES = ["--long-warmup-steps", "1", "--long-perturb-steps", "2", "--long-recovery-steps", "4"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from fake_task import Planted
 from harness.arms import Arm, build, controls_of, match_parameters, never, parameters, plain, state_size
-from harness.compare import arm_record, improvement_pct
+from harness.compare import arm_record, improvement_pct, pooled
 from harness.csvfile import COLUMNS, OtherSchema, append_rows, check_columns
 from harness.program import Benchmark, Plan
 from harness.session import Session
@@ -122,6 +122,16 @@ def test_switches_are_counted_per_opportunity():
     assert "every opportunity" in warning("a", record)
     assert warning("a", {**record, "switch_rate": 0.5}) is None
     assert warning("a", Switches().record()) is None
+
+
+def test_switches_of_each_layer():
+    gated = {"use_symplectic_gating": True, "num_pages": 2}
+    never, always = (NeuralMemory(8, 4, **gated, symplectic_page_threshold=limit) for limit in (2.0, -1.0))
+    with watched(torch.nn.ModuleList([never, always])) as seen:
+        for memory in (never, always, never, always):
+            memory(torch.randn(3, 8, 8))
+    assert seen.record()["layers"] == [0, 6]
+    assert pooled([seen.record(), None, seen.record()])["layers"] == [0, 12]
 
 
 def test_a_threshold_is_set_for_a_rate_in_carried_states():

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from titans_pytorch.memory_models import MemoryAttention, MemoryMLP
 from titans_pytorch.neural_memory import NeuralMemory
 from titans_pytorch.training.mac import MacConfig, build_mac
 from titans_pytorch.training.metrics import read_metrics
@@ -99,7 +100,12 @@ def test_the_switches_reach_the_memory(script):
     assert memory.symplectic_gate is not None
     assert memory.internal_heads == 2 * 3
     assert memory.symplectic_page_threshold == 0.25
-    assert script.SWITCHES.keys() == switches.keys()
+    assert isinstance(memory.engine.model.model, MemoryMLP)
+    more = {"use_mem_attention_model": True, "use_accelerated_scan": True, "memory_expansion_factor": 3.0}
+    (memory,) = memories(build_mac(MacConfig(**tiny, **more), CPU))
+    assert isinstance(memory.engine.model.model, MemoryAttention)
+    assert memory.memory_model_parameters[-1].shape == (2, 3 * 64, 64)
+    assert script.SWITCHES.keys() == {*switches, "use_mem_attention_model", "use_accelerated_scan"}
     assert all(
         getattr(c.model, name) == value for c in script.PRESETS.values() for name, value in script.SWITCHES.items()
     )
@@ -142,6 +148,18 @@ def test_it_learns_evaluates_and_writes(script, arguments, tmp_path, more):
     assert found["held_out_bits_per_byte"] < 5.0 < math.log2(256)
     assert found["command"].startswith(f"python {SCRIPT}")
     assert (out / "sample.txt").exists()
+
+
+def test_page_switches_are_shown(script, arguments, tmp_path, capsys):
+    out, pages = tmp_path / "run", ["--use-symplectic-gating", "--num-pages", 2, "--symplectic-page-threshold", -1]
+    assert run(script, arguments, out, "--steps", 1, "--neural-memory-layers", "1,2", *pages) == 0
+    logged = [record["page_switches"] for record in read_metrics(out / "metrics.jsonl") if "page_switches" in record]
+    counted = json.loads((out / "result.json").read_text())["page_switches"]
+    assert logged == [counted]
+    assert list(counted) == ["layers.0.memory", "layers.1.memory"]
+    # 2 rows of 20 tokens with the long-term ones, in training and in validation: a switch in each 8 that begin
+    assert list(counted.values()) == [12, 12]
+    assert "page switches [12, 12], " in capsys.readouterr().out
 
 
 def test_killed_and_resumed(script, arguments, tmp_path):

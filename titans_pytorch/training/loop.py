@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from titans_pytorch.overshoot import overshoot_note, watch_gains
+from titans_pytorch.storing import page_switches
 from titans_pytorch.training.checkpoint import Progress, last_checkpoint, load_checkpoint, save_checkpoint
 from titans_pytorch.training.config import TrainConfig
 from titans_pytorch.training.device import autocast_for
@@ -210,9 +211,11 @@ class Trainer:
         train = record["loss"] / math.log(2)
         steps = self.config.steps
         shown = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in found.items())
+        if switches := page_switches(self.model):
+            shown += f", page switches {list(switches.values())}"
         where = f"step {self.progress.step:>{len(str(steps))}}/{steps}"
         bar.write(f"{where}: training {train:.3f} bits per {self.subject.unit}, {shown}, {self.progress.seconds:.0f} s")
-        return {"step": self.progress.step, **found}
+        return {"step": self.progress.step, **found} | ({"page_switches": switches} if switches else {})
 
     def save(self) -> None:
         """Writes a checkpoint, unless there is one of this step."""

@@ -35,8 +35,9 @@ class MacConfig:
     neural_mem_weight_residual: bool = setting(True, "a memory also starts from the updates of the one before")
     neural_memory_qkv_receives_diff_views: bool = setting(True, "query, key and value choose among earlier layers")
     memory_dim_head: int = setting(64, "width of a memory head")
+    use_mem_attention_model: bool = setting(False, "a layer of causal attention as the memory, in place of the MLP")
     memory_heads: int = setting(4, "memory heads")
-    memory_depth: int = setting(2, "layers of the network that is the memory")
+    memory_depth: int = setting(2, "layers of the MLP that is the memory")
     memory_expansion_factor: float = setting(2.0, "its hidden width as a multiple of its input")
     attn_pool_chunks: bool = setting(True, "pool a chunk by attention for its momentum and decay")
     qk_rmsnorm: bool = setting(True, "normalise the memory's queries and keys")
@@ -45,6 +46,7 @@ class MacConfig:
     default_step_transform_max_lr: float = setting(0.1, "largest step of the memory")
     per_parameter_lr_modulation: bool = setting(True, "a learned step for each weight of the memory")
     spectral_norm_surprises: bool = setting(True, "orthogonalise the memory's updates")
+    use_accelerated_scan: bool = setting(True, "the accelerated-scan kernel, where it is installed and runs (CUDA)")
     init_adaptive_step_bias: float | None = setting(None, "start of the memory's step, before its sigmoid")
     init_momentum_bias: float | None = setting(None, "start of its momentum, before its sigmoid")
     init_decay_bias: float | None = setting(None, "start of its decay, before its sigmoid")
@@ -79,6 +81,7 @@ class MacConfig:
             "default_step_transform_max_lr": self.default_step_transform_max_lr,
             "per_parameter_lr_modulation": self.per_parameter_lr_modulation,
             "spectral_norm_surprises": self.spectral_norm_surprises,
+            "use_accelerated_scan": self.use_accelerated_scan,
             "init_adaptive_step_bias": self.init_adaptive_step_bias,
             "init_momentum_bias": self.init_momentum_bias,
             "init_decay_bias": self.init_decay_bias,
@@ -98,20 +101,21 @@ def build_mac(config: MacConfig, device: torch.device) -> nn.Module:
         TrainingError: for settings that do not go together.
     """
     from titans_pytorch.mac_transformer import MemoryAsContextTransformer
-    from titans_pytorch.memory_models import MemoryMLP
+    from titans_pytorch.memory_models import MemoryAttention, MemoryMLP
 
     try:
         with_memory: dict[str, Any] = {"neural_memory_layers": ()}
         if config.memory:
+            width, factor = config.memory_dim_head, config.memory_expansion_factor
             with_memory = {
                 "neural_memory_layers": config.neural_memory_layers,
                 "neural_memory_batch_size": config.neural_memory_batch_size,
                 "neural_mem_gate_attn_output": config.neural_mem_gate_attn_output,
                 "neural_mem_weight_residual": config.neural_mem_weight_residual,
                 "neural_memory_qkv_receives_diff_views": config.neural_memory_qkv_receives_diff_views,
-                "neural_memory_model": MemoryMLP(
-                    config.memory_dim_head, config.memory_depth, expansion_factor=config.memory_expansion_factor
-                ),
+                "neural_memory_model": MemoryAttention(width, expansion_factor=factor)
+                if config.use_mem_attention_model
+                else MemoryMLP(width, config.memory_depth, expansion_factor=factor),
                 "neural_memory_kwargs": config.memory_kwargs(),
                 "memory_loss_weight": config.memory_loss_weight,
             }

@@ -19,6 +19,7 @@ from torch import nn
 
 from titans_pytorch.checks import MissingPackage
 from titans_pytorch.overshoot import overshoot_note, watch_gains
+from titans_pytorch.storing import page_switches
 from titans_pytorch.training.checkpoint import last_checkpoint, read_training, save_weights
 from titans_pytorch.training.config import RunConfig, from_dict, settings_of, updated
 from titans_pytorch.training.device import describe_device, resolve_device
@@ -231,6 +232,7 @@ def check_subject(run: Run, subject: Subject) -> None:
 def conclude(run: Run, trainer: Trainer) -> dict[str, Any]:
     """The weights, the final measurements, the loss curve; returns the record of the run."""
     save_weights(trainer.model, run.out / "model.safetensors")
+    switches = page_switches(trainer.model)
     with watch_gains(trainer.model) as gains:
         found = trainer.subject.conclude(trainer.model, run.out, trainer.device, trainer.autocast)
     if note := overshoot_note(gains):
@@ -240,6 +242,7 @@ def conclude(run: Run, trainer: Trainer) -> dict[str, Any]:
         "training_seconds": round(trainer.progress.seconds, 1),
         "steps": trainer.progress.step,
         "memory_gains": gains,
+        "page_switches": switches,
         f"trained_on_{trainer.subject.counted}": tokens_seen(trainer),
         "seed": run.config.train.seed,
         "processes": trainer.processes.count,
