@@ -69,7 +69,7 @@ def of_rows(x: Tensor, batch: int) -> Tensor:
     return x.unflatten(0, (batch, -1)).flatten(2)
 
 
-def auxiliary_loss(surprises: Sequence[Tensor]) -> Tensor:
+def auxiliary_loss(surprises: Sequence[Tensor], every_pair: bool = False) -> Tensor:
     """A scalar to train on beside the task's loss.
 
     The mean loss (eq. 12 of arXiv 2501.00663) of the pairs that were learned from (step above 0, so neither masked nor
@@ -79,6 +79,8 @@ def auxiliary_loss(surprises: Sequence[Tensor]) -> Tensor:
 
     Args:
         surprises: what a call with return_surprises = True returned last, of one NeuralMemory.
+        every_pair: divide by the number of all pairs, also of those not learned from: the mean over micro-batches of
+            one size is then the loss of the whole batch, also with a `surprise_threshold`.
 
     Raises:
         ValueError: for anything else.
@@ -88,7 +90,8 @@ def auxiliary_loss(surprises: Sequence[Tensor]) -> Tensor:
         raise wrong("surprises", Words(type(surprises).__name__), takes)
     loss, step, *errors = surprises
     learned = step > 0
-    total = torch.where(learned, loss, 0.0).sum() / learned.sum().clamp(min=1)
+    pairs = max(learned.numel(), 1) if every_pair else learned.sum().clamp(min=1)
+    total = torch.where(learned, loss, 0.0).sum() / pairs
     for error in errors:
         total = total + error.sum() / max(error.numel(), 1)
     return total

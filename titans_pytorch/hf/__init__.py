@@ -19,8 +19,9 @@ except ImportError as error:
         sys.exit(str(needed))
     raise needed from error
 
+from .cache import TitansCache
 from .configuration import TitansHFConfig
-from .modeling import TitansCache, TitansForCausalLM, TitansPreTrainedModel
+from .modeling import TitansForCausalLM, TitansPreTrainedModel
 
 __all__ = ["TitansCache", "TitansForCausalLM", "TitansHFConfig", "TitansPreTrainedModel"]
 

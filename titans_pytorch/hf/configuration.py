@@ -1,6 +1,7 @@
 """ModelConfig as a configuration of transformers: the same settings by the same names, as attributes."""
 
 import dataclasses
+import difflib
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -16,24 +17,32 @@ class TitansHFConfig(PreTrainedConfig):
     read from ours (hidden_size is d_model).
 
     Args:
-        kwargs: any setting of ModelConfig by its name, and transformers' own.
+        kwargs: any setting of ModelConfig by its name, and transformers' own. tie_word_embeddings and tie_embeddings are
+            one setting.
 
     Raises:
-        ValueError: for settings that ModelConfig does not take.
+        ValueError: for settings that ModelConfig does not take, and for names that resemble one of its settings.
     """
 
     model_type = "titans"
-    attribute_map = {"hidden_size": "d_model", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
-    keys_to_ignore_at_inference = ["past_key_values"]
+    attribute_map = {
+        "hidden_size": "d_model",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
+        "tie_word_embeddings": "tie_embeddings",
+    }
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
 
     def __init__(self, **kwargs: Any):
         for name in FIELDS.keys() & {self.attribute_map.get(name, name) for name in kwargs}:
             theirs = next((k for k, v in self.attribute_map.items() if v == name and k in kwargs), name)
             kwargs[name] = kwargs.pop(theirs)
-        if "tie_word_embeddings" in kwargs:
-            kwargs.setdefault("tie_embeddings", kwargs.pop("tie_word_embeddings"))
         for name, default in FIELDS.items():  # before the base class, which reads some of them
             setattr(self, name, kwargs.pop(name, default))
+        for name in kwargs:
+            close = difflib.get_close_matches(name, [*FIELDS, *self.attribute_map], n=1, cutoff=0.8)
+            if close and not hasattr(PreTrainedConfig, name):
+                raise ValueError(f"unknown setting {name}; the nearest is {close[0]}")
         self.use_cache = kwargs.pop("use_cache", True)
         self.loss_type = kwargs.pop("loss_type", "ForCausalLM")
         super().__init__(tie_word_embeddings=self.tie_embeddings, **kwargs)

@@ -52,8 +52,11 @@ class TransformerBaseline(LanguageModel):
             use_rmsnorm=True,
         )
 
-    def run(self, x: Tensor, states: tuple | None) -> tuple[Tensor, tuple, Surprises]:
-        """Embedded tokens x [b n d] through the blocks, after what `states` holds: (x, states, [])."""
+    def run(
+        self, x: Tensor, states: tuple | None, hiddens: list[Tensor] | None = None
+    ) -> tuple[Tensor, tuple, Surprises]:
+        """Embedded tokens x [b n d] through the blocks, after what `states` holds: (x, states, []). `hiddens`: a list
+        that x before each block and after the last is appended to."""
         from x_transformers.attend import Intermediates
         from x_transformers.x_transformers import LayerIntermediates
 
@@ -63,4 +66,6 @@ class TransformerBaseline(LanguageModel):
             layers = [Intermediates(cached_kv=tuple(state)) for state in states]
             cache = LayerIntermediates(attn_intermediates=layers, cache_length=before)
         x, done = self.blocks(x, cache=cache, cache_age=n, seq_pos_offset=before, return_hiddens=True)
+        if hiddens is not None:  # of attention and feed-forward in turn, and last what both leave
+            hiddens += [*done.layer_hiddens[:-1:2], x]
         return x, tuple(PlainState(*layer.cached_kv) for layer in done.attn_intermediates), []

@@ -94,7 +94,7 @@ class LanguageModel(nn.Module):
         Args:
             ids: integers [b n].
             return_loss: the mean cross entropy of each token given those before it in place of logits (a scalar, nats);
-                in training mode `memory_loss_weight` times the memories' mean `auxiliary_loss` is added. Takes two
+                in training mode `memory_loss` of the tokens that predict one is added. Takes two
                 tokens or more and no cache.
             cache: what the call before returned.
             return_cache: return (logits, cache) for the tokens that follow.
@@ -119,12 +119,15 @@ class LanguageModel(nn.Module):
             out += (surprises,)
         return out if len(out) > 1 else out[0]
 
-    def run(self, x: Tensor, states: tuple | None) -> tuple[Tensor, tuple, Surprises]:
+    def run(
+        self, x: Tensor, states: tuple | None, hiddens: list[Tensor] | None = None
+    ) -> tuple[Tensor, tuple, Surprises]:
         """Embedded tokens through the blocks.
 
         Args:
             x: [b n d].
             states: a state for each block, or None where a sequence begins.
+            hiddens: a list that x before each block and after the last is appended to.
 
         Returns:
             x [b n d] after the last block, the states, and the surprises of each block.
@@ -133,12 +136,16 @@ class LanguageModel(nn.Module):
         after, surprises = [], []
         again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for block, state in zip(self.blocks, states, strict=True):
+            if hiddens is not None:
+                hiddens.append(x)
             if again:
                 block = block if torch.compiler.is_compiling() else with_switches_of_now(block)
                 x, state, surprise = self._gradient_checkpointing_func(block, x, state, use_reentrant=False)
             else:
                 x, state, surprise = block(x, state)
             after.append(state), surprises.append(surprise)
+        if hiddens is not None:
+            hiddens.append(x)
         return x, tuple(after), surprises
 
     def sample(
@@ -181,13 +188,14 @@ class LanguageModel(nn.Module):
         return loss + self.memory_loss(surprises)
 
     def memory_loss(self, surprises: Surprises) -> Tensor | float:
-        """What the memories add to the training loss: `memory_loss_weight` times the mean of their `auxiliary_loss`. 0
-        in eval mode. surprises: as a call with return_surprises = True returns them.
+        """What the memories add to the training loss: `memory_loss_weight` times the mean over them of `auxiliary_loss`
+        per pair, learned from or not, so that it adds up over micro-batches. 0 in eval mode. surprises: as a call with
+        return_surprises = True returns them.
         """
         weight = self.config.memory_loss_weight
         if not (weight and self.training and surprises):
             return 0.0
-        return weight * torch.stack([auxiliary_loss(of_one) for of_one in surprises]).mean()
+        return weight * torch.stack([auxiliary_loss(of_one, every_pair=True) for of_one in surprises]).mean()
 
     def _check_cache(self, ids: Tensor, cache: ModelState | None) -> None:
         if cache is None:

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from titans_pytorch.surprise import auxiliary_loss
-
 __all__ = ["IGNORE", "Rows", "answers_in", "loss_on"]
 
 IGNORE = -100  # the target where nothing is asked, as in torch's cross entropy
@@ -50,7 +48,7 @@ def loss_on(model: nn.Module, rows: Rows | Tensor, answers: float) -> Tensor:
     logits, targets = logits.float().flatten(0, 1), rows.targets.flatten()
     loss = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum") / answers
     if weight and surprises:
-        loss = loss + weight * torch.stack([auxiliary_loss(of_one) for of_one in surprises]).mean()
+        loss = loss + getattr(model, "module", model).memory_loss(surprises)
     return loss
 
 
