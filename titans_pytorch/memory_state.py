@@ -71,6 +71,13 @@ class LazyTensors(Mapping):
         """fn applied to every entry, still lazily."""
         return LazyTensors(self._names, lambda name: fn(self[name]), self.first_chunk)
 
+    def to(self, device: torch.device | str | int, **options: Any) -> Mapping[str, Tensor]:
+        """Itself where its tensors are on the device already, else copies there: accelerate moves what it passes on."""
+        device = torch.empty(0, device=device).device
+        if all(tensor.device == device for tensor in self.values()):
+            return self
+        return {name: tensor.to(device, **options) for name, tensor in self.items()}
+
     def __reduce__(self):  # pickle, deepcopy: the tensors alone
         return _rebuild, (dict(self), self.first_chunk)
 

@@ -1,13 +1,14 @@
 """generate() on the state that does not grow, from a saved and reloaded model."""
 
+import copy
+
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from titans_pytorch.hf import TitansForCausalLM, TitansHFConfig
 from titans_pytorch.models.config import VARIANTS
 
-from .. import helpers
 from ..helpers import randomise
 from .tiny import IDS, tiny
 
@@ -97,32 +98,105 @@ def test_half_precision(tmp_path):
     torch.testing.assert_close(logits.float(), tiny()(IDS).logits, atol=0.05, rtol=0.05)
 
 
-def test_padding():
-    """Behind a row it changes nothing, elsewhere it is refused."""
-    model, mask = tiny(), torch.ones(2, 7)
-    mask[1, 5:] = 0
-    labels = IDS.masked_fill(mask == 0, -100)
-    loss = model(IDS, attention_mask=mask, labels=labels).loss
-    other = (IDS + (mask == 0)) % 20
-    torch.testing.assert_close(model(other, attention_mask=mask, labels=labels).loss, loss)
-    with pytest.raises(ValueError, match="attention_mask must be prompts of one length.*, got padding"):
-        model.generate(IDS, attention_mask=mask, max_new_tokens=2)
-    with pytest.raises(ValueError, match="attention_mask must be .*, got padding before a row's tokens"):
-        model(IDS, attention_mask=mask.flip(1), labels=labels)
+def test_both_names_of_the_cache():
+    """transformers' versions call it past_key_values or cache, in arguments and in outputs."""
+    model = tiny("mag")
+    with torch.no_grad():
+        first = model(IDS[:, :4])
+        cache = first.cache
+        assert first.past_key_values is first["past_key_values"] is cache
+        wanted = model(IDS).logits[:, 4:]
+        for given in ({"cache": cache}, {"past_key_values": cache}, {"cache": copy.deepcopy(cache)}):
+            torch.testing.assert_close(model(IDS[:, 4:], **given).logits, wanted)
+        torch.testing.assert_close(model(IDS[:, 4:], None, cache).logits, wanted)
+    with pytest.raises(ValueError, match="past_key_values cannot be combined with cache"):
+        model(IDS, cache=cache, past_key_values=cache)
+
+
+def test_a_copied_cache_may_hang_on_a_graph():
+    model = tiny("mac")
+    cache = copy.deepcopy(model(IDS, use_cache=True).past_key_values)
+    model(IDS, past_key_values=cache).logits.sum().backward()
+    assert (model.model.token_emb.weight.grad != 0).any()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_generate_from_embeddings_and_from_a_prefix(variant):
+    model = randomise(tiny(variant), scale=0.3)
+    options = {"max_new_tokens": 5, "do_sample": False}
+    with torch.no_grad():
+        wanted = model.generate(IDS, use_cache=False, **options)
+        for use_cache in (True, False):
+            embedded = model.get_input_embeddings()(IDS)
+            got = model.generate(inputs_embeds=embedded, use_cache=use_cache, **options)
+            assert got.equal(wanted[:, 7:])
+        cache = model(IDS[:, :3], use_cache=True).past_key_values
+        for _ in range(2):  # the cache given is left as it was
+            assert model.generate(IDS, past_key_values=copy.deepcopy(cache), **options).equal(wanted)
+            out = model.generate(IDS, past_key_values=cache, return_dict_in_generate=True, **options)
+            assert out.sequences.equal(wanted)
+        assert out.past_key_values.get_seq_length() == 11
+        longer = torch.cat((wanted, IDS), dim=1)  # a further turn
+        turn = model.generate(longer, past_key_values=out.past_key_values, **options)
+        assert turn.equal(model.generate(longer, use_cache=False, **options))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_hidden_states(variant):
+    model = tiny(variant)
+    out = model(IDS, output_hidden_states=True)
+    assert len(out.hidden_states) == model.config.n_layers + 1
+    assert out.hidden_states[0].equal(model.model.token_emb(IDS))
+    assert model.model.to_logits(out.hidden_states[-1]).equal(out.logits)
+    if variant != "baseline":
+        after, _, _ = model.model.blocks[0](out.hidden_states[0])
+        assert out.hidden_states[1].equal(after)
+    assert model(IDS).hidden_states is None
+    written = model.generate(
+        IDS, max_new_tokens=3, do_sample=False, output_hidden_states=True, return_dict_in_generate=True
+    )
+    assert [len(step) for step in written.hidden_states] == [model.config.n_layers + 1] * 3
+    torch.testing.assert_close(written.hidden_states[0][1], out.hidden_states[1])
+    model.config.output_hidden_states = True
+    logits, cache, hidden = model(IDS, return_dict=False)
+    assert hidden[1].equal(out.hidden_states[1])
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: tiny()(IDS, past_key_values=((),)), "past_key_values must be ..., got tuple"),
-        (lambda: tiny()(), "input_ids or inputs_embeds must be ..., got neither"),
-        (lambda: tiny(d_model=10, n_heads=3), "n_heads must be ..., got 3"),
-        (lambda: TitansHFConfig.of({"variant": "mac"}), "config must be ..., got dict"),
+        (
+            lambda: tiny()(IDS, past_key_values=DynamicCache()),
+            "past_key_values must be the TitansCache .* DynamicCache",
+        ),
+        (lambda: tiny()(IDS[0]), "input_ids must be"),
+        (lambda: tiny()(IDS + 20), "input_ids must be"),
+        (lambda: tiny()(inputs_embeds=torch.ones(2, 7, 3)), r"inputs_embeds must be embedded tokens \[b n 16\]"),
+        (lambda: tiny()(IDS, labels=IDS[:, 1:]), r"labels must be of shape \[b n\] = \(2, 7\), got \(2, 6\)"),
+        (lambda: tiny()(IDS, labels=IDS, logits_to_keep=1), "logits_to_keep cannot be combined with labels"),
+        (lambda: tiny()(IDS, logits_to_keep=-1), "logits_to_keep must be at least 0"),
+        (lambda: tiny()(IDS, output_attentions=True), "output_attentions must be False"),
+        (lambda: tiny().generate(IDS, cache_implementation="static", max_new_tokens=2), "cache_implementation must be"),
+        (lambda: tiny().generate(IDS, prompt_lookup_num_tokens=2, max_new_tokens=2), "assisted generation"),
+        (lambda: tiny().generate(IDS, assistant_model=tiny(), max_new_tokens=2), "assisted generation"),
+        (lambda: tiny().generate(IDS, windw=2, max_new_tokens=2), "windw"),
+        (lambda: tiny()(IDS).cache.crop(3), r"crop\(3\) cannot be combined with a TitansCache"),
+        (lambda: TitansHFConfig(windows=4), "unknown setting windows; the nearest is window"),
+        (lambda: tiny()(IDS, past_key_values=((),)), "past_key_values must be .* got tuple"),
+        (lambda: tiny()(), "input_ids or inputs_embeds must be one of them, got neither"),
+        (lambda: tiny(d_model=10, n_heads=3), "n_heads must be .* got 3"),
+        (lambda: TitansHFConfig.of({"variant": "mac"}), "config must be .* got dict"),
     ],
 )
 def test_wrong_arguments(call, message):
-    with pytest.raises(ValueError, match=helpers.message(message)):
+    with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("name", ["token_type_ids", "head_mask", "past_key_value", "anything"])
+def test_unknown_keywords(name):
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
+        tiny()(IDS, **{name: None})
 
 
 def test_names_that_transformers_uses():

@@ -19,7 +19,7 @@ MASKS = {
 
 
 def close(got, wanted):
-    torch.testing.assert_close(got, wanted, atol=2e-6, rtol=2e-5)
+    torch.testing.assert_close(got, wanted, atol=2e-5, rtol=2e-4)
 
 
 def gradients(model, loss):
@@ -151,7 +151,7 @@ REFUSED = [
     ({"attention_mask": torch.zeros(2, 7)}, "attention_mask must be 1 for a token or more"),
     ({"attention_mask": torch.ones(2, 7), **PAST}, r"attention_mask must be .*\(2, 10\)"),
     ({"attention_mask": torch.ones(2, 10).index_fill(1, torch.tensor([0]), 0), **PAST}, "each of the 3 tokens"),
-    ({"attention_mask": torch.ones(2, 10).triu(-8), **PAST}, "a cache needs rows with equally many tokens"),
+    ({"attention_mask": torch.ones(2, 10).tril(8), **PAST}, "a cache needs rows with equally many tokens"),
     ({"position_ids": torch.arange(1, 8)[None]}, "position_ids must be 0, 1, 2"),
     ({"position_ids": torch.tensor([[0, 1, 2, 4, 5, 6, 7]])}, "position_ids must be 0, 1, 2"),
     (

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 from titans_pytorch import TitansConfig, build_model
 from titans_pytorch.hf import TitansForCausalLM
 from titans_pytorch.hf.convert import main as convert
+from titans_pytorch.models.config import VARIANTS
 from titans_pytorch.models.language_model import Block
 from titans_pytorch.training.checkpoint import save_weights
 
@@ -59,7 +60,7 @@ def test_gradient_checkpointing_computes_blocks_again(monkeypatch):
 
 
 def test_blocks_are_the_unit_of_placement():
-    kinds = {type(module).__name__ for module in tiny().modules()}
+    kinds = {type(module).__name__ for variant in VARIANTS for module in tiny(variant).modules()}
     assert set(TitansForCausalLM._no_split_modules) <= kinds
 
 

@@ -17,8 +17,7 @@ class TitansHFConfig(PreTrainedConfig):
     read from ours (hidden_size is d_model).
 
     Args:
-        kwargs: any setting of ModelConfig by its name, and transformers' own. tie_word_embeddings and tie_embeddings are
-            one setting.
+        kwargs: any setting of ModelConfig by its name, and transformers' own. tie_word_embeddings is tie_embeddings.
 
     Raises:
         ValueError: for settings that ModelConfig does not take, and for names that resemble one of its settings.
@@ -34,6 +33,9 @@ class TitansHFConfig(PreTrainedConfig):
     keys_to_ignore_at_inference = ["past_key_values", "cache"]
 
     def __init__(self, **kwargs: Any):
+        tied, theirs = kwargs.get("tie_embeddings"), kwargs.get("tie_word_embeddings")
+        if None not in (tied, theirs) and tied != theirs:
+            raise ValueError("tie_embeddings cannot be combined with another tie_word_embeddings")
         for name in FIELDS.keys() & {self.attribute_map.get(name, name) for name in kwargs}:
             theirs = next((k for k, v in self.attribute_map.items() if v == name and k in kwargs), name)
             kwargs[name] = kwargs.pop(theirs)

@@ -84,7 +84,8 @@ class TitansPreTrainedModel(PreTrainedModel):
         new = build_model(self.config.to_model())
         values = dict(chain(new.named_parameters(remove_duplicate=False), new.named_buffers()))
         for name, tensor in missing.items():
-            tensor.copy_(values[name.removeprefix("model.")])
+            value = values[name.removeprefix("model.")]
+            tensor.copy_(value).requires_grad_(value.requires_grad)
             tensor._is_hf_initialized = True
 
 
@@ -133,6 +134,14 @@ class TitansForCausalLM(TitansPreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, value: nn.Module) -> None:
         """Puts the module `value` in its place."""
         self.model.to_logits = value
+
+    def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
+        """As in transformers (`missing_keys`, `recompute_mapping`), but config.tie_embeddings holds also over a
+        checkpoint with two different weights: the embedding's is taken."""
+        if missing_keys is not None:
+            tied = self.get_expanded_tied_weights_keys()
+            missing_keys.update(target for target, source in tied.items() if source not in missing_keys)
+        super().tie_weights(missing_keys, recompute_mapping)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
         """As in transformers (`args`, `kwargs`), for both configurations. Returns the embedding."""
@@ -271,8 +280,7 @@ class TitansForCausalLM(TitansPreTrainedModel, GenerationMixin):
         counted_without_labels = targets is None and "num_items_in_batch" in of_loss
         if counted_without_labels and self.training and self.model.config.memory_loss_weight:
             raise ValueError(
-                "memory_loss_weight needs labels in forward; it cannot be combined with Trainer's label_smoothing_factor "
-                "or compute_loss_func, which take them away"
+                "memory_loss_weight needs labels; Trainer removes them for label_smoothing_factor and compute_loss_func"
             )
 
     def _use_cache(self, layout: Layout, past: TitansCache | None, asked: bool | None, has_labels: bool) -> bool:
