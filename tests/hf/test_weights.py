@@ -109,16 +109,15 @@ def test_a_resized_vocabulary(mean, size, tied, tmp_path):
     )
 
 
-def on_disk(variant):
-    return {"model.token_emb": "cpu", "model.blocks": "disk", "model.norm": "disk", "model.to_logits": "disk"}
+ON_DISK = {"model.token_emb": "cpu", "model.blocks": "disk", "model.norm": "disk", "model.to_logits": "cpu"}
 
 
 WAYS = {
-    "from_pretrained, blocks": lambda m, f: load(f, device_map=on_disk(m), offload_folder=str(f / "off")),
-    "from_pretrained, all": lambda m, f: load(f, device_map={"": "disk"}, offload_folder=str(f / "off")),
-    "dispatch": lambda m, f: dispatch_model(load(f), on_disk(m), offload_dir=str(f / "off")),
-    "cpu_offload": lambda m, f: cpu_offload(load(f), "cpu"),
-    "disk_offload": lambda m, f: disk_offload(load(f), str(f / "off"), "cpu"),
+    "from_pretrained, blocks": lambda f: load(f, device_map=ON_DISK, offload_folder=str(f / "off")),
+    "from_pretrained, all": lambda f: load(f, device_map={"": "disk"}, offload_folder=str(f / "off")),
+    "dispatch": lambda f: dispatch_model(load(f), ON_DISK, offload_dir=str(f / "off")),
+    "cpu_offload": lambda f: cpu_offload(load(f), "cpu"),
+    "disk_offload": lambda f: disk_offload(load(f), str(f / "off"), "cpu"),
 }
 
 
@@ -132,7 +131,7 @@ def load(folder, **options):
 def test_weights_kept_elsewhere(variant, way, tied, tmp_path):
     model = randomise(tiny(variant, tie_embeddings=tied), scale=0.3)
     model.save_pretrained(tmp_path)
-    away = WAYS[way](variant, tmp_path).eval()
+    away = WAYS[way](tmp_path).eval()
     inside = [p for p in away.model.blocks.parameters() if p.numel()]
     assert all(p.device.type == "meta" for p in inside)
     with torch.no_grad():
