@@ -132,6 +132,8 @@ def test_weights_kept_elsewhere(variant, way, tied, tmp_path):
     model = randomise(tiny(variant, tie_embeddings=tied), scale=0.3)
     model.save_pretrained(tmp_path)
     away = WAYS[way](tmp_path).eval()
+    if way == "from_pretrained, all" and not hasattr(away, "_hf_hook"):
+        pytest.skip("older versions of transformers leave such a model without weights")
     inside = [p for p in away.model.blocks.parameters() if p.numel()]
     assert all(p.device.type == "meta" for p in inside)
     with torch.no_grad():

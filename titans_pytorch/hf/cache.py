@@ -68,11 +68,11 @@ class TitansCache:
         self.state, self.positions = None, 0
 
     def crop(self, max_length: int) -> None:
-        """Raises ValueError for any `max_length`: a memory cannot take back what it has read."""
+        """Refused, whatever `max_length`: a memory cannot take back what it has read."""
         raise ValueError(f"crop({max_length}) cannot be combined with a TitansCache: it cannot forget single tokens")
 
     def activate_past_recording(self) -> None:
-        """Raises ValueError: a memory cannot take back what it has read."""
+        """Refused: a memory cannot take back what it has read."""
         raise ValueError("assisted decoding cannot be combined with a TitansCache: it cannot forget single tokens")
 
     def __deepcopy__(self, memo: dict) -> "TitansCache":

@@ -146,7 +146,9 @@ class TitansForCausalLM(TitansPreTrainedModel, GenerationMixin):
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
         """As in transformers (`args`, `kwargs`), for both configurations. Returns the embedding."""
         embedding = super().resize_token_embeddings(*args, **kwargs)
-        self.model.config = dataclasses.replace(self.model.config, vocab_size=self.config.vocab_size)
+        vocab_size = self.config.vocab_size
+        self.model.config = dataclasses.replace(self.model.config, vocab_size=vocab_size)
+        self.model.to_logits.out_features = vocab_size  # older versions leave it where tied
         return embedding
 
     def forward(
