@@ -18,13 +18,13 @@ from typing import Any
 from harness.environment import run_record
 from harness.plots import COLOURS, new_figure, plain, save_png, style
 from harness.program import whole
-from harness.results import write_json
 from harness.statistics import spread
 from harness.tables import percent, table
 from harness.training_runs import kept_run
 
 from titans_pytorch.cli.runs import model_of
 from titans_pytorch.cli.settings import config_from, replaced
+from titans_pytorch.files import write_json
 from titans_pytorch.models.config import VARIANTS
 from titans_pytorch.tasks.subject import subject_of
 from titans_pytorch.training.config import RunConfig, TaskConfig

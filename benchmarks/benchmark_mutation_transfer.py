@@ -8,9 +8,7 @@ The champion is compared with each other arm, seed by seed. Tasks and score: tas
 """
 
 import argparse
-import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from gate_genes import GENES, Candidate, arm_of, hierarchy
@@ -18,6 +16,8 @@ from harness.arms import Arm
 from harness.gates import phase_quorum, symplectic
 from harness.program import Benchmark, whole
 from tasks import transfer
+
+from titans_pytorch.files import read_json
 
 CHAMPION = "mutation_champion"
 # found by an earlier search, on one seed
@@ -44,7 +44,7 @@ def flags(p: argparse.ArgumentParser) -> None:
 def champion(path: str) -> Candidate:
     """`best.candidate` of a result file."""
     try:
-        found = json.loads(Path(path).read_text())["best"]["candidate"]
+        found = read_json(path)["best"]["candidate"]
     except OSError as error:
         raise argparse.ArgumentTypeError(f"{path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError):

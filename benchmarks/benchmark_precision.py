@@ -16,12 +16,13 @@ from dataclasses import replace
 import torch
 from harness.environment import run_record
 from harness.program import UsageError, checked_device
-from harness.results import write_json
 from harness.tables import table
 from speed import gate
 from speed.arms import Setup, build_module, inputs
 from speed.cases import NAMED, Case
 from tqdm import tqdm
+
+from titans_pytorch.files import write_json
 
 SCHEMA = 1
 ENGINES = ("auto", "dual", "matrix", "reference")

@@ -30,18 +30,18 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 from harness.environment import run_record
 from harness.program import whole
 from harness.resident import available_memory
-from harness.results import write_json
 from harness.timing import CLOCKS, DTYPES
 from harness.workers import WorkerFailure
 from speed.cases import DEFAULT_CHUNKS, DEFAULT_LENGTHS, QUANTITIES, Case, choose_cases, shortened
 from speed.measure import Arm, Options, default_arms, describe, measure_case, steps
 from speed.report import failures, judge, report
 from tqdm import tqdm
+
+from titans_pytorch.files import read_json, write_json
 
 SCHEMA = 1
 QUICK = {"cases": ["train-mac-memory", "cached-sampling", "sweep"], "lengths": [128], "chunks": [16]}
@@ -151,7 +151,7 @@ def measure_all(cases: list[Case], arms: list[Arm], options: Options, result: di
 def kept_cases(path: str, result: dict, cases: list[Case]) -> list[dict]:
     """The records of an earlier, interrupted run that measured as this one does: options, arms, versions, threads."""
     try:
-        earlier = json.loads(Path(path).read_text())
+        earlier = read_json(path)
         if earlier.get("complete") or how_measured(earlier) != how_measured(result):
             return []
         wanted = {case.name: json.loads(json.dumps(case.as_dict())) for case in cases}

@@ -28,12 +28,13 @@ from harness.environment import REPOSITORY, run_record
 from harness.plots import COLOURS, new_figure, save_png, style
 from harness.program import UsageError, checked_device
 from harness.resident import Watermark, resident
-from harness.results import write_json
 from harness.tables import percent, size, table
 from harness.timing import DTYPES, timed
 from speed.arms import Setup
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from titans_pytorch.files import write_json
 
 SCHEMA = 1
 MEMORY = {"chunk_size": 8, "batch_size": 64, "qk_rmsnorm": True, "default_step_transform_max_lr": 0.1}

@@ -23,11 +23,11 @@ import torch
 from harness.compare import between
 from harness.environment import REPOSITORY, run_record
 from harness.plots import COLOURS, INK, new_figure, save_png, style
-from harness.results import write_json
 from harness.statistics import spread
 from harness.tables import seconds, table
 from harness.training_runs import kept_run
 
+from titans_pytorch.files import write_json
 from titans_pytorch.storing import storing_off
 from titans_pytorch.training.checkpoint import load_weights
 from titans_pytorch.training.config import RunConfig, updated

@@ -7,7 +7,6 @@ Each result file says at "command" how it was measured: speed_sweep.json, text.j
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 
@@ -16,6 +15,8 @@ from harness.environment import REPOSITORY
 from harness.plots import COLOURS, INK, new_figure, plain, save_png, style
 from speed.figure import ARM_COLOURS, ARM_LABELS
 from speed.report import value
+
+from titans_pytorch.files import read_json
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
 PAGING = {
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument("--chunk", type=int, default=4, help="which chunk size of the sweep [4]")
     args = arguments.parse_args(argv)
     try:
-        read = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in ("speed_sweep", "text", "paging")}
+        read = {name: read_json(RESULTS / f"{name}.json") for name in ("speed_sweep", "text", "paging")}
         chunks = sorted({record["case"]["sweep"]["chunk"] for record in read["speed_sweep"]["cases"]})
         if args.chunk not in chunks:
             arguments.error(f"chunk must be one of {', '.join(map(str, chunks))}, got {args.chunk}")

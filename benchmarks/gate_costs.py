@@ -17,13 +17,13 @@ import sys
 
 import torch
 from harness.environment import run_record
-from harness.results import write_json
 from harness.tables import table
 from harness.timing import cpu_seconds
 from torch import nn
 from tqdm import tqdm
 
 from titans_pytorch import MemoryMLP, NeuralMemory
+from titans_pytorch.files import write_json
 
 SCHEMA = 2
 HEADS, DIM, BATCH = 16, 384, 128

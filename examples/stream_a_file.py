@@ -8,7 +8,6 @@ python examples/stream_a_file.py --file my.txt --state my.state   # go on where 
 
 import argparse
 import math
-import os
 import sys
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from titans_pytorch import TitansConfig, build_model
 from titans_pytorch.cli.runs import load_run
+from titans_pytorch.files import replacing
 from titans_pytorch.training.device import resolve_device
 from titans_pytorch.training.errors import TrainingError
 
@@ -38,9 +38,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def save(content: dict, path: Path) -> None:
     """Beside and renamed: a stop in between leaves the earlier state."""
-    beside = path.with_name(f"{path.name}.part")
-    torch.save(content, beside)
-    os.replace(beside, path)
+    with replacing(path) as part:
+        torch.save(content, part)
 
 
 def main(argv: list[str] | None = None) -> int:

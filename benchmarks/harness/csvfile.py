@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from titans_pytorch.files import appending
+
 COLUMNS = (
     "timestamp_utc",
     "benchmark",
@@ -61,7 +63,7 @@ def append_rows(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     if not path.exists() or path.stat().st_size == 0:
         writer.writeheader()
     writer.writerows(rows)
-    with path.open("a", newline="") as file:
+    with appending(path) as file:
         file.write(text.getvalue())
         file.flush()
         os.fsync(file.fileno())

@@ -4,8 +4,7 @@ import importlib.util
 from pathlib import Path
 
 from titans_pytorch.checks import missing
-
-from .results import write_beside
+from titans_pytorch.files import replacing
 
 GROUND, INK, FAINT = "#fbfbf9", "#1f2328", "#c9ccd1"
 COLOURS = ("#0b5cad", "#d9541e", "#6b7280", "#2a8f5c", "#8a4fbf")  # colour-blind safe in this order
@@ -64,5 +63,5 @@ def plain(axis) -> None:
 
 
 def save_png(figure, path: str | Path) -> None:
-    with style():
-        write_beside(path, lambda part: figure.savefig(part, format="png", dpi=130, facecolor=GROUND))
+    with style(), replacing(path) as part:
+        figure.savefig(part, format="png", dpi=130, facecolor=GROUND)

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from titans_pytorch.checks import MissingPackage
+from titans_pytorch.files import write_json
 from titans_pytorch.training.options import OneLineParser
 from titans_pytorch.training.run import in_a_line
 
@@ -31,7 +32,6 @@ from .environment import REPOSITORY, commit, run_record
 from .figures import draw
 from .plots import check_drawing
 from .report import csv_rows, show
-from .results import write_json
 from .session import Session, with_controls
 from .store import Finished
 from .task import TEST_BATCHES, Setting, Task

@@ -1,9 +1,11 @@
 """Finished results of an unfinished run: one JSON line each, in a file that a rerun of the same command continues."""
 
-import json
+import math
 import os
 from pathlib import Path
 from typing import Any
+
+from titans_pytorch.files import appending, json_text, parse_json
 
 
 class Finished:
@@ -21,8 +23,8 @@ class Finished:
         with self.path.open("rb") as lines:
             for line in lines:
                 try:
-                    entry = json.loads(line)
-                    self.results[entry["key"]] = entry["result"]
+                    entry = parse_json(line)
+                    self.results[entry["key"]] = unpacked(entry["result"])
                 except (ValueError, KeyError, TypeError):
                     break
                 if not line.endswith(b"\n"):
@@ -42,17 +44,32 @@ class Finished:
 
     def add(self, key: str, result: Any) -> Any:
         """On disk before it returns. Returns the result as a reader of the file would get it."""
-        line = json.dumps({"key": key, "result": result})
+        line = json_text({"key": key, "result": packed(result)})
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a") as file:
+            with appending(self.path) as file:
                 file.write(line + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-        self.results[key] = json.loads(line)["result"]
+        self.results[key] = unpacked(parse_json(line)["result"])
         return self.results[key]
 
     def close(self) -> None:
         """The run is complete: the file goes."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+
+
+def packed(value: Any) -> Any:
+    """With a number that is not finite, as of an arm that diverged, as a mapping that JSON can hold."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"not finite": str(value)}
+    if isinstance(value, dict):
+        return {name: packed(v) for name, v in value.items()}
+    return [packed(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def unpacked(value: Any) -> Any:
+    if isinstance(value, dict):
+        return float(value["not finite"]) if "not finite" in value else {k: unpacked(v) for k, v in value.items()}
+    return [unpacked(v) for v in value] if isinstance(value, list) else value

@@ -1,9 +1,9 @@
 """Training runs of a benchmark, kept in a folder, so that an interrupted benchmark goes on where it was."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from titans_pytorch.files import parse_json, read_json
 from titans_pytorch.training.config import RunConfig
 from titans_pytorch.training.run import BuildModel, MakeSubject, Run, train
 
@@ -19,8 +19,8 @@ def kept_run(
     """The result of a training run, or of an earlier one in this folder with the same settings."""
     path = folder / "result.json"
     if path.is_file():
-        found = json.loads(path.read_text())
-        if found["config"] == json.loads(run.to_json()):
+        found = read_json(path)
+        if found["config"] == parse_json(run.to_json()):
             return found
     print(f"\n== {label}")
     return train(Run(run, folder, False, command), build_model, make_subject)

@@ -1,9 +1,10 @@
 """Result files, read with one clear line about what is wrong with them."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from titans_pytorch.files import read_json
 
 
 class Unreadable(Exception):
@@ -12,7 +13,7 @@ class Unreadable(Exception):
 
 def read(path: str | Path) -> dict[str, Any]:
     try:
-        found = json.loads(Path(path).read_text())
+        found = read_json(path)
     except OSError as error:
         raise Unreadable(f"{path}: {error.strerror}") from error
     except ValueError as error:

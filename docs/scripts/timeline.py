@@ -4,13 +4,14 @@ python docs/scripts/timeline.py
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
+
+from titans_pytorch.files import replacing
 
 CHUNK, BATCH, TOKENS = 4, 8, 16
 INK, PAPER, LINE = "#263238", "#fafafa", "#90a4ae"
@@ -65,9 +66,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "images" / "timeline.svg")
     args = parser.parse_args(argv)
     matplotlib.rcParams["svg.hashsalt"] = "timeline"  # the same file every time
-    beside = args.out.with_name(f"{args.out.name}.part")
-    draw().savefig(beside, format="svg", facecolor=PAPER, metadata={"Date": None, "Creator": None})
-    os.replace(beside, args.out)
+    with replacing(args.out) as part:
+        draw().savefig(part, format="svg", facecolor=PAPER, metadata={"Date": None, "Creator": None})
     return 0
 
 

@@ -1,7 +1,6 @@
 """Workers that fail, files that are whole, records that say how to get a result again, memory that is seen."""
 
 import json
-import math
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from harness import environment, resident
-from harness.results import write_beside, write_json
 from harness.tables import size, table, times
 from harness.timing import timed_calls
 from harness.workers import Budget, Worker, WorkerFailure
@@ -56,21 +54,6 @@ def test_a_worker_that_takes_too_long_is_ended():
         assert not worker.alive
         with pytest.raises(WorkerFailure, match="no time left"):
             budget.ask(worker, {"do": "matmul"})
-
-
-def test_files_are_whole_or_not_there(tmp_path):
-    target = tmp_path / "deep" / "result.json"
-    write_json(target, {"nan": math.nan, "rows": ((1, math.inf), {"x": 0.5})})
-    assert json.loads(target.read_text()) == {"nan": None, "rows": [[1, None], {"x": 0.5}]}
-
-    def fails(part):
-        part.write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_beside(target, fails)
-    assert json.loads(target.read_text())["nan"] is None
-    assert [p.name for p in target.parent.iterdir()] == ["result.json"]
 
 
 def test_a_record_says_how_to_get_it_again():

@@ -1,8 +1,8 @@
 """The picture of traces: one column for each memory."""
 
-import os
 from pathlib import Path
 
+from ..files import replacing
 from .trace import MemoryTrace
 
 __all__ = ["plot_traces"]
@@ -57,8 +57,6 @@ def plot_traces(traces: list[MemoryTrace], target: Path, title: str = "") -> boo
         grid[0][column].set_title(trace.name, fontsize=9)
         grid[-1][column].set_xlabel("tokens read")
     figure.suptitle(title, fontsize=10)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f"{target.name}.part")
-    figure.savefig(beside, dpi=120, format="png")
-    os.replace(beside, target)
+    with replacing(target) as part:
+        figure.savefig(part, dpi=120, format="png")
     return True

@@ -11,8 +11,9 @@ import torch
 
 from titans_pytorch.analysis.plot import plot_traces
 from titans_pytorch.analysis.trace import trace_memories
-from titans_pytorch.cli.inputs import held_out_text, parser_for, whole, write_json
+from titans_pytorch.cli.inputs import held_out_text, parser_for, whole
 from titans_pytorch.cli.runs import load_run
+from titans_pytorch.files import write_json
 from titans_pytorch.overshoot import overshoot_note
 from titans_pytorch.storing import memories_of
 from titans_pytorch.tasks.subject import task_of

@@ -1,12 +1,9 @@
-"""What the commands on a finished run share: options, texts, files written whole."""
+"""What the commands on a finished run share: options, texts."""
 
 import argparse
-import json
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +13,7 @@ from titans_pytorch.training.data import load_data
 from titans_pytorch.training.errors import TrainingError
 from titans_pytorch.training.options import OneLineParser
 
-__all__ = ["held_out_text", "parser_for", "read_bytes", "seed_number", "temperature", "whole", "write_json"]
+__all__ = ["held_out_text", "parser_for", "read_bytes", "seed_number", "temperature", "whole"]
 
 
 def parser_for(prog: str, description: str) -> argparse.ArgumentParser:
@@ -68,11 +65,3 @@ def held_out_text(run: RunConfig, file: str | None, length: int) -> Tensor:
     if len(found) <= length:
         raise TrainingError(f"length must be less than the text's {len(found)} bytes, got {length}")
     return found
-
-
-def write_json(path: Path, result: dict[str, Any]) -> None:
-    """Beside, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.part")
-    beside.write_text(json.dumps(result, indent=2) + "\n")
-    os.replace(beside, path)

@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 
 from titans_pytorch.analysis.benefit import benefit_on_task, benefit_on_text, memory_change
-from titans_pytorch.cli.inputs import held_out_text, parser_for, whole, write_json
+from titans_pytorch.cli.inputs import held_out_text, parser_for, whole
 from titans_pytorch.cli.runs import load_run
+from titans_pytorch.files import write_json
 from titans_pytorch.storing import memories_of
 from titans_pytorch.tasks.subject import task_of
 from titans_pytorch.training.config import TaskConfig

@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from titans_pytorch.cli.inputs import write_json
 from titans_pytorch.cli.runs import model_of
 from titans_pytorch.cli.settings import read_arguments, replaced, settings_types
+from titans_pytorch.files import write_json
 from titans_pytorch.tasks.subject import subject_of
 from titans_pytorch.training.config import RunConfig, TaskConfig
 from titans_pytorch.training.errors import TrainingError

@@ -4,7 +4,6 @@ Letters: b batch, n tokens, m chunks, h internal heads (page * heads + head), p 
 """
 
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..checks import Words, missing, wrong
+from ..files import replacing
 from ..memory_inputs import as_views
 from ..memory_state import NeuralMemState
 from . import checks
@@ -223,9 +223,8 @@ def plot_gate_trace(trace: GateTrace, path, row: int = 0) -> Path:
     side.barh(range(trace.pages), shares, color="tab:purple", alpha=0.5)
     side.set(xlabel="share of chunks", xlim=(0, 1))
     side.tick_params(labelleft=False)
-    beside = path.with_name(f"{path.name}.part")
-    figure.savefig(beside, dpi=120, format="png")
-    os.replace(beside, path)
+    with replacing(path) as part:
+        figure.savefig(part, dpi=120, format="png")
     return path
 
 

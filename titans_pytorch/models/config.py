@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from titans_pytorch.checks import Words, wrong
+from titans_pytorch.files import parse_json, write_text
 from titans_pytorch.training.config import (
     DataConfig,
     ReportConfig,
@@ -182,12 +183,12 @@ class TitansConfig:
 
     def to_json(self) -> str:
         """As JSON."""
-        return json.dumps(self.to_dict(), indent=2) + "\n"
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "TitansConfig":
         """From JSON `text`. ValueError where it is not JSON, or not a configuration."""
-        return cls.from_dict(json.loads(text))
+        return cls.from_dict(parse_json(text))
 
     def to_yaml(self) -> str:
         """As YAML."""
@@ -206,9 +207,7 @@ class TitansConfig:
         """Writes to `path`, .yaml, .yml or .json, beside and renamed. ValueError for another ending."""
         path = Path(path)
         text = self.to_json() if _format(path) == "json" else self.to_yaml()
-        beside = path.with_name(f"{path.name}.part")
-        beside.write_text(text)
-        os.replace(beside, path)
+        write_text(path, text)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "TitansConfig":

@@ -9,7 +9,6 @@ import json
 import types
 import typing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 __all__ = [
@@ -206,7 +205,7 @@ class RunConfig:
 
     def to_json(self) -> str:
         """As JSON."""
-        return json.dumps(self.to_dict(), indent=2) + "\n"
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
 
 
 def groups_of(run: RunConfig) -> list[str]:
@@ -254,7 +253,3 @@ def from_dict(base: RunConfig, saved: dict[str, Any]) -> RunConfig:
         if key in groups_of(base):
             flat.update(value)
     return dataclasses.replace(updated(base, flat), preset=saved.get("preset", base.preset))
-
-
-def load_config(base: RunConfig, path: Path) -> RunConfig:
-    return from_dict(base, json.loads(path.read_text()))

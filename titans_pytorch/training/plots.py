@@ -1,9 +1,9 @@
 """The loss curve of a run."""
 
 import math
-import os
 from pathlib import Path
 
+from titans_pytorch.files import replacing
 from titans_pytorch.training.metrics import read_metrics
 
 __all__ = ["draw_loss_curve"]
@@ -41,7 +41,6 @@ def draw_loss_curve(metrics: Path, target: Path, title: str, levels: dict[str, f
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
-    beside = target.with_name(f"{target.name}.part")
-    figure.savefig(beside, dpi=120, format="png")
-    os.replace(beside, target)
+    with replacing(target) as part:
+        figure.savefig(part, dpi=120, format="png")
     return True
