@@ -5,6 +5,7 @@ import json
 import math
 import os
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ __all__ = [
     "parse_json",
     "read_json",
     "replacing",
+    "replacing_folder",
     "sync",
     "write_json",
     "write_text",
@@ -51,6 +53,28 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         raise about_file(error, path) from error
     finally:
         part.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+@contextmanager
+def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """A new empty folder beside `path`, to be filled by the body; it takes `path`'s name when the body ends, if
+    there is nothing or an empty folder. After an error nothing is left of it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        part.mkdir()
+        yield part
+        for file in filter(Path.is_file, part.rglob("*")):
+            sync(file)
+        sync(part)
+        if path.is_dir() and os.name != "posix":  # elsewhere a rename takes the place of an empty folder
+            path.rmdir()
+        os.replace(part, path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     sync(path.parent)
 
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from titans_pytorch.files import parse_json, read_json
 from titans_pytorch.training.config import RunConfig
-from titans_pytorch.training.run import BuildModel, MakeSubject, Run, train
+from titans_pytorch.training.folder import claimed
+from titans_pytorch.training.run import BuildModel, MakeSubject, Run, finished_run, train_claimed
 
 
 def kept_run(
@@ -17,10 +17,9 @@ def kept_run(
     make_subject: MakeSubject,
 ) -> dict[str, Any]:
     """The result of a training run, or of an earlier one in this folder with the same settings."""
-    path = folder / "result.json"
-    if path.is_file():
-        found = read_json(path)
-        if found["config"] == parse_json(run.to_json()):
+    with claimed(folder):
+        found = finished_run(folder, run)
+        if found is not None:
             return found
-    print(f"\n== {label}")
-    return train(Run(run, folder, False, command), build_model, make_subject)
+        print(f"\n== {label}")
+        return train_claimed(Run(run, folder, None, command), build_model, make_subject)

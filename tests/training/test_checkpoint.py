@@ -51,12 +51,16 @@ def test_everything_comes_back(tmp_path):
     assert torch.load(path / "training.pt", weights_only=True)["about"] == {"config": {"a": [1, None]}}
 
 
-def test_the_earlier_one_goes_when_the_new_one_is_whole(tmp_path):
+def test_the_latest_two_are_kept(tmp_path):
     model, optimizer = trained()
+    kept = []
     for step in (0, 5, 10):
-        path = save_checkpoint(tmp_path, model, optimizer, Progress(step), {})
-        assert list(tmp_path.iterdir()) == [path]
-        assert last_checkpoint(tmp_path) == path
+        kept.append(save_checkpoint(tmp_path, model, optimizer, Progress(step), {}))
+        assert sorted(tmp_path.iterdir()) == kept[-2:]
+        assert last_checkpoint(tmp_path) == kept[-1]
+    # of a run that began again: what is later belongs to another one
+    again = save_checkpoint(tmp_path, model, optimizer, Progress(7), {})
+    assert sorted(tmp_path.iterdir()) == [kept[1], again]
 
 
 def full(*args, **kwargs):
@@ -68,7 +72,7 @@ def full_for_safetensors(*args, **kwargs):
 
 
 @pytest.mark.parametrize(
-    ("name", "failure"), [("save_model", full_for_safetensors), ("write", full), ("sync", full), ("os.replace", full)]
+    ("name", "failure"), [("save_model", full_for_safetensors), ("write", full), ("write_sums", full), ("remove", full)]
 )
 def test_a_full_disk_leaves_the_earlier_one(tmp_path, monkeypatch, name, failure):
     model, optimizer = trained()
@@ -98,6 +102,9 @@ def test_a_truncated_file_is_named(tmp_path, name, share):
     path = save_checkpoint(tmp_path, model, optimizer, Progress(5), {}) / name
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(TrainingError, match=f"{name} is damaged"):
+        load_checkpoint(path.parent, *trained(0))
+    without_sums(path.parent)
     with pytest.raises(TrainingError, match=f"{name} cannot be read, it (may be|is) cut off"):
         load_checkpoint(path.parent, *trained(0))
 
@@ -107,6 +114,12 @@ def test_a_missing_file_is_named(tmp_path):
     path.unlink()
     with pytest.raises(TrainingError, match="model.safetensors cannot be read"):
         load_checkpoint(path.parent, *trained(0))
+
+
+def without_sums(checkpoint):
+    """As an earlier version wrote it."""
+    (checkpoint / "SHA256SUMS").unlink()
+    (checkpoint / "versions.json").unlink()
 
 
 def test_weights_of_another_model(tmp_path):

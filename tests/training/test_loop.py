@@ -8,7 +8,7 @@ from torch import nn
 
 from titans_pytorch.training.config import TrainConfig
 from titans_pytorch.training.data import ByteData
-from titans_pytorch.training.errors import TrainingError
+from titans_pytorch.training.errors import Diverged, TrainingError
 from titans_pytorch.training.loop import Trainer
 from titans_pytorch.training.metrics import MetricsLog, read_metrics
 from titans_pytorch.training.optim import build_optimizer, learning_rate
@@ -151,15 +151,32 @@ def test_resuming_repeats_the_losses_exactly(tmp_path, optimizer):
 def test_a_loss_that_is_not_finite_stops(tmp_path, bad):
     model = TinyModel(8)
     training = trainer(tmp_path, model, checkpoint_every=2)
-    training.on_step = lambda step: step == 4 and model.out.bias.data.fill_(bad)
+    training.on_step = lambda step: step == 3 and model.out.bias.data.fill_(bad)
     before = {}
     training.optimizer.register_step_post_hook(lambda *_: before.update(w=model.out.weight.detach().clone()))
-    with pytest.raises(TrainingError, match=r"step 5: the loss is nan; the checkpoint of step 4 is kept in "):
+    with pytest.raises(TrainingError, match=r"step 4: the loss is nan; the checkpoint of step 2 is kept in "):
         training.fit()
     assert torch.equal(model.out.weight, before["w"])  # no update was made with it
     resumed = trainer(tmp_path, TinyModel(8), checkpoint_every=2)
     resumed.resume()
-    assert all(p.isfinite().all() for n, p in resumed.model.named_parameters() if n != "out.bias")
+    assert all(p.isfinite().all() for p in resumed.model.parameters())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_model_that_is_not_finite_is_not_saved(tmp_path, bad):
+    training = trainer(tmp_path, TinyModel(8), checkpoint_every=2)
+    training.on_step = lambda step: step == 4 and training.model.out.bias.data.fill_(bad)
+    with pytest.raises(Diverged, match=r"step 4: the model's out.bias is not finite; the checkpoint of step 2 is kept"):
+        training.fit()
+    assert sorted(p.name for p in training.checkpoints.iterdir()) == ["step_00000000", "step_00000002"]
+
+
+def test_a_measurement_that_is_not_finite_stops(tmp_path, monkeypatch):
+    training = trainer(tmp_path, TinyModel(8), validate_every=2)
+    monkeypatch.setattr(training.subject, "measure", lambda *_: {"held_out_bits_per_byte": math.nan})
+    with pytest.raises(Diverged, match=r"step 2: held_out_bits_per_byte is nan; the checkpoint of step 0 is kept"):
+        training.fit()
+    assert all("held_out_bits_per_byte" not in r for r in read_metrics(training.metrics))
 
 
 class SteepModel(TinyModel):
@@ -183,7 +200,7 @@ def test_a_full_disk_names_the_step_and_what_is_kept(tmp_path, monkeypatch):
     training.on_step = lambda step: step == 4 and monkeypatch.setattr("titans_pytorch.training.checkpoint.write", full)
     with pytest.raises(TrainingError, match=r"step 4: .*No space left on device; the checkpoint of step 2 is kept in"):
         training.fit()
-    assert [p.name for p in training.checkpoints.iterdir()] == ["step_00000002"]
+    assert sorted(p.name for p in training.checkpoints.iterdir()) == ["step_00000000", "step_00000002"]
 
 
 def test_metrics_of_a_run_that_was_cut_off(tmp_path):

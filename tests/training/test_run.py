@@ -14,7 +14,7 @@ import torch
 from titans_pytorch.training import evaluate
 from titans_pytorch.training.checkpoint import load_weights
 from titans_pytorch.training.data import load_data
-from titans_pytorch.training.folder import claim_folder
+from titans_pytorch.training.folder import claimed
 from titans_pytorch.training.metrics import read_metrics
 
 SCRIPT = Path(tiny_script.__file__)
@@ -200,9 +200,9 @@ def test_a_new_run_moves_an_earlier_one_aside(finished, tmp_path, capsys):
 def test_two_runs_do_not_write_in_one_folder(finished, tmp_path, capsys):
     pytest.importorskip("fcntl")
     _, arguments = finished
-    with claim_folder(tmp_path, resume=False):
+    with claimed(tmp_path):
         assert tiny_script.run([*arguments, "--out", str(tmp_path)]) == 1
-    assert f"another run is writing in {tmp_path}" in last_line(capsys)
+    assert f"another run (process {os.getpid()}) is using {tmp_path}" in last_line(capsys)
 
 
 def test_without_matplotlib_only_the_curve_is_missing(finished, tmp_path, monkeypatch, capsys):

@@ -48,6 +48,8 @@ temperature = number(float, lambda x: 0 <= x < math.inf, "a number of at least 0
 
 def read_bytes(path: str) -> bytes:
     try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise TrainingError(f"{path} is not a file")
         return Path(path).read_bytes()
     except OSError as error:
         raise TrainingError(f"{path} cannot be read: {error.strerror}") from error

@@ -1,15 +1,15 @@
 """Folders that `titans train` leaves: the configuration and the weights, read back."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from titans_pytorch.files import read_json
 from titans_pytorch.models.config import TitansConfig
 from titans_pytorch.models.family import build_model
-from titans_pytorch.training.checkpoint import last_checkpoint, load_weights
+from titans_pytorch.training.checkpoint import WEIGHTS, check_sums, last_checkpoint, load_weights, read_last
 from titans_pytorch.training.config import RunConfig
 from titans_pytorch.training.errors import TrainingError
 
@@ -31,7 +31,7 @@ def run_config(folder: Path) -> RunConfig:
     if not path.is_file():
         raise TrainingError(f"{folder} holds no run: there is no {path}")
     try:
-        return run_from_dict(json.loads(path.read_text()))
+        return run_from_dict(read_json(path))
     except (ValueError, TypeError) as error:
         raise TrainingError(f"{path} is not a configuration of titans train: {error}") from error
 
@@ -48,11 +48,29 @@ def load_run(folder: Path, device: torch.device) -> tuple[RunConfig, nn.Module]:
     """The run in a folder and its model as it was last saved, ready to be used."""
     run = run_config(folder)
     model = model_of(run.model, device)
-    path = folder / "model.safetensors"
-    if not path.is_file():
-        checkpoint = last_checkpoint(folder / "checkpoints")
-        if checkpoint is None:
-            raise TrainingError(f"{folder} holds no weights: there is neither {path} nor a checkpoint")
-        path = checkpoint / "model.safetensors"
-    load_weights(model, path)
+    load_weights(model, weights_of(folder))
     return run, model.eval()
+
+
+def weights_of(folder: Path) -> Path:
+    """The weights that a run saved last: at its end, or in a checkpoint after that, when it was resumed and stopped."""
+    path = folder / WEIGHTS
+    if path.is_file() and not stopped_later(folder):
+        check_sums(folder, (WEIGHTS,))
+        return path
+    saved = read_last(folder / "checkpoints")
+    if saved is None:
+        raise TrainingError(f"{folder} holds no weights: there is neither {path} nor a checkpoint")
+    return saved.path / WEIGHTS
+
+
+def stopped_later(folder: Path) -> bool:
+    """Whether there is a checkpoint of a later step than the one that the run ended at."""
+    checkpoint = last_checkpoint(folder / "checkpoints")
+    if checkpoint is None:
+        return False
+    try:
+        steps = read_json(folder / "result.json")["steps"]
+        return steps < int(checkpoint.name.removeprefix("step_"))
+    except (OSError, ValueError, TypeError, KeyError):
+        return True

@@ -7,7 +7,8 @@ Chosen by the mean over --seeds of --metric; what --report-seeds then give is th
 """
 
 import itertools
-import json
+import math
+import shutil
 from argparse import ArgumentTypeError
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,12 @@ from titans_pytorch.cli.runs import model_of
 from titans_pytorch.cli.settings import read_arguments, replaced, settings_types
 from titans_pytorch.files import write_json
 from titans_pytorch.tasks.subject import subject_of
+from titans_pytorch.training.checkpoint import Saved, read_last
 from titans_pytorch.training.config import RunConfig, TaskConfig
-from titans_pytorch.training.errors import TrainingError
+from titans_pytorch.training.errors import Diverged, TrainingError
+from titans_pytorch.training.folder import claimed
 from titans_pytorch.training.options import option_for, whole_numbers
-from titans_pytorch.training.run import Run, train
+from titans_pytorch.training.run import Run, finished_run, train_claimed
 
 __all__ = ["search_command"]
 
@@ -52,25 +55,46 @@ def search_command(argv: list[str]) -> None:
     seeds, report = options.seeds or (0,), options.report_seeds or (100,)
     if shared := set(seeds) & set(report):
         raise TrainingError(f"report_seeds must be others than the seeds to choose by, got {min(shared)}")
-    lower = not isinstance(given.run.data, TaskConfig)
+    with claimed(out):
+        searched(given.run, points, seeds, report, out)
+
+
+def searched(run: RunConfig, points: list[dict[str, Any]], seeds: tuple, report: tuple, out: Path) -> None:
+    """Trains what is not yet in `out`, writes and shows what was found. TrainingError where every point diverged."""
+    lower = not isinstance(run.data, TaskConfig)
     tried = []
     for number, values in enumerate(points):
-        scores = [score(given.run, values, seed, out / f"{number:03d}-seed{seed}") for seed in seeds]
-        tried.append({"settings": values, "scores": scores, "mean": sum(scores) / len(scores)})
-        print(f"{number + 1}/{len(points)}: {named(values)}: {tried[-1]['mean']:.4f}")
-    tried.sort(key=lambda one: one["mean"], reverse=not lower)
+        tried.append(point(run, values, seeds, out, f"{number:03d}"))
+        print(f"{number + 1}/{len(points)}: {named(values)}: {shown(tried[-1])}")
+    tried.sort(key=lambda one: math.inf if one["mean"] is None else one["mean"] * (1 if lower else -1))
     best = tried[0]
-    scores = [score(given.run, best["settings"], seed, out / f"best-seed{seed}") for seed in report]
-    mean = sum(scores) / len(scores)
+    if best["mean"] is None:
+        raise TrainingError(f"grid: every run diverged; {named(best['settings'])}: {best['diverged']}")
+    found = point(run, best["settings"], report, out, "best")
     metric = "held_out_bits_per_byte" if lower else "accuracy"
+    of_best = {name: value for name, value in found.items() if name != "settings"}
     write_json(
-        out / "search.json",
-        {"metric": metric, "seeds": seeds, "tried": tried, "report_seeds": report, "scores": scores, "mean": mean},
+        out / "search.json", {"metric": metric, "seeds": seeds, "tried": tried, "report_seeds": report, **of_best}
     )
     print(f"\n{metric}, best first")
     for one in tried:
-        print(f"  {one['mean']:.4f}  {named(one['settings'])}")
-    print(f"best: {named(best['settings'])}: {mean:.4f} on {len(report)} other seed(s); {out}/search.json")
+        print(f"  {shown(one)}  {named(one['settings'])}")
+    if found["mean"] is None:
+        raise TrainingError(f"best: {named(best['settings'])}: {shown(found)}; {out}/search.json")
+    print(f"best: {named(best['settings'])}: {shown(found)} on {len(report)} other seed(s); {out}/search.json")
+
+
+def point(run: RunConfig, values: dict[str, Any], seeds: tuple, out: Path, name: str) -> dict[str, Any]:
+    """The scores of some settings, one for each seed, and their mean; no mean, and why, where a run diverged."""
+    try:
+        scores = [score(run, values, seed, out / f"{name}-seed{seed}") for seed in seeds]
+    except Diverged as error:
+        return {"settings": values, "scores": [], "mean": None, "diverged": str(error)}
+    return {"settings": values, "scores": scores, "mean": sum(scores) / len(scores)}
+
+
+def shown(one: dict[str, Any]) -> str:
+    return f"diverged ({one['diverged']})" if one["mean"] is None else f"{one['mean']:.4f}"
 
 
 def combinations(run: RunConfig, grid: list[tuple[str, list[str]]]) -> list[dict[str, Any]]:
@@ -106,22 +130,36 @@ def replaced_or_error(run: RunConfig, values: dict[str, Any]) -> RunConfig:
 
 
 def score(run: RunConfig, values: dict[str, Any], seed: int, out: Path) -> float:
-    """Of one training run, or of an earlier one in this folder with the same settings."""
+    """Of one training run, or of an earlier one in this folder with the same settings, which goes on where it was
+    stopped. A run that diverges leaves no folder.
+    """
     run = replaced_or_error(run, values)
     run = replace(run, train=replace(run.train, seed=seed))
-    result = finished(out, run) or train(Run(run, out, False, "titans search"), model_of, subject_of)
+    with claimed(out):
+        result = finished_run(out, run)
+        if result is None:
+            try:
+                result = train_claimed(Run(run, out, unfinished(out, run), "titans search"), model_of, subject_of)
+            except Diverged:
+                shutil.rmtree(out, ignore_errors=True)
+                raise
     return result["held_out_bits_per_byte"] if "scores" not in result else result["scores"][-1]["accuracy"]
 
 
-def finished(out: Path, run: RunConfig) -> dict[str, Any] | None:
-    path = out / "result.json"
-    if not path.is_file():
+def unfinished(out: Path, run: RunConfig) -> Saved | None:
+    """The checkpoint of a search's run that was stopped. A run of other settings is removed: it has no result."""
+    if not out.is_dir() or (out / "result.json").exists():
         return None
     try:
-        result = json.loads(path.read_text())
-        return result if result["config"] == json.loads(run.to_json()) else None
-    except (ValueError, KeyError, TypeError):  # cut off, or something else's: trained again
-        return None
+        saved = read_last(out / "checkpoints")
+    except TrainingError:
+        saved = None
+    if saved is not None and saved.state["about"].get("config") == run.to_dict():
+        return saved
+    if (out / "config.json").is_file():
+        print(f"{out} held an unfinished run, which is removed")
+        shutil.rmtree(out)
+    return None
 
 
 def named(values: dict[str, Any]) -> str:

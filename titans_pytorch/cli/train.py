@@ -8,16 +8,17 @@ torchrun --nproc-per-node 2 -m titans_pytorch.cli train ... # several processes,
 """
 
 import shlex
-from dataclasses import replace
+from contextlib import ExitStack
 from pathlib import Path
 
 from titans_pytorch.cli.runs import model_of, run_from_dict
 from titans_pytorch.cli.settings import read_arguments
 from titans_pytorch.tasks.subject import subject_of
-from titans_pytorch.training.checkpoint import last_checkpoint, read_training
+from titans_pytorch.training.checkpoint import Saved
 from titans_pytorch.training.config import RunConfig
 from titans_pytorch.training.errors import TrainingError
-from titans_pytorch.training.run import Run, report_changes, train
+from titans_pytorch.training.folder import claimed
+from titans_pytorch.training.run import Run, report_changes, saved_run, train_claimed
 
 __all__ = ["train_command"]
 
@@ -27,29 +28,37 @@ def add_options(parser) -> None:
     parser.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
 
 
-def base(options) -> RunConfig | None:
-    """The configuration that is resumed; None for a new run."""
-    folder = Path(options.out or "")
+def resumed(options, claim: ExitStack) -> Saved:
+    """The checkpoint to go on from; its folder is claimed until `claim` ends."""
     if options.out is None:
         raise TrainingError("resume: give the run's folder with --out")
     if options.config or options.preset or options.task:
         raise TrainingError("resume: the run has its own configuration; leave out --config, --preset and --task")
-    checkpoint = last_checkpoint(folder / "checkpoints")
-    if checkpoint is None:
-        raise TrainingError(f"{folder} has no checkpoint to resume from")
+    claim.enter_context(claimed(Path(options.out)))
+    return saved_run(Path(options.out))
+
+
+def config_of(saved: Saved) -> RunConfig:
     try:
-        return run_from_dict(read_training(checkpoint)["about"]["config"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise TrainingError(f"{checkpoint} is of another configuration: {error}") from error
+        return run_from_dict(saved.state["about"]["config"])
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise TrainingError(f"{saved.path} is of another configuration: {error}") from error
 
 
 def train_command(argv: list[str]) -> None:
-    resume = "--resume" in argv
-    given = read_arguments("titans train", __doc__, argv, add_options, base if resume else None)
-    run = given.run
-    out = Path(given.options.out or f"runs/{run.preset or 'titans'}")
-    if resume:
-        checkpoint = last_checkpoint(out / "checkpoints")
-        report_changes(checkpoint, run_from_dict(read_training(checkpoint)["about"]["config"]), run)
-    command = shlex.join(["titans", "train", *argv])
-    train(Run(replace(run, preset=run.preset), out, resume, command), model_of, subject_of)
+    command, saved = shlex.join(["titans", "train", *argv]), None
+    with ExitStack() as claim:
+
+        def base(options) -> RunConfig:
+            nonlocal saved
+            saved = resumed(options, claim)
+            return config_of(saved)
+
+        given = read_arguments("titans train", __doc__, argv, add_options, base if "--resume" in argv else None)
+        run = given.run
+        out = Path(given.options.out or f"runs/{run.preset or 'titans'}")
+        if saved is None:
+            claim.enter_context(claimed(out))
+        else:
+            report_changes(saved.path, config_of(saved), run)
+        train_claimed(Run(run, out, saved, command), model_of, subject_of)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from titans_pytorch.cli.runs import load_run
+from titans_pytorch.files import replacing_folder
 from titans_pytorch.training.errors import TrainingError
 from titans_pytorch.training.run import in_a_line
 
@@ -33,11 +34,8 @@ def convert(run: Path, out: Path) -> None:
     saved, trained = load_run(run, torch.device("cpu"))
     model = TitansForCausalLM(TitansHFConfig.of(saved.model))
     model.model.load_state_dict(trained.state_dict())
-    beside = out.with_name(f"{out.name}.part")
-    model.save_pretrained(beside)
-    if out.exists():
-        out.rmdir()
-    beside.rename(out)
+    with replacing_folder(out) as part:
+        model.save_pretrained(part)
 
 
 def main(argv: list[str] | None = None) -> int:

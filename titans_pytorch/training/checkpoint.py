@@ -1,16 +1,19 @@
 """Checkpoints: a folder for each, which appears under its name only when everything in it is written.
 
 `model.safetensors` holds the weights; `training.pt` (readable with weights_only=True) the optimizer, the random number
-generators, the step, the position in the data, and what the run was started with.
+generators, the step, the position in the data, and what the run was started with; `versions.json` the versions of the
+format, torch and this package; `SHA256SUMS` the hashes of these files, as `sha256sum -c` reads them. The latest
+checkpoint and the one before it are kept.
 """
 
 import errno
+import hashlib
 import io
 import os
-import pickle
 import random
 import re
 import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,20 +23,39 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from titans_pytorch.training.errors import TrainingError
+from titans_pytorch.files import read_json, replacing, replacing_folder, write_json, write_text
+from titans_pytorch.training.errors import Diverged, TrainingError
 from titans_pytorch.training.optim import AnyOptimizer
+from titans_pytorch.training.versions import versions
 
 __all__ = [
     "Progress",
+    "Saved",
+    "check_finite",
+    "check_sums",
     "last_checkpoint",
     "load_checkpoint",
     "load_weights",
+    "read_last",
     "read_training",
     "save_checkpoint",
     "save_weights",
+    "sha256_of",
+    "write_sums",
 ]
 
-WEIGHTS, TRAINING = "model.safetensors", "training.pt"
+FORMAT = 2  # 1: without hashes and versions
+WEIGHTS, TRAINING, VERSIONS, SUMS = "model.safetensors", "training.pt", "versions.json", "SHA256SUMS"
+STATE = {
+    "step": int,
+    "position": int,
+    "seconds": float,
+    "optimizer": dict,
+    "torch_rng": torch.Tensor,
+    "cuda_rng": list,
+    "python_rng": tuple,
+    "about": dict,
+}
 
 
 @dataclass
@@ -50,25 +72,50 @@ class Progress:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that was read and found whole.
+
+    path: its folder.
+    state: what its training.pt holds.
+    damaged: later checkpoints, which are not whole.
+    """
+
+    path: Path
+    state: dict[str, Any]
+    damaged: tuple[Path, ...] = ()
+
+
+def check_finite(model: nn.Module) -> None:
+    """Raises Diverged where a parameter of `model` has NaN or infinity, or a saved buffer NaN."""
+    parameters = dict(model.named_parameters())
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not (value.isfinite() if name in parameters else ~value.isnan()).all():
+            raise Diverged(f"the model's {name} is not finite")
+
+
 def save_weights(model: nn.Module, path: Path) -> None:
     """Writes the weights of `model` to `path` (.safetensors), beside and renamed; parameters that share storage are
-    written once. OSError where the disk is full.
+    written once. Diverged where they are not finite, OSError where the disk is full.
     """
-    beside = path.with_name(f"{path.name}.part")
+    with replacing(path) as part:
+        write_weights(model, part)
+
+
+def write_weights(model: nn.Module, path: Path) -> None:
+    """The same as `save_weights`, in place."""
+    check_finite(model)
     try:
-        save_model(model, str(beside), metadata={"format": "pt"})
-        beside.chmod(0o644)  # safetensors leaves it readable for its owner alone
-        sync(beside)
-        os.replace(beside, path)
+        save_model(model, str(path), metadata={"format": "pt"})
     except SafetensorError as error:  # its only sign of an operating system's error is in the text
-        full = "os error 28" in str(error)
-        raise OSError(errno.ENOSPC if full else errno.EIO, os.strerror(errno.ENOSPC) if full else str(error)) from error
-    finally:
-        beside.unlink(missing_ok=True)
+        code = errno.ENOSPC if "os error 28" in str(error) else errno.EIO
+        raise OSError(code, os.strerror(code) if code == errno.ENOSPC else str(error)) from error
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Reads the weights at `path` into `model`. TrainingError where the file is broken or of another model."""
+    if not path.is_file():
+        raise TrainingError(f"{path} cannot be read, it is not a file")
     try:
         load_model(model, str(path))
     except (SafetensorError, OSError) as error:
@@ -78,10 +125,40 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise TrainingError(f"{path} does not fit the model ({first[:200]})") from error
 
 
+def sha256_of(path: Path, size: int | None = None) -> str:
+    """Of the file at `path`, its first `size` bytes (all by default)."""
+    digest = hashlib.sha256()
+    left = path.stat().st_size if size is None else size
+    with path.open("rb") as file:
+        while left and (block := file.read(min(left, 1 << 20))):
+            digest.update(block)
+            left -= len(block)
+    return digest.hexdigest()
+
+
+def write_sums(folder: Path, names: Sequence[str]) -> None:
+    """Writes the hashes of the files `names` in `folder` to its SHA256SUMS."""
+    write_text(folder / SUMS, "".join(f"{sha256_of(folder / name)}  {name}\n" for name in names))
+
+
+def check_sums(folder: Path, names: Sequence[str]) -> bool:
+    """Whether `folder` has a SHA256SUMS. TrainingError where it does not hold the hashes of the files `names`."""
+    try:
+        lines = (folder / SUMS).read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return False
+    for line, name in zip(lines, names, strict=False):
+        if line != f"{sha256_of(folder / name)}  {name}".encode():
+            raise TrainingError(f"{folder / name} is damaged: its sha256 is not the one in {folder / SUMS}")
+    if len(lines) != len(names) + 1 or lines[-1]:
+        raise TrainingError(f"{folder / SUMS} is damaged")
+    return True
+
+
 def save_checkpoint(
     folder: Path, model: nn.Module, optimizer: AnyOptimizer, progress: Progress, about: dict[str, Any]
 ) -> Path:
-    """Adds a checkpoint to a folder, then removes earlier ones; on an OSError these stay.
+    """Adds a checkpoint to a folder, then removes all others but the one before; on an error these stay.
 
     Args:
         folder: of checkpoints.
@@ -92,24 +169,36 @@ def save_checkpoint(
 
     Returns:
         The checkpoint's folder.
+
+    Raises:
+        Diverged: where the model is not finite.
+        OSError: where the disk is full.
     """
+    check_finite(model)
     target = folder / f"step_{progress.step:08d}"
-    if target.exists():  # the run was stopped right after it
-        return target
-    beside = folder / f"{target.name}.part"
-    shutil.rmtree(beside, ignore_errors=True)
-    try:
-        beside.mkdir(parents=True)
-        save_weights(model, beside / WEIGHTS)
-        write(beside / TRAINING, serialized(training_state(optimizer, progress, about)))
-        os.replace(beside, target)
-    except OSError:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
-    for earlier in checkpoints(folder):
-        if earlier != target:
-            shutil.rmtree(earlier, ignore_errors=True)
+    with replacing_folder(target) as part:
+        save_weights(model, part / WEIGHTS)
+        write(part / TRAINING, serialized(training_state(optimizer, progress, about)))
+        write_json(part / VERSIONS, {"format": FORMAT, **versions()})
+        write_sums(part, (WEIGHTS, TRAINING, VERSIONS))
+        remove(target)  # one of an earlier run at this step
+    for other in kept_back(checkpoints(folder), target):
+        shutil.rmtree(other, ignore_errors=True)
     return target
+
+
+def kept_back(found: list[Path], target: Path) -> list[Path]:
+    """All of these checkpoints but `target` and the last one before it."""
+    at = found.index(target)
+    return found[: max(0, at - 1)] + found[at + 1 :]
+
+
+def remove(path: Path) -> None:
+    """A folder and what is in it; of a link or a file, the name."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def training_state(optimizer: AnyOptimizer, progress: Progress, about: dict[str, Any]) -> dict[str, Any]:
@@ -132,19 +221,14 @@ def serialized(state: dict[str, Any]) -> memoryview:
 
 
 def write(path: Path, content: memoryview | bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-    sync(path)
-
-
-def sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    with replacing(path) as part:
+        part.write_bytes(content)
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """Complete ones, oldest first."""
-    return sorted(path for path in folder.glob("step_*") if re.fullmatch(r"step_\d+", path.name) and path.is_dir())
+    found = [path for path in folder.glob("step_*") if re.fullmatch(r"step_\d+", path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -153,23 +237,74 @@ def last_checkpoint(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def read_training(checkpoint: Path) -> dict[str, Any]:
-    """What training.pt of a `checkpoint` holds. TrainingError where it cannot be read."""
+def read_last(folder: Path, say: Callable[[str], None] = print) -> Saved | None:
+    """The newest checkpoint in `folder` that is whole, or None where there is no checkpoint.
+
+    Args:
+        folder: of checkpoints.
+        say: gets a line where a damaged checkpoint is passed over, or where one has no hashes or is of other versions.
+
+    Raises:
+        TrainingError: where none is whole; it says what is wrong with the newest.
+    """
+    damaged: list[tuple[Path, TrainingError]] = []
+    for path in reversed(checkpoints(folder)):
+        try:
+            state = read_training(path, say)
+        except TrainingError as error:
+            damaged.append((path, error))
+            continue
+        for _, error in damaged:
+            say(f"{error}; taking {path}, the checkpoint before it")
+        return Saved(path, state, tuple(path for path, _ in damaged))
+    if damaged:
+        raise damaged[0][1]
+    return None
+
+
+def read_training(checkpoint: Path, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+    """What training.pt of a `checkpoint` holds; `say` as in `read_last`. TrainingError where a file of the checkpoint
+    is damaged, of a later format or no checkpoint of a run.
+    """
     path = checkpoint / TRAINING
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ValueError) as error:
-        # torch has an OSError without a file for what is cut off
-        of_system = isinstance(error, OSError) and error.filename
+        notes = check_whole(checkpoint)
+        if not path.is_file():
+            raise TrainingError(f"{path} cannot be read: it is not a file")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except TrainingError:
+        raise
+    except Exception as error:  # of bytes that are no checkpoint torch raises almost anything
+        of_system = isinstance(error, OSError) and error.filename  # torch has an OSError without a file
         why = f": {error.strerror}" if of_system else ", it is cut off or no checkpoint"
-        raise TrainingError(f"{path} cannot be read{why}") from error
+        raise TrainingError(f"{(of_system and error.filename) or path} cannot be read{why}") from error
+    if not isinstance(state, dict):
+        raise TrainingError(f"{path} is no checkpoint of a run: it holds a {type(state).__name__}")
+    for name, kind in STATE.items():
+        if type(state.get(name)) is not kind:
+            raise TrainingError(f"{path} is no checkpoint of a run: {name} is missing or of another type")
+    for note in notes:
+        say(note)
+    return state
 
 
-def load_checkpoint(checkpoint: Path, model: nn.Module, optimizer: AnyOptimizer) -> Progress:
+def check_whole(checkpoint: Path) -> list[str]:
+    """What to tell the user about its hashes and versions. TrainingError where it is damaged or of a later format."""
+    if not check_sums(checkpoint, (WEIGHTS, TRAINING, VERSIONS)):
+        return [f"{checkpoint} has no {SUMS}, it was written by an earlier version: taken without a check"]
+    written = read_json(checkpoint / VERSIONS)
+    if written.get("format") != FORMAT:
+        raise TrainingError(f"{checkpoint} has format {written.get('format')!r}, this version reads format {FORMAT}")
+    here = versions()
+    others = [f"{name} {written.get(name)} (here {here[name]})" for name in here if written.get(name) != here[name]]
+    return [f"{checkpoint} was written with {', '.join(others)}: losses may differ slightly"] if others else []
+
+
+def load_checkpoint(checkpoint: Path | Saved, model: nn.Module, optimizer: AnyOptimizer) -> Progress:
     """Puts everything back as it was when the checkpoint was written.
 
     Args:
-        checkpoint: its folder.
+        checkpoint: its folder, or what `read_last` found.
         model: takes the weights.
         optimizer: takes its state.
 
@@ -177,16 +312,20 @@ def load_checkpoint(checkpoint: Path, model: nn.Module, optimizer: AnyOptimizer)
         How far the run had come.
 
     Raises:
-        TrainingError: where a file is broken, or of another model or optimizer.
+        TrainingError: where a file is damaged, or of another model or optimizer.
     """
-    state = read_training(checkpoint)
-    load_weights(model, checkpoint / WEIGHTS)
+    saved = checkpoint if isinstance(checkpoint, Saved) else Saved(checkpoint, read_training(checkpoint))
+    state, path = saved.state, saved.path / TRAINING
+    load_weights(model, saved.path / WEIGHTS)
     try:
         optimizer.load_state_dict(state["optimizer"])
-    except (ValueError, KeyError) as error:
-        raise TrainingError(f"{checkpoint / TRAINING} does not fit the optimizer ({error})") from error
-    torch.set_rng_state(state["torch_rng"])
-    if state["cuda_rng"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda_rng"])
-    random.setstate(state["python_rng"])
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise TrainingError(f"{path} does not fit the optimizer ({error})") from error
+    try:
+        torch.set_rng_state(state["torch_rng"])
+        if state["cuda_rng"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        random.setstate(state["python_rng"])
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise TrainingError(f"{path} has no state of random number generators ({error})") from error
     return Progress(state["step"], state["position"], state["seconds"])

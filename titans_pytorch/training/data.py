@@ -1,11 +1,12 @@
 """Bytes to learn from: found, unpacked, memory-mapped, and split into a training and a held-out part."""
 
+import bz2
 import gzip
-import hashlib
 import lzma
 import os
 import platform
 import shutil
+import struct
 import sysconfig
 import zipfile
 import zlib
@@ -18,25 +19,33 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from titans_pytorch.files import replacing
+from titans_pytorch.training.checkpoint import sha256_of
 from titans_pytorch.training.config import DataConfig
 from titans_pytorch.training.download import Unreachable, download_enwik8
 from titans_pytorch.training.errors import TrainingError
 
 __all__ = ["ByteData", "Windows", "load_data"]
 
+ARCHIVES = (".gz", ".bz2", ".xz", ".zip")
+OTHER_ARCHIVES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tbz2", ".txz", ".zst", ".7z", ".rar")
+LARGEST_UNPACKED = 1_000_000_000  # bytes, ten times enwik8
+DISK_RESERVE = 16 << 20  # bytes that unpacking leaves free
 NOT_OF_THE_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__"}
 
 
 @dataclass(frozen=True)
 class ByteData:
-    """`train` and `held_out` are uint8 [bytes], views of a memory-mapped file."""
+    """`train` and `held_out` are uint8 [bytes]; `train` is a view of a memory-mapped file."""
 
     name: str
-    path: Path
+    path: Path | None  # the file that is mapped
     sha256: str  # of the bytes used: train and held out together
     file_bytes: int
     train: Tensor
     held_out: Tensor
+    file: BinaryIO | None = None  # the same file, open
+    mark: tuple[int, ...] = ()  # of the file when it was read
 
     def describe(self) -> dict[str, object]:
         return {
@@ -47,11 +56,26 @@ class ByteData:
             "held_out_bytes": len(self.held_out),
         }
 
+    def check(self) -> None:
+        """TrainingError where the file has been written to since it was read. Another file under its name does not
+        matter.
+        """
+        if self.file is not None and self.mark != mark_of(self.file):
+            raise TrainingError(f"data: {self.path} has changed since the run began")
+
+
+def mark_of(file: BinaryIO) -> tuple[int, ...]:
+    """Differs after a write: the size, and when it was written to."""
+    found = os.fstat(file.fileno())
+    return found.st_size, found.st_mtime_ns
+
 
 def load_data(config: DataConfig, say: Callable[[str], None] = print) -> ByteData:
     """The bytes that `config.data` names. `say` gets a line where the user should know what was chosen."""
     name, path = find(config, say)
-    size = path.stat().st_size
+    file = path.open("rb")
+    mark = mark_of(file)
+    size = mark[0]
     used = min(size, config.data_limit) if config.data_limit else size
     held_out = int(used * config.held_out)
     if held_out < 2 or used - held_out < 2:
@@ -60,7 +84,10 @@ def load_data(config: DataConfig, say: Callable[[str], None] = print) -> ByteDat
         )
     mapped = torch.from_file(str(path), shared=False, size=used, dtype=torch.uint8)
     split = used - held_out
-    return ByteData(name, path, sha256_of(path, used), size, mapped[:split], mapped[split:])
+    sha256 = sha256_of(path, used)
+    found = ByteData(name, path, sha256, size, mapped[:split], mapped[split:].clone(), file, mark)
+    found.check()
+    return found
 
 
 def find(config: DataConfig, say: Callable[[str], None]) -> tuple[str, Path]:
@@ -69,12 +96,12 @@ def find(config: DataConfig, say: Callable[[str], None]) -> tuple[str, Path]:
     if config.data == "stdlib":
         return standard_library(folder)
     if config.data != "auto":
-        return config.data, plain(Path(config.data), folder)
-    for name in ("enwik8", "enwik8.gz", "enwik8.zip"):
+        return config.data, plain(Path(config.data), config)
+    for name in ("enwik8", *(f"enwik8{suffix}" for suffix in ARCHIVES)):
         if (folder / name).is_file():
-            return str(folder / name), plain(folder / name, folder)
+            return str(folder / name), plain(folder / name, config)
     try:
-        return "enwik8", plain(download_enwik8(folder / "enwik8.zip"), folder)
+        return "enwik8", plain(download_enwik8(folder / "enwik8.zip"), config)
     except Unreachable as why:
         say(
             f"data: no {folder / 'enwik8'} and no download ({why}); taking the source text of Python's standard library"
@@ -82,56 +109,76 @@ def find(config: DataConfig, say: Callable[[str], None]) -> tuple[str, Path]:
         return standard_library(folder)
 
 
-def plain(path: Path, folder: Path) -> Path:
-    """`path` itself, or for .gz and .zip an unpacked copy in the cache under `folder`."""
+def plain(path: Path, config: DataConfig) -> Path:
+    """`path` itself, or of an archive the unpacked bytes, as far as they are used, in the cache under `data_dir`."""
     if not path.exists():
         raise TrainingError(f"data: {path} does not exist")
     if not path.is_file():
         raise TrainingError(f"data: {path} is not a file")
-    if path.suffix not in (".gz", ".zip"):
+    name = path.name.lower()
+    if name.endswith(OTHER_ARCHIVES):
+        raise TrainingError(f"data must be a plain file, .gz, .bz2, .xz or a .zip of one file, got {path}")
+    if not name.endswith(ARCHIVES):
         return path
-    target = folder / "cache" / f"{path.stem}-{sha256_of(path)[:12]}"
+    target = Path(config.data_dir) / "cache" / f"{path.stem}-{sha256_of(path)[:12]}"
+    if target.is_file():
+        return target
+    if config.data_limit:
+        target = target.with_name(f"{target.name}-first-{config.data_limit}")
     if not target.is_file():
-        try:
-            with unpacked(path) as source, written_whole(target) as out:
-                shutil.copyfileobj(source, out, 1 << 20)
-        except (
-            EOFError,
-            zlib.error,
-            lzma.LZMAError,
-            gzip.BadGzipFile,
-            zipfile.BadZipFile,
-            NotImplementedError,
-        ) as error:
-            raise TrainingError(f"data: {path} cannot be unpacked ({error})") from error
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(target) as part:
+            unpack(path, part, config.data_limit)
     return target
 
 
+def unpack(path: Path, part: Path, limit: int) -> None:
+    """Writes the first `limit` bytes of an archive to `part`; with 0 all, up to `LARGEST_UNPACKED`. TrainingError where
+    there are more, where the disk has no room for them, and where they cannot be unpacked.
+    """
+    most, done = limit or LARGEST_UNPACKED, 0
+    with part.open("wb") as out:
+        for block in blocks(path):
+            if not limit and done + len(block) > most:
+                raise TrainingError(f"data: {path} holds more than {most:,} bytes; set data_limit to take the first")
+            block = block[: most - done]
+            if shutil.disk_usage(part.parent).free < len(block) + DISK_RESERVE:
+                raise TrainingError(f"data: the disk of {part.parent} has no room for {path} unpacked")
+            out.write(block)
+            done += len(block)
+            if limit and done == most:
+                return
+
+
+def blocks(path: Path) -> Iterator[bytes]:
+    """The bytes in an archive, some at a time. TrainingError where they cannot be unpacked."""
+    try:
+        with opened(path) as source:
+            while block := source.read(1 << 20):
+                yield block
+    except OSError as error:
+        if error.errno is not None:  # of the system; those of gzip and bz2 have none
+            raise
+        raise TrainingError(f"data: {path} cannot be unpacked ({error})") from error
+    except (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, struct.error, RuntimeError, ValueError) as error:
+        raise TrainingError(f"data: {path} cannot be unpacked ({error})") from error
+
+
 @contextmanager
-def unpacked(path: Path) -> Iterator[BinaryIO]:
-    if path.suffix == ".gz":
-        with gzip.open(path) as source:
+def opened(path: Path) -> Iterator[BinaryIO]:
+    suffix = path.suffix.lower()
+    if suffix != ".zip":
+        with {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}[suffix](path) as source:
             yield source
         return
     with zipfile.ZipFile(path) as archive:
         files = [entry for entry in archive.infolist() if not entry.is_dir()]
         if len(files) != 1:
             raise TrainingError(f"data must be a .zip of one file, {path} holds {len(files)}")
+        if files[0].flag_bits & 1:
+            raise TrainingError(f"data: {path} is encrypted")
         with archive.open(files[0]) as source:
             yield source
-
-
-@contextmanager
-def written_whole(target: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name only when it is complete."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f"{target.name}.{os.getpid()}.part")
-    try:
-        with beside.open("wb") as out:
-            yield out
-        os.replace(beside, target)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def standard_library(folder: Path) -> tuple[str, Path]:
@@ -144,21 +191,10 @@ def standard_library(folder: Path) -> tuple[str, Path]:
         raise TrainingError(f"data: no source text under {root}; give a file with --data")
     version = platform.python_version()
     target = folder / "cache" / f"stdlib-{version}"
-    with written_whole(target) as out:
+    with replacing(target) as part, part.open("wb") as out:
         for path in files:
             out.write(path.read_bytes())
     return f"source text of Python {version}'s standard library ({len(files)} files)", target
-
-
-def sha256_of(path: Path, size: int | None = None) -> str:
-    """Of the first `size` bytes (all by default)."""
-    digest = hashlib.sha256()
-    left = path.stat().st_size if size is None else size
-    with path.open("rb") as file:
-        while left and (block := file.read(min(left, 1 << 20))):
-            digest.update(block)
-            left -= len(block)
-    return digest.hexdigest()
 
 
 class Windows:

@@ -2,7 +2,6 @@
 
 import hashlib
 import http.client
-import os
 import threading
 import urllib.error
 import urllib.request
@@ -11,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from titans_pytorch.files import replacing
 from titans_pytorch.training.errors import TrainingError
 
 __all__ = ["Unreachable", "download_enwik8"]
@@ -38,26 +38,21 @@ def download(url: str, target: Path, size: int, sha256: str) -> Path:
     response = answer(url)
     with response:
         length = response.headers.get("Content-Length")
-        if length is not None and int(length) != size:
-            raise Unreachable(f"{url} answers with {length} bytes, not {size}")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside = target.with_name(f"{target.name}.{os.getpid()}.part")
-        try:
-            got, digest = copy(response, beside, size, url)
+        if length is not None and length.strip() != str(size):
+            raise Unreachable(f"{url} answers with {length[:40]} bytes, not {size}")
+        with replacing(target) as part:
+            got, digest = copy(response, part, size, url)
             if got != size:
                 raise TrainingError(f"data: the download of {url} ended after {got} of {size} bytes; nothing was kept")
             if digest != sha256:
                 raise TrainingError(f"data: {url} has sha256 {digest}, not {sha256}; nothing was kept")
-            os.replace(beside, target)
-        finally:
-            beside.unlink(missing_ok=True)
     return target
 
 
-def copy(response: Any, beside: Path, size: int, url: str) -> tuple[int, str]:
+def copy(response: Any, part: Path, size: int, url: str) -> tuple[int, str]:
     """Returns the number of bytes received and their sha256; a connection that breaks ends the count."""
     digest, got = hashlib.sha256(), 0
-    with beside.open("wb") as out, tqdm(total=size, unit="B", unit_scale=True, desc=url.rsplit("/", 1)[-1]) as bar:
+    with part.open("wb") as out, tqdm(total=size, unit="B", unit_scale=True, desc=url.rsplit("/", 1)[-1]) as bar:
         while True:
             try:
                 block = response.read(1 << 16)

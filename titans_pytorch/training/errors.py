@@ -1,2 +1,6 @@
 class TrainingError(Exception):
     """Ends a run with one line for the user and a non-zero exit status, instead of a traceback."""
+
+
+class Diverged(TrainingError):
+    """The loss, the model or what is measured of it is not finite."""

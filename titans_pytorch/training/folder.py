@@ -1,44 +1,105 @@
-"""The folder of a run: one run writes in it at a time, and a new run moves an earlier one aside."""
+"""The folder of a run: one run uses it at a time, and a new run moves an earlier one aside."""
 
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
+from titans_pytorch.files import NO_LINK
+from titans_pytorch.training.checkpoint import remove
 from titans_pytorch.training.errors import TrainingError
+from titans_pytorch.training.processes import first_process
 
-__all__ = ["claim_folder", "write_text"]
+try:
+    import fcntl
+except ImportError:  # on Windows; runs are not kept apart there
+    fcntl = None
+
+__all__ = ["claimed", "prepare_folder"]
+
+OF_A_RUN = ("config.json", "checkpoints", "result.json", "model.safetensors")
 
 
-def claim_folder(out: Path, resume: bool, say: Callable[[str], None] = print) -> IO[str]:
-    """Makes `out` ready to be written to; the lock that is returned holds until it is closed."""
+class InUse(TrainingError):
+    """Another run holds the folder."""
+
+
+@contextmanager
+def claimed(out: Path) -> Iterator[None]:
+    """The folder `out` for this run alone, from before its first read to the end.
+
+    The lock is on the file `out`.lock beside the folder, so that it holds while the folder is moved. The system
+    releases it when the process ends, however it ends. Processes of one run other than the first (RANK) hold none.
+
+    Raises:
+        TrainingError: where another run holds it, or `out` is no name for a folder.
+        OSError: where the lock file cannot be made, as where a link stands in its place.
+    """
+    out = out.resolve()
+    if not out.name:
+        raise TrainingError(f"out must be a folder of its own, got {out}")
     if out.exists() and not out.is_dir():
-        raise TrainingError(f"out: {out} is not a folder")
-    if (out / "config.json").exists() and not resume:
-        lock(out).close()
-        aside = next(p for i in range(1, 1_000_000) if not (p := out.with_name(f"{out.name}-{i}")).exists())
-        os.rename(out, aside)
+        raise TrainingError(f"out must be a folder, got {out}")
+    if fcntl is None or not first_process():
+        yield
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    path = out.with_name(f"{out.name}.lock")
+    descriptor = locked(path, out)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is held: who opened it before sees that it is gone
+        os.close(descriptor)
+
+
+def locked(path: Path, out: Path) -> int:
+    """A descriptor of the lock file at `path`, locked."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | NO_LINK, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if is_at(descriptor, path):
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, str(os.getpid()).encode())
+                return descriptor
+        except BlockingIOError as error:
+            holder = os.pread(descriptor, 20, 0).decode(errors="replace")
+            by = f" (process {holder})" if holder.isdigit() else ""
+            os.close(descriptor)
+            raise InUse(f"another run{by} is using {out}") from error
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def is_at(descriptor: int, path: Path) -> bool:
+    """Whether the open file is still the one at `path`: its last holder removes it."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+    return False
+
+
+def prepare_folder(out: Path, resume: bool, say: Callable[[str], None] = print) -> None:
+    """Makes `out`, which the caller has claimed, ready to be written to. `say` gets a line where an earlier run is
+    moved aside.
+    """
+    out = out.resolve()
+    if not resume and any((out / name).exists() for name in OF_A_RUN):
+        aside = moved_aside(out)
         say(f"{out} held an earlier run, which is now {aside}")
     out.mkdir(parents=True, exist_ok=True)
-    return lock(out)
+    for part in (*out.glob("*.part"), *out.glob("checkpoints/*.part")):  # of a run that was killed while it wrote
+        remove(part)
 
 
-def lock(out: Path) -> IO[str]:
-    file = (out / ".lock").open("w")
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        return file
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise TrainingError(f"another run is writing in {out}") from error
-    return file
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes beside and renames."""
-    beside = path.with_name(f"{path.name}.part")
-    beside.write_text(text)
-    os.replace(beside, path)
+def moved_aside(out: Path) -> Path:
+    for i in itertools.count(1):
+        aside = out.with_name(f"{out.name}-{i}")
+        with suppress(InUse), claimed(aside):  # a rename would replace the empty folder of a run that begins
+            if not os.path.lexists(aside):
+                os.rename(out, aside)
+                return aside
+    raise AssertionError

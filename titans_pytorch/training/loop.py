@@ -6,7 +6,6 @@ the order of the data and the learning rate are functions of the position and th
 
 import math
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -19,31 +18,19 @@ from tqdm import tqdm
 
 from titans_pytorch.overshoot import overshoot_note, watch_gains
 from titans_pytorch.storing import page_switches
-from titans_pytorch.training.checkpoint import Progress, last_checkpoint, load_checkpoint, save_checkpoint
+from titans_pytorch.training.checkpoint import Progress, Saved, load_checkpoint, read_last, save_checkpoint
 from titans_pytorch.training.config import TrainConfig
 from titans_pytorch.training.device import autocast_for
-from titans_pytorch.training.errors import TrainingError
+from titans_pytorch.training.errors import Diverged, TrainingError
 from titans_pytorch.training.metrics import MetricsLog
 from titans_pytorch.training.optim import build_optimizer, learning_rate, set_learning_rate
 from titans_pytorch.training.processes import Alone
 from titans_pytorch.training.rows import Rows, answers_in, loss_on
 from titans_pytorch.training.stages import Stages
+from titans_pytorch.training.stopping import Interrupted, on_stop
 from titans_pytorch.training.subjects import Subject
 
-__all__ = ["Interrupted", "Trainer"]
-
-
-class Interrupted(Exception):
-    """The user or the system asked the run to stop; it has saved a checkpoint.
-
-    Args:
-        signum: the signal.
-        message: a line that says so.
-    """
-
-    def __init__(self, signum: int, message: str):
-        super().__init__(message)
-        self.signum = signum
+__all__ = ["Trainer"]
 
 
 class Trainer:
@@ -96,12 +83,12 @@ class Trainer:
         """The file of metrics, a line of JSON for each step."""
         return self.out / "metrics.jsonl"
 
-    def resume(self) -> None:
-        """Continues from the last checkpoint under `out`."""
-        checkpoint = last_checkpoint(self.checkpoints)
-        if checkpoint is None:
+    def resume(self, saved: Saved | None = None) -> None:
+        """Continues from a checkpoint, `saved`, by default the last whole one under `out`."""
+        saved = saved or read_last(self.checkpoints)
+        if saved is None:
             raise TrainingError(f"{self.out} has no checkpoint to resume from")
-        self.progress = load_checkpoint(checkpoint, self.model, self.optimizer)
+        self.progress = load_checkpoint(saved, self.model, self.optimizer)
         self.saved_step = self.progress.step
         self.resumed = True
 
@@ -144,7 +131,8 @@ class Trainer:
                         self.save()
                     if asked:
                         message = f"stopped at step {progress.step} of {config.steps}; {self.kept()}"
-                        raise Interrupted(stop[0] if stop else signal.SIGTERM, message)
+                        # one line for all processes
+                        raise Interrupted(stop[0] if stop else signal.SIGTERM, message if self.processes.main else "")
         finally:
             self.stages.leave()
             self.called = self.model
@@ -159,9 +147,12 @@ class Trainer:
         bar.set_postfix_str(
             f"{record['loss'] / math.log(2):.3f} bits/{unit}, {record['tokens_per_second']:.0f} tokens/s"
         )
-        if config.validate_every and (due(step, config.validate_every) or step == config.steps):
-            log.write(self.validate(record, bar))
-        self.on_step(step)
+        try:
+            if config.validate_every and (due(step, config.validate_every) or step == config.steps):
+                log.write(self.validate(record, bar))
+            self.on_step(step)
+        except Diverged as error:
+            raise Diverged(f"step {step}: {error}; {self.kept()}") from error
 
     def step(self) -> dict[str, Any]:
         """One optimizer step over `grad_accum` batches; returns its record."""
@@ -174,7 +165,10 @@ class Trainer:
         first, rows = processes.share(config.batch_size)
         tokens = 0
         for i in range(config.grad_accum):
-            batch = self.subject.batch(progress.position + first, rows)
+            try:
+                batch = self.subject.batch(progress.position + first, rows)
+            except TrainingError as error:
+                raise TrainingError(f"step {progress.step + 1}: {error}; {self.kept()}") from error
             answers = processes.mean(torch.tensor(float(answers_in(batch)), device=self.device))
             last = i == config.grad_accum - 1
             with nullcontext() if last else processes.accumulating(self.called):
@@ -188,9 +182,7 @@ class Trainer:
         mean = float(processes.mean(total))
         for name, value in (("loss", mean), ("gradient norm", float(norm))):
             if not math.isfinite(value):
-                raise TrainingError(
-                    f"step {progress.step + 1}: the {name} is {value}; {self.kept()}{self.cause(batch)}"
-                )
+                raise Diverged(f"step {progress.step + 1}: the {name} is {value}; {self.kept()}{self.cause(batch)}")
         self.optimizer.step()
         progress.step += 1
         seconds = time.perf_counter() - began
@@ -208,6 +200,9 @@ class Trainer:
     def validate(self, record: dict[str, Any], bar: tqdm) -> dict[str, Any]:
         """Measures on held-out rows, and shows it beside the step's `record` on the `bar`."""
         found = self.subject.measure(self.model, self.device, self.autocast)
+        for name, value in found.items():
+            if not math.isfinite(value):
+                raise Diverged(f"{name} is {value}")
         train = record["loss"] / math.log(2)
         steps = self.config.steps
         shown = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in found.items())
@@ -220,7 +215,10 @@ class Trainer:
     def save(self) -> None:
         """Writes a checkpoint, unless there is one of this step."""
         if self.saved_step != self.progress.step and self.processes.main:
-            save_checkpoint(self.checkpoints, self.model, self.optimizer, self.progress, self.about)
+            try:
+                save_checkpoint(self.checkpoints, self.model, self.optimizer, self.progress, self.about)
+            except Diverged as error:
+                raise Diverged(f"step {self.progress.step}: {error}; {self.kept()}") from error
             self.saved_step = self.progress.step
 
     def cause(self, batch: Tensor | Rows) -> str:
@@ -243,19 +241,7 @@ def due(step: int, every: int) -> bool:
 
 @contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """A list that the first SIGINT or SIGTERM is added to; a second SIGINT interrupts at once."""
+    """A list that SIGINT and SIGTERM are added to; a second SIGINT ends the process at once."""
     asked: list[int] = []
-
-    def note(signum: int, frame: Any) -> None:
-        asked.append(signum)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield asked  # signals can only be handled in the main thread
-        return
-    previous = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with on_stop(asked.append):
         yield asked
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)

@@ -1,9 +1,10 @@
 """Metrics of a run as JSON lines, one record for each step or validation."""
 
-import json
-import os
 from pathlib import Path
 from typing import Any
+
+from titans_pytorch.files import appending, json_text, parse_json, write_text
+from titans_pytorch.training.errors import TrainingError
 
 __all__ = ["MetricsLog", "read_metrics"]
 
@@ -13,24 +14,28 @@ class MetricsLog:
 
     def __init__(self, path: Path, resume_step: int | None = None):
         kept = [r for r in read_metrics(path) if r["step"] <= resume_step] if resume_step is not None else []
-        beside = path.with_name(f"{path.name}.part")
-        beside.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        os.replace(beside, path)
-        self.file = path.open("a", buffering=1)
+        write_text(path, "".join(json_text(record) + "\n" for record in kept))
+        self.file = appending(path)
 
     def write(self, record: dict[str, Any]) -> None:
-        self.file.write(json.dumps(record) + "\n")
+        self.file.write(json_text(record) + "\n")
 
     def close(self) -> None:
         self.file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Every whole record; a last line that was cut off is left out."""
+    """Every whole record; a last line that was cut off is left out. TrainingError where another line is no record."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
     records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            record = parse_json(line)
+            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+                raise ValueError("it has no step")
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise TrainingError(f"{path}: line {number} is no record of a step ({error})") from error
+        records.append(record)
     return records

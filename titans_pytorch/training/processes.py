@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from titans_pytorch.checks import missing
 from titans_pytorch.training.errors import TrainingError
 
-__all__ = ["Alone", "Together", "processes_here"]
+__all__ = ["Alone", "Together", "first_process", "processes_here"]
 
 
 class Alone:
@@ -76,6 +76,11 @@ class Together(Alone):
 
     def wait(self) -> None:
         self.accelerator.wait_for_everyone()
+
+
+def first_process() -> bool:
+    """Whether this is the only process or the first of several, as the launcher says in the environment."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def processes_here(device: torch.device) -> Alone:

@@ -1,15 +1,12 @@
 """What a training script calls: reads the settings, trains, evaluates, compares, samples, and writes it all down."""
 
 import contextlib
-import importlib.metadata
-import json
-import platform
+import math
+import os
 import shlex
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,21 +15,24 @@ import torch
 from torch import nn
 
 from titans_pytorch.checks import MissingPackage
+from titans_pytorch.files import parse_json, read_json, replacing, write_json, write_text
 from titans_pytorch.overshoot import overshoot_note, watch_gains
 from titans_pytorch.storing import page_switches
-from titans_pytorch.training.checkpoint import last_checkpoint, read_training, save_weights
+from titans_pytorch.training.checkpoint import SUMS, WEIGHTS, Saved, read_last, remove, write_sums, write_weights
 from titans_pytorch.training.config import RunConfig, from_dict, settings_of, updated
 from titans_pytorch.training.device import describe_device, resolve_device
-from titans_pytorch.training.errors import TrainingError
-from titans_pytorch.training.folder import claim_folder, write_text
-from titans_pytorch.training.loop import Interrupted, Trainer
+from titans_pytorch.training.errors import Diverged, TrainingError
+from titans_pytorch.training.folder import claimed, prepare_folder
+from titans_pytorch.training.loop import Trainer
 from titans_pytorch.training.options import parse_options
 from titans_pytorch.training.plots import draw_loss_curve
-from titans_pytorch.training.processes import processes_here
+from titans_pytorch.training.processes import first_process, processes_here
+from titans_pytorch.training.stopping import Interrupted, on_stop, signal_of, stop_now
 from titans_pytorch.training.subjects import Subject
 from titans_pytorch.training.text import text_of
+from titans_pytorch.training.versions import git_commit, versions
 
-__all__ = ["Run", "main", "one_line", "train"]
+__all__ = ["Run", "finished_run", "main", "one_line", "saved_run", "train", "train_claimed"]
 
 BuildModel = Callable[[Any, torch.device], nn.Module]
 MakeSubject = Callable[[RunConfig], Subject]
@@ -53,13 +53,13 @@ class Run:
 
     config: every setting.
     out: the folder that is written to.
-    resume: go on from its last checkpoint.
+    resume: the checkpoint to go on from; None: a new run.
     command: the command line, for the record.
     """
 
     config: RunConfig
     out: Path
-    resume: bool
+    resume: Saved | None
     command: str
 
 
@@ -94,8 +94,12 @@ def main(
 
     def whole() -> None:
         general, given = parse_options(presets, description, arguments, prog=name)
+        preset = general.get("preset", default_preset)
+        out = Path(general.get("out", f"runs/{preset}"))
         command = shlex.join(["python", script, *arguments])
-        train(configure(presets, general, given, default_preset, command), build_model, make_subject)
+        with claimed(out):
+            run = configure(presets[preset], preset, out, general, given, command)
+            train_claimed(run, build_model, make_subject)
 
     return one_line(name, whole)
 
@@ -105,16 +109,19 @@ def one_line(name: str, work: Callable[[], Any]) -> int:
     program, before the line.
     """
     try:
-        work()
+        with on_stop(stop_now):
+            work()
     except (TrainingError, MissingPackage, OSError, torch.OutOfMemoryError) as error:
         print(f"{name}: {in_a_line(error)}", file=sys.stderr)
         return 1
     except Interrupted as stopped:
-        print(f"{name}: {stopped}; continue with --resume", file=sys.stderr)
+        if str(stopped):
+            print(f"{name}: {stopped}; continue with --resume", file=sys.stderr)
         return 128 + stopped.signum
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
+    except KeyboardInterrupt as stop:
+        if first_process():
+            print(f"{name}: interrupted", file=sys.stderr)
+        return 128 + signal_of(stop)
     return 0
 
 
@@ -125,27 +132,41 @@ def in_a_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def configure(
-    presets: dict[str, RunConfig], general: dict[str, Any], given: dict[str, Any], default_preset: str, command: str
-) -> Run:
-    preset = general.get("preset", default_preset)
-    out = Path(general.get("out", f"runs/{preset}"))
-    base = replace(presets[preset], preset=preset)
-    if not general.get("resume"):
-        return Run(updated(base, given), out, False, command)
-    checkpoint = last_checkpoint(out / "checkpoints")
-    if checkpoint is None:
+def saved_run(out: Path) -> Saved:
+    """The last whole checkpoint of the run in `out`. TrainingError where there is none."""
+    saved = read_last(out / "checkpoints", print if first_process() else lambda line: None)
+    if saved is None:
         raise TrainingError(f"{out} has no checkpoint to resume from")
-    about = read_training(checkpoint)["about"]
+    if not {"config", "fingerprint"} <= saved.state["about"].keys():
+        raise TrainingError(f"{saved.path} is no checkpoint of a run: it does not say what was trained")
+    return saved
+
+
+def finished_run(out: Path, config: RunConfig) -> dict[str, Any] | None:
+    """The record of a run in `out` that ended, with the settings `config`; None where there is none."""
     try:
-        saved = from_dict(base, about["config"])
-    except (ValueError, KeyError) as error:
-        raise TrainingError(f"{checkpoint} is of another configuration: {error}") from error
-    if "preset" in general and saved.preset != preset:
-        raise TrainingError(f"preset: {checkpoint} is of {saved.preset!r}, got {preset!r}")
-    config = updated(saved, given)
-    report_changes(checkpoint, saved, config)
-    return Run(config, out, True, command)
+        result = read_json(out / "result.json")
+        return result if result["config"] == parse_json(config.to_json()) else None
+    except (OSError, ValueError, KeyError, TypeError):  # of none, cut off, or something else's
+        return None
+
+
+def configure(
+    base: RunConfig, preset: str, out: Path, general: dict[str, Any], given: dict[str, Any], command: str
+) -> Run:
+    base = replace(base, preset=preset)
+    if not general.get("resume"):
+        return Run(updated(base, given), out, None, command)
+    saved = saved_run(out)
+    try:
+        config = from_dict(base, saved.state["about"]["config"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TrainingError(f"{saved.path} is of another configuration: {error}") from error
+    if "preset" in general and config.preset != preset:
+        raise TrainingError(f"preset: {saved.path} is of {config.preset!r}, got {preset!r}")
+    changed = updated(config, given)
+    report_changes(saved.path, config, changed)
+    return Run(changed, out, saved, command)
 
 
 def report_changes(checkpoint: Path, saved: RunConfig, config: RunConfig) -> None:
@@ -163,7 +184,7 @@ def report_changes(checkpoint: Path, saved: RunConfig, config: RunConfig) -> Non
 
 
 def train(run: Run, build_model: BuildModel, make_subject: MakeSubject) -> dict[str, Any]:
-    """A whole run: trains, evaluates, samples, and writes it all down.
+    """A whole run: trains, evaluates, samples, and writes it all down. Its folder is its own from the start to the end.
 
     Args:
         run: its settings and folder.
@@ -175,6 +196,21 @@ def train(run: Run, build_model: BuildModel, make_subject: MakeSubject) -> dict[
 
     Raises:
         TrainingError: in one line; what was saved stays.
+    """
+    with claimed(run.out):
+        return train_claimed(run, build_model, make_subject)
+
+
+def train_claimed(run: Run, build_model: BuildModel, make_subject: MakeSubject) -> dict[str, Any]:
+    """Does the same as `train`, for a caller that has claimed the folder.
+
+    Args:
+        run: its settings and folder.
+        build_model: (the model's settings, device) -> module.
+        make_subject: the settings -> what is trained on.
+
+    Returns:
+        As `train`.
     """
     config, settings = run.config, run.config.train
     began = time.perf_counter()
@@ -194,47 +230,73 @@ def train(run: Run, build_model: BuildModel, make_subject: MakeSubject) -> dict[
     about = {"config": config.to_dict(), "fingerprint": subject.fingerprint}
     trainer = Trainer(model, subject, settings, run.out, device=device, about=about, processes=processes)
     if run.resume:
-        check_subject(run, subject)
-        trainer.resume()
+        expected = run.resume.state["about"]["fingerprint"]
+        if subject.fingerprint != expected:
+            raise TrainingError(
+                f"data must be what the run was started on ({expected}), got what has {subject.fingerprint}"
+            )
+        trainer.resume(run.resume)
         say(f"resuming from step {trainer.progress.step}")
     processes.wait()  # for all to have read the checkpoint that the main one will replace
     if not processes.main:
         trainer.fit()
         return {}
     try:
-        with claim_folder(run.out, run.resume):
-            write_text(run.out / "config.json", config.to_json())
-            trainer.on_step = lambda step: subject.on_step(model, step, device, trainer.autocast)
-            try:
-                trainer.fit()
-            except (TrainingError, Interrupted):
-                with contextlib.suppress(OSError):
-                    draw(run, {})
-                raise
-            result = conclude(run, trainer)
-            result |= {"parameters": parameters, "total_seconds": round(time.perf_counter() - began, 1)}
-            write_text(run.out / "result.json", json.dumps(result, indent=2) + "\n")
-            say(f"total {result['total_seconds']:.0f} s; {run.out}/ holds the weights, result.json and the loss curve")
-            return result
+        prepare_folder(run.out, run.resume is not None, say)
+        set_aside(run.resume.damaged if run.resume else ())
+        write_text(run.out / "config.json", config.to_json())
+        trainer.on_step = lambda step: subject.on_step(model, step, device, trainer.autocast)
+        fit(run, trainer)
+        result = concluded(run, trainer)
+        result |= {"parameters": parameters, "total_seconds": round(time.perf_counter() - began, 1)}
+        write_json(run.out / "result.json", result)
+        say(f"total {result['total_seconds']:.0f} s; {run.out}/ holds the weights, result.json and the loss curve")
+        return result
     except OSError as error:
         raise TrainingError(f"{run.out}: {error.strerror or error}; {trainer.kept()}") from error
 
 
-def check_subject(run: Run, subject: Subject) -> None:
-    checkpoint = last_checkpoint(run.out / "checkpoints")
-    expected = read_training(checkpoint)["about"]["fingerprint"]
-    if subject.fingerprint != expected:
-        raise TrainingError(
-            f"data must be what the run was started on ({expected}), got what has {subject.fingerprint}"
-        )
+def set_aside(damaged: tuple[Path, ...]) -> None:
+    """Renames checkpoints that are not whole, so that new ones of their steps can be written."""
+    for path in damaged:
+        aside = path.with_name(f"{path.name}.damaged")
+        remove(aside)
+        os.replace(path, aside)
+
+
+def fit(run: Run, trainer: Trainer) -> None:
+    """Trains; a run that ends early leaves its loss curve, too."""
+    try:
+        trainer.fit()
+    except (TrainingError, Interrupted):
+        with contextlib.suppress(OSError, TrainingError):
+            draw(run, {})
+        raise
+
+
+def concluded(run: Run, trainer: Trainer) -> dict[str, Any]:
+    """As `conclude`; what stops it says which checkpoint there is."""
+    try:
+        return conclude(run, trainer)
+    except KeyboardInterrupt as stop:
+        raise Interrupted(signal_of(stop), f"stopped in the final measurements; {trainer.kept()}") from stop
+    except TrainingError as error:
+        raise type(error)(f"{error}; {trainer.kept()}") from error
 
 
 def conclude(run: Run, trainer: Trainer) -> dict[str, Any]:
-    """The weights, the final measurements, the loss curve; returns the record of the run."""
-    save_weights(trainer.model, run.out / "model.safetensors")
+    """The final measurements, the weights, the loss curve; returns the record of the run. Diverged where a measurement
+    is not finite.
+    """
     switches = page_switches(trainer.model)
-    with watch_gains(trainer.model) as gains:
+    with replacing(run.out / WEIGHTS) as part, watch_gains(trainer.model) as gains:
+        write_weights(trainer.model, part)  # as trained: the measurements below count page switches, too
         found = trainer.subject.conclude(trainer.model, run.out, trainer.device, trainer.autocast)
+        for name, value in numbers_in(found):
+            if not math.isfinite(value):
+                raise Diverged(f"the final measurements are not finite: {name} is {value}")
+        remove(run.out / SUMS)  # there is none while it would be of other weights
+    write_sums(run.out, (WEIGHTS,))
     if note := overshoot_note(gains):
         print(note)
     draw(run, trainer.subject.levels(found))
@@ -254,6 +316,18 @@ def conclude(run: Run, trainer: Trainer) -> dict[str, Any]:
     }
 
 
+def numbers_in(found: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """(name, number) of every number in nested mappings and lists."""
+    if isinstance(found, dict):
+        for key, value in found.items():
+            yield from numbers_in(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(found, (list, tuple)):
+        for i, value in enumerate(found):
+            yield from numbers_in(value, f"{name}[{i}]")
+    elif isinstance(found, float):
+        yield name, found
+
+
 def tokens_seen(trainer: Trainer) -> int:
     size = trainer.config.batch_size
     return sum(trainer.subject.tokens(at, size) for at in range(0, trainer.progress.position, size))
@@ -262,27 +336,3 @@ def tokens_seen(trainer: Trainer) -> int:
 def draw(run: Run, levels: dict[str, float]) -> None:
     if not draw_loss_curve(run.out / "metrics.jsonl", run.out / "loss.png", str(run.out), levels):
         print("matplotlib is not installed: no loss curve drawn")
-
-
-def versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {"python": platform.python_version(), "torch": torch.__version__}
-    try:
-        found["titans-pytorch"] = importlib.metadata.version("titans-pytorch")
-    except importlib.metadata.PackageNotFoundError:
-        found["titans-pytorch"] = None
-    return found
-
-
-def git_commit() -> str | None:
-    """Of this package's checkout, with '+' where files differ from it; None outside of one."""
-    here = Path(__file__).parent
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(here), *words], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None

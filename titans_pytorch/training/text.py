@@ -1,5 +1,6 @@
 """Text as a subject: windows of bytes, measured in bits per byte beside compressors, and continued by the model."""
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from titans_pytorch.files import write_text
+from titans_pytorch.training.checkpoint import check_finite
 from titans_pytorch.training.config import ReportConfig, RunConfig, TrainConfig
 from titans_pytorch.training.data import ByteData, Windows, load_data
+from titans_pytorch.training.errors import Diverged
 from titans_pytorch.training.evaluate import bits_per_byte, compressors, estimate_bits_per_byte, sample_text
-from titans_pytorch.training.folder import write_text
 from titans_pytorch.training.subjects import Context
 
 __all__ = ["Text", "text_of"]
@@ -27,6 +30,7 @@ class Text:
         self.windows = Windows(data.train, config.seq_len, config.seed)
 
     def batch(self, position: int, size: int) -> Tensor:
+        self.data.check()
         return self.windows.batch(position, size)
 
     def tokens(self, position: int, rows: int) -> int:
@@ -54,7 +58,8 @@ class Text:
             print(f"\n{self.sample(model, step, device, autocast)[1]}\n")
 
     def sample(self, model: nn.Module, step: int, device: torch.device, autocast: Context) -> tuple[str, str]:
-        """(held-out bytes, the model's continuation)."""
+        """(held-out bytes, the model's continuation). Diverged where the model is not finite."""
+        check_finite(model)
         return sample_text(
             model,
             self.data.held_out[: self.report.prime_len],
@@ -78,6 +83,8 @@ class Text:
             autocast=autocast,
             progress=True,
         )
+        if not math.isfinite(bits):
+            raise Diverged(f"the final held_out_bits_per_byte is {bits}")
         seconds = time.perf_counter() - began
         others = compressors(self.data.held_out)
         print(f"\nbits per byte on all {len(self.data.held_out):,} held-out bytes, each counted once")
