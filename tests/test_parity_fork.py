@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from titans_pytorch import NeuralMemory, load_peer_state_dict
+from titans_pytorch import MemoryAsContextTransformer, NeuralMemory, load_peer_state_dict
 from titans_pytorch.peer_checkpoint import translate_memory_keys
 
 from .helpers import assert_close
 
 RATES = ("to_adaptive_step", "to_momentum", "to_decay_factor")
 IN_FORK = {f"rates.{rate}.{kind}": f"{rate}.0.{kind}" for rate in RATES for kind in ("weight", "bias")}
-CASES = torch.load(Path(__file__).parent / "vectors" / "fork.pt", weights_only=True)
+VECTORS = Path(__file__).parent / "vectors"
+CASES = torch.load(VECTORS / "fork.pt", weights_only=True)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -65,3 +66,24 @@ def test_what_the_fork_adds_to_a_checkpoint():
     saved["symplectic_complexity_scale"] = torch.tensor([0.25, 0.5])
     with pytest.raises(ValueError, match=r"symplectic_complexity_scale of shape \(2,\) for \(\)"):
         load_peer_state_dict(other, saved)
+
+
+def test_what_the_fork_adds_to_the_layers_of_a_transformer():
+    vector = torch.load(VECTORS / "mac_gate.pt", weights_only=True)
+    kwargs = json.loads(vector["kwargs"]) | {"neural_memory_kwargs": {"use_symplectic_gating": True}}
+    model, saved = MemoryAsContextTransformer(**kwargs).double(), dict(vector["state_dict"])
+    for index in range(kwargs["depth"]):
+        for part in ("q", "k"):
+            saved[f"layers.{index}.4.symplectic_gate.to_twist_{part}.weight"] = torch.randn(32, 32).double()
+        saved[f"layers.{index}.4.symplectic_complexity_scale"] = torch.tensor([0.125 * index]).double()
+        saved[f"layers.{index}.4.page_switch_events"] = torch.tensor([3])
+    load_peer_state_dict(model, saved)
+    memories = [layer.memory for layer in model.layers]
+    assert [memory.symplectic_complexity_scale.item() for memory in memories] == [0.0, 0.125]
+    assert torch.equal(
+        memories[1].symplectic_gate.to_twist_k.weight, saved["layers.1.4.symplectic_gate.to_twist_k.weight"]
+    )
+    # a scale of 0 in all layers leaves the logits of the transformer without gates
+    with torch.no_grad():
+        memories[1].symplectic_complexity_scale.zero_()
+        assert_close(model(vector["ids"]), vector["logits"], 1e-5, what="logits")
