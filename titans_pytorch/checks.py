@@ -4,6 +4,8 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 
+LONGEST = 300  # characters of a value in a message
+
 
 class Words(str):
     """What was got, in words: printed without quotes."""
@@ -13,7 +15,16 @@ class Words(str):
 
 
 def wrong(name: str, got, takes: str) -> ValueError:
-    return ValueError(f"{name} must be {takes}, got {got!r}")
+    return ValueError(f"{name} must be {takes}, got {shown(got)}")
+
+
+def shown(value) -> str:
+    """repr in a line of bounded length."""
+    try:
+        text = " ".join(repr(value).split())
+    except (ValueError, RecursionError):  # an integer of more digits than Python prints, a list that holds itself
+        return f"a {type(value).__name__} too long to print"
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 40]} ... ({len(text)} characters)"
 
 
 def positive_int(value, name: str) -> int:

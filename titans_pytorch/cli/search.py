@@ -10,20 +10,20 @@ import itertools
 import math
 import shutil
 from argparse import ArgumentTypeError
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from titans_pytorch.cli.runs import model_of
 from titans_pytorch.cli.settings import read_arguments, replaced, settings_types
 from titans_pytorch.files import write_json
-from titans_pytorch.tasks.subject import subject_of
+from titans_pytorch.tasks.subject import checked_task, subject_of
 from titans_pytorch.training.checkpoint import Saved, read_last
 from titans_pytorch.training.config import RunConfig, TaskConfig
 from titans_pytorch.training.errors import Diverged, TrainingError
 from titans_pytorch.training.folder import claimed
 from titans_pytorch.training.options import option_for, whole_numbers
 from titans_pytorch.training.run import Run, finished_run, train_claimed
+from titans_pytorch.training.start import check_start
 
 __all__ = ["search_command"]
 
@@ -55,6 +55,10 @@ def search_command(argv: list[str]) -> None:
     seeds, report = options.seeds or (0,), options.report_seeds or (100,)
     if shared := set(seeds) & set(report):
         raise TrainingError(f"report_seeds must be others than the seeds to choose by, got {min(shared)}")
+    for values, seed in itertools.product(points, (*seeds, *report)):
+        run = replaced_or_error(given.run, {**values, "seed": seed})
+        check_start(run, out)
+        checked_task(run)
     with claimed(out):
         searched(given.run, points, seeds, report, out)
 
@@ -133,8 +137,7 @@ def score(run: RunConfig, values: dict[str, Any], seed: int, out: Path) -> float
     """Of one training run, or of an earlier one in this folder with the same settings, which goes on where it was
     stopped. A run that diverges leaves no folder.
     """
-    run = replaced_or_error(run, values)
-    run = replace(run, train=replace(run.train, seed=seed))
+    run = replaced_or_error(run, {**values, "seed": seed})
     with claimed(out):
         result = finished_run(out, run)
         if result is None:

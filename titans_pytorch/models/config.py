@@ -20,11 +20,13 @@ from titans_pytorch.training.config import (
     RunConfig,
     TaskConfig,
     TrainConfig,
+    at_most,
     checked,
     nearest,
     positive,
     setting,
     typed,
+    unknown,
     updated,
 )
 
@@ -85,12 +87,27 @@ class ModelConfig:
         positive(self, "vocab_size", "d_model", "n_layers", "n_heads", "ffn_mult", "window", "mem_layers", "d_hidden")
         positive(self, "mem_heads", "chunk_size", "max_step", "mem_init_scale")
         positive(self, "n_persistent", "conv_kernel", "surprise_threshold", "memory_loss_weight", zero=True)
+        at_most(self, n_layers=1000, mem_layers=100, conv_kernel=1000)
         head, left = divmod(self.d_model, self.n_heads)
         if left or head % 2 or head < 4:
             takes = f"a divisor of d_model = {self.d_model} that leaves heads of an even width of at least 4"
             raise wrong("n_heads", self.n_heads, takes)
         if self.d_model % self.mem_heads:
             raise wrong("mem_heads", self.mem_heads, f"a divisor of d_model = {self.d_model}")
+
+    def least_parameters(self) -> float:
+        """Parameters of the embedding and the large matrices: fewer than there are."""
+        d, layers, head = self.d_model, self.n_layers, self.d_model // self.mem_heads
+        block = 2.0 * self.ffn_mult * d * d + self.n_persistent * d
+        if self.variant != "baseline":
+            hidden = head if self.mem_layers == 1 else self.d_hidden or 4 * head
+            block += self.mem_heads * 1.0 * head * hidden + 3.0 * self.conv_kernel * d
+        return self.vocab_size * 1.0 * d + layers * block
+
+    @property
+    def width(self) -> int:
+        """Features of a token."""
+        return self.d_model
 
 
 @dataclass(frozen=True)
@@ -176,7 +193,7 @@ class TitansConfig:
         found = {}
         for name, section in sections.items():
             if name not in known:
-                raise ValueError(f"unknown section {name}{nearest(str(name), known)}")
+                raise unknown("section ", name, known)
             of_task = name == "data" and isinstance(section, dict) and "task" in section
             found[name] = _section(TaskConfig() if of_task else known[name], name, section)
         return cls(**found)
@@ -192,16 +209,17 @@ class TitansConfig:
 
     def to_yaml(self) -> str:
         """As YAML."""
-        import yaml
+        from .yaml_text import write_yaml
 
-        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+        return write_yaml(_lists(self.to_dict()))
 
     @classmethod
     def from_yaml(cls, text: str) -> "TitansConfig":
         """From YAML `text`. ValueError where it is not YAML, or not a configuration."""
         from .yaml_text import read_yaml
 
-        return cls.from_dict(read_yaml(text) or {})
+        found = read_yaml(text)
+        return cls.from_dict({} if found is None else found)
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes to `path`, .yaml, .yml or .json, beside and renamed. ValueError for another ending."""
@@ -215,9 +233,23 @@ class TitansConfig:
         path = Path(path)
         read = cls.from_json if _format(path) == "json" else cls.from_yaml
         try:
-            return read(path.read_text())
+            return read(_decoded(path.read_bytes()))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+
+
+def _decoded(content: bytes) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"line {content[: error.start].count(10) + 1}: not UTF-8") from error
+
+
+def _lists(value: Any) -> Any:
+    """Lists in place of tuples, which YAML has not."""
+    if isinstance(value, dict):
+        return {name: _lists(part) for name, part in value.items()}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _section(default: Any, name: str, given: Any) -> Any:
@@ -228,7 +260,7 @@ def _section(default: Any, name: str, given: Any) -> Any:
     hints = typing.get_type_hints(kind)
     for key in given:
         if key not in hints:
-            raise ValueError(f"unknown setting {name}.{key}{nearest(str(key), hints)}")
+            raise unknown(f"setting {name}.", key, hints)
     return kind(**{key: checked(key, value, hints[key]) for key, value in given.items()})
 
 

@@ -86,6 +86,8 @@ class PasskeyInText(Task):
 
     def __post_init__(self):
         positive_int(self.digits, "digits")
+        if self.digits > positive_int(self.length, "length"):
+            raise wrong("digits", self.digits, f"at most length = {self.length}")
         super().__post_init__()
         text = load_data(DataConfig(data=self.data, data_dir=self.data_dir), say=lambda line: None)
         object.__setattr__(self, "text", text)

@@ -16,7 +16,7 @@ from ..training.text import text_of
 from .registry import build_task
 from .task import Task
 
-__all__ = ["TaskSubject", "subject_of", "task_of"]
+__all__ = ["TaskSubject", "checked_task", "subject_of", "task_of"]
 
 
 class TaskSubject:
@@ -109,14 +109,19 @@ def task_of(data: TaskConfig, train: TrainConfig) -> Task:
         raise TrainingError(f"data: {error}") from error
 
 
+def checked_task(config: RunConfig) -> Task | None:
+    """The task that the data section of `config` names, None for text. TrainingError where the model knows too few
+    tokens.
+    """
+    known = getattr(config.model, "vocab_size", None)
+    task = task_of(config.data, config.train) if isinstance(config.data, TaskConfig) else None
+    needed, of = (256, "values of a byte") if task is None else (task.vocab_size, "tokens of the task")
+    if known is not None and known < needed:
+        raise TrainingError(f"vocab_size must be at least the {needed} {of}, got {known}")
+    return task
+
+
 def subject_of(config: RunConfig):
     """Text or a task, as the data section of `config` says. TrainingError where the model knows too few tokens."""
-    known = getattr(config.model, "vocab_size", None)
-    if not isinstance(config.data, TaskConfig):
-        if known is not None and known < 256:
-            raise TrainingError(f"vocab_size must be at least the 256 values of a byte, got {known}")
-        return text_of(config)
-    task = task_of(config.data, config.train)
-    if known is not None and known < task.vocab_size:
-        raise TrainingError(f"vocab_size must be at least the task's {task.vocab_size} tokens, got {known}")
-    return TaskSubject(task, config.train, config.data)
+    task = checked_task(config)
+    return text_of(config) if task is None else TaskSubject(task, config.train, config.data)

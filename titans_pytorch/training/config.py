@@ -8,8 +8,11 @@ import difflib
 import json
 import types
 import typing
+import unicodedata
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from titans_pytorch.checks import Words, wrong
 
 __all__ = [
     "DataConfig",
@@ -25,6 +28,12 @@ __all__ = [
 
 
 LARGEST_SEED = 2**63 - 1  # torch's
+LARGEST_INT = 2**63 - 1
+LARGEST_FLOAT = 3.4e38  # of float32
+LONGEST_TEXT = 4096
+MOST_NUMBERS = 1000
+MOST_ROWS = MOST_TOKENS = 10_000_000
+MOST_THREADS = 4096
 TAKES = {
     int: "a whole number",
     float: "a number",
@@ -56,18 +65,40 @@ def _as_type(name: str, value: Any, hint: Any, more: str = "") -> Any:
     if origin is Literal and isinstance(value, str) and value in args:
         return value
     if origin is tuple and isinstance(value, (list, tuple)) and all(type(v) is args[0] for v in value):
-        return tuple(value)
-    if origin is dict and isinstance(value, dict):
+        if len(value) > MOST_NUMBERS:
+            raise wrong(name, Words(f"{len(value)}"), f"at most {MOST_NUMBERS} numbers")
+        return tuple(_in_range(name, v) for v in value)
+    if origin is dict and isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return dict(value)
-    if hint is float and type(value) is int:
-        return float(value)
-    if origin is None and type(value) is hint and value == value:
+    if hint in (int, float) and type(value) in (int, hint):
+        value = _in_range(name, value)
+        return value if hint is int else float(value)
+    if hint is str and type(value) is str:
+        return _sayable(name, value)
+    if hint is bool and type(value) is bool:
         return value
     if origin is Literal:
         takes = f"one of {', '.join(args)}"
     else:
         takes = TAKES.get(origin or hint, getattr(hint, "__name__", str(hint)))
-    raise ValueError(f"{name} must be {takes}{more}, got {value!r}")
+    raise wrong(name, value, f"{takes}{more}")
+
+
+def _in_range(name: str, value: float) -> float:
+    if type(value) is int and abs(value) > LARGEST_INT:
+        raise wrong(name, value, "a number below 2^63 in size")
+    if type(value) is float and not abs(value) <= LARGEST_FLOAT:
+        raise wrong(name, value, f"a number of at most {LARGEST_FLOAT} in size")
+    return value
+
+
+def _sayable(name: str, text: str) -> str:
+    """Names of files, devices and tasks: what a file name and a JSON file can hold."""
+    if len(text) > LONGEST_TEXT:
+        raise wrong(name, Words(f"{len(text)} characters"), f"at most {LONGEST_TEXT} characters")
+    if any(unicodedata.category(c) in ("Cc", "Cs") for c in text):
+        raise wrong(name, text, "text without control characters")
+    return text
 
 
 def typed(config: Any) -> None:
@@ -83,6 +114,14 @@ def positive(config: Any, *names: str, zero: bool = False) -> None:
         value = getattr(config, name)
         if value is not None and not (value > 0 or (value == 0 and zero)):
             raise ValueError(f"{name} must be a {'number of at least 0' if zero else 'positive number'}, got {value!r}")
+
+
+def at_most(config: Any, **limits: float) -> None:
+    """Raises ValueError where a named number is above its limit: what would take days or all memory."""
+    for name, limit in limits.items():
+        value = getattr(config, name)
+        if value is not None and value > limit:
+            raise wrong(name, value, f"at most {limit}")
 
 
 @dataclass(frozen=True)
@@ -118,6 +157,7 @@ class TaskConfig:
         typed(self)
         positive(self, "test_rows", "test_batch_size")
         positive(self, "first_len", zero=True)
+        at_most(self, test_rows=MOST_ROWS)
         if not self.test_times or min(self.test_times) < 1:
             raise ValueError(f"test_times must be whole numbers of at least 1, got {self.test_times!r}")
 
@@ -153,6 +193,7 @@ class TrainConfig:
         positive(self, "steps", "batch_size", "grad_accum", "seq_len", "lr", "validate_sequences")
         positive(self, "warmup_steps", "min_lr_ratio", "weight_decay", "clip", "seed", "threads", zero=True)
         positive(self, "core_steps", zero=True)
+        at_most(self, min_lr_ratio=1.0, validate_sequences=MOST_ROWS, threads=MOST_THREADS)
         if self.seed > LARGEST_SEED:
             raise ValueError(f"seed must be at most {LARGEST_SEED}, got {self.seed!r}")
         positive(self, "validate_every", "checkpoint_every", zero=True)
@@ -180,6 +221,7 @@ class ReportConfig:
         typed(self)
         positive(self, "eval_batch_size", "sample_len", "prime_len")
         positive(self, "eval_stride", "sample_every", "temperature", zero=True)
+        at_most(self, sample_len=MOST_TOKENS, prime_len=MOST_TOKENS)
 
 
 @dataclass(frozen=True)
@@ -225,6 +267,12 @@ def settings_of(run: RunConfig) -> dict[str, tuple[str, dataclasses.Field, Any]]
     return found
 
 
+def unknown(what: str, name: Any, known: typing.Iterable[str]) -> ValueError:
+    """`what`: "setting", "section model", ..."""
+    text = " ".join(str(name)[:60].split())
+    return ValueError(f"unknown {what}{text}{nearest(text, known)}")
+
+
 def nearest(name: str, known: typing.Iterable[str]) -> str:
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; the nearest is {close[0]}" if close else ""
@@ -236,7 +284,7 @@ def updated(run: RunConfig, changes: dict[str, Any]) -> RunConfig:
     by_group: dict[str, dict[str, Any]] = {}
     for name, value in changes.items():
         if name not in known:
-            raise ValueError(f"unknown setting {name}{nearest(name, known)}")
+            raise unknown("setting ", name, known)
         group, _, hint = known[name]
         by_group.setdefault(group, {})[name] = checked(name, value, hint)
     replaced = {group: dataclasses.replace(getattr(run, group), **part) for group, part in by_group.items()}
@@ -246,10 +294,14 @@ def updated(run: RunConfig, changes: dict[str, Any]) -> RunConfig:
 def from_dict(base: RunConfig, saved: dict[str, Any]) -> RunConfig:
     """The configuration that `to_dict` saved. `base` says which dataclass `model` is and fills in what is missing."""
     known = {f.name for f in dataclasses.fields(base)}
+    if not isinstance(saved, dict):
+        raise wrong("the configuration", Words(type(saved).__name__), "groups of settings")
     flat: dict[str, Any] = {}
     for key, value in saved.items():
         if key not in known:
-            raise ValueError(f"unknown group of settings {key}{nearest(key, known)}")
+            raise unknown("group of settings ", key, known)
         if key in groups_of(base):
+            if not isinstance(value, dict):
+                raise wrong(key, Words(type(value).__name__), "a group of settings")
             flat.update(value)
     return dataclasses.replace(updated(base, flat), preset=saved.get("preset", base.preset))

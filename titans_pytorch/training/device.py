@@ -20,9 +20,11 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError, AttributeError, ValueError) as error:
         first = (str(error).splitlines() or [""])[0]
         raise TrainingError(f"device must be one that torch can use here, got {name!r} ({first[:120]})") from error
+    if device.type == "meta":
+        raise TrainingError(f"device must be one that computes, got {name!r}, which holds no numbers")
     return device
 
 

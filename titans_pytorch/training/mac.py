@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from titans_pytorch.training.config import positive, setting, typed
+from titans_pytorch.training.config import at_most, positive, setting, typed
 from titans_pytorch.training.errors import TrainingError
 
 __all__ = ["MacConfig", "build_mac"]
@@ -61,6 +61,20 @@ class MacConfig:
         positive(self, "dim", "depth", "dim_head", "heads", "ff_mult", "num_residual_streams", "segment_len")
         positive(self, "memory_dim_head", "memory_heads", "memory_depth", "memory_expansion_factor", "num_pages")
         positive(self, "memory_loss_weight", zero=True)
+
+        at_most(self, depth=1000, memory_depth=100, momentum_order=100)
+
+    def least_parameters(self) -> float:
+        """Parameters of the embedding and the large matrices: fewer than there are."""
+        inner = 1.0 * self.heads * self.dim_head
+        block = 4 * inner * self.dim + 2.0 * self.ff_mult * self.dim * self.dim
+        block += 2.0 * self.num_persist_mem_tokens * inner
+        return 512.0 * self.dim + self.depth * block
+
+    @property
+    def width(self) -> int:
+        """Features of a token."""
+        return self.dim
 
     def memory_kwargs(self) -> dict[str, Any]:
         """Keywords of NeuralMemory."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from titans_pytorch.checks import missing
 from titans_pytorch.training.errors import TrainingError
+from titans_pytorch.training.start import processes_of
 
 __all__ = ["Alone", "Together", "first_process", "processes_here"]
 
@@ -85,4 +86,4 @@ def first_process() -> bool:
 
 def processes_here(device: torch.device) -> Alone:
     """As the launcher says in the environment."""
-    return Together(device) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else Alone()
+    return Together(device) if processes_of(os.environ) > 1 else Alone()

@@ -27,6 +27,7 @@ from titans_pytorch.training.loop import Trainer
 from titans_pytorch.training.options import parse_options
 from titans_pytorch.training.plots import draw_loss_curve
 from titans_pytorch.training.processes import first_process, processes_here
+from titans_pytorch.training.start import check_start
 from titans_pytorch.training.stopping import Interrupted, on_stop, signal_of, stop_now
 from titans_pytorch.training.subjects import Subject
 from titans_pytorch.training.text import text_of
@@ -111,8 +112,10 @@ def one_line(name: str, work: Callable[[], Any]) -> int:
     try:
         with on_stop(stop_now):
             work()
-    except (TrainingError, MissingPackage, OSError, torch.OutOfMemoryError) as error:
-        print(f"{name}: {in_a_line(error)}", file=sys.stderr)
+    except (TrainingError, MissingPackage, OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not of_memory(error):
+            raise
+        print(f"{name}: {in_a_line(error) or 'there is not enough memory'}", file=sys.stderr)
         return 1
     except Interrupted as stopped:
         if str(stopped):
@@ -123,6 +126,12 @@ def one_line(name: str, work: Callable[[], Any]) -> int:
             print(f"{name}: interrupted", file=sys.stderr)
         return 128 + signal_of(stop)
     return 0
+
+
+def of_memory(error: RuntimeError) -> bool:
+    """Whether torch found no memory: on a CPU it says so in words."""
+    words = ("can't allocate memory", "not enough memory", "calculation overflowed")
+    return isinstance(error, torch.OutOfMemoryError) or any(part in str(error) for part in words)
 
 
 def in_a_line(error: Exception) -> str:
@@ -216,7 +225,7 @@ def train_claimed(run: Run, build_model: BuildModel, make_subject: MakeSubject) 
     began = time.perf_counter()
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    processes = processes_here(resolve_device(settings.device))
+    processes = processes_here(check_start(config, run.out))
     device = processes.device or resolve_device(settings.device)
     say = print if processes.main else lambda line: None
     subject = make_subject(config)
