@@ -115,9 +115,11 @@ def checked_task(config: RunConfig) -> Task | None:
     """
     known = getattr(config.model, "vocab_size", None)
     task = task_of(config.data, config.train) if isinstance(config.data, TaskConfig) else None
-    needed, of = (256, "values of a byte") if task is None else (task.vocab_size, "tokens of the task")
+    needed, takes = 256, "the 256 values of a byte"
+    if task is not None:
+        needed, takes = task.vocab_size, f"the task's {task.vocab_size} tokens"
     if known is not None and known < needed:
-        raise TrainingError(f"vocab_size must be at least the {needed} {of}, got {known}")
+        raise TrainingError(f"vocab_size must be at least {takes}, got {known}")
     return task
 
 

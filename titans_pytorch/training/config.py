@@ -86,8 +86,10 @@ def _as_type(name: str, value: Any, hint: Any, more: str = "") -> Any:
 
 def _in_range(name: str, value: float) -> float:
     if type(value) is int and abs(value) > LARGEST_INT:
-        raise wrong(name, value, "a number below 2^63 in size")
-    if type(value) is float and not abs(value) <= LARGEST_FLOAT:
+        raise wrong(name, value, f"at most {LARGEST_INT}" if value > 0 else f"at least {-LARGEST_INT}")
+    if value != value:
+        raise wrong(name, value, "a number")
+    if type(value) is float and abs(value) > LARGEST_FLOAT:
         raise wrong(name, value, f"a number of at most {LARGEST_FLOAT} in size")
     return value
 
