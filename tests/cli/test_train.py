@@ -12,6 +12,7 @@ from titans_pytorch.cli.runs import load_run, model_of
 from titans_pytorch.cli.settings import config_from
 from titans_pytorch.models.config import TitansConfig
 from titans_pytorch.tasks.subject import subject_of
+from titans_pytorch.training.folder import claimed
 from titans_pytorch.training.metrics import read_metrics
 
 from .. import helpers
@@ -274,3 +275,50 @@ def test_a_search_trains_again_what_was_cut_off(text_run, tmp_path):
 
 def test_a_section_without_a_line_has_its_defaults():
     assert TitansConfig.from_yaml("model:\n") == TitansConfig()
+
+
+def lone_folders(out):
+    return sorted(p.name for p in out.iterdir())
+
+
+def test_a_search_passes_over_what_diverges(text_run, tmp_path, capsys):
+    words = ["search", "--config", text_run[1], "--grid", "lr=1e30,1e-2", "--steps", "2", "--out", str(tmp_path / "s")]
+    assert main(words) == 0
+    assert "1/2: lr 1e+30: diverged (step " in capsys.readouterr().out
+    found = json.loads((tmp_path / "s" / "search.json").read_text())
+    assert [one["mean"] is None for one in found["tried"]] == [False, True]
+    assert found["tried"][1]["diverged"].startswith("step ")
+    assert lone_folders(tmp_path / "s") == ["001-seed0", "best-seed100", "search.json"]
+    assert lone_folders(tmp_path) == ["s"]
+
+
+def test_a_search_of_which_all_diverges(text_run, tmp_path, capsys):
+    words = ["--grid", "lr=1e30,2e30", "--steps", "2", "--out", str(tmp_path / "s")]
+    assert main(["search", "--config", text_run[1], *words]) == 1
+    assert "grid: every run diverged; lr 1e+30: step " in capsys.readouterr().err
+    assert lone_folders(tmp_path / "s") == []
+
+
+def test_a_search_that_was_stopped_goes_on_in_the_same_folders(text_run, tmp_path, monkeypatch, capsys):
+    words = ["search", "--config", text_run[1], "--grid", "lr=1e-2,2e-2", "--out", str(tmp_path / "s")]
+    words += ["--checkpoint-every", "1"]
+
+    def stop(self, step):
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("titans_pytorch.training.text.Text.on_step", lambda self, model, step, *_: stop(self, step))
+        assert main(words) == 130
+    assert not (tmp_path / "s" / "000-seed0" / "result.json").exists()
+    assert main(words) == 0
+    assert "resuming from step 1" in capsys.readouterr().out
+    assert lone_folders(tmp_path / "s") == ["000-seed0", "001-seed0", "best-seed100", "search.json"]
+    assert main([*words, "--steps", "2"]) == 0
+    assert lone_folders(tmp_path) == ["s"]
+
+
+def test_two_searches_in_one_folder(text_run, tmp_path, capsys):
+    with claimed(tmp_path):
+        assert main(["search", "--config", text_run[1], "--grid", "lr=1e-2", "--out", str(tmp_path)]) == 1
+    assert f"is using {tmp_path}" in capsys.readouterr().err

@@ -1,6 +1,13 @@
+import bz2
+import contextlib
 import gzip
 import hashlib
+import lzma
+import os
+import random
+import shutil
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -41,15 +48,23 @@ def test_a_limit_uses_the_first_bytes(tmp_path):
 
 
 def pack(path, content=TEXT):
-    if path.suffix == ".gz":
-        path.write_bytes(gzip.compress(content))
+    packers = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+    if path.suffix in packers:
+        path.write_bytes(packers[path.suffix](content))
     else:
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("text", content)
     return path
 
 
-@pytest.mark.parametrize("suffix", ["gz", "zip"])
+def cached(tmp_path):
+    return [p for p in (tmp_path / "data").rglob("*") if p.is_file()]
+
+
+SUFFIXES = ["gz", "bz2", "xz", "zip"]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_packed_files(tmp_path, suffix):
     path = pack(tmp_path / f"f.{suffix}")
     assert joined(load(tmp_path, path)) == TEXT
@@ -58,13 +73,88 @@ def test_packed_files(tmp_path, suffix):
     assert joined(load(tmp_path, path)) == TEXT[::-1]  # another content is not taken from the cache
 
 
-@pytest.mark.parametrize("suffix", ["gz", "zip"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_packed_file_that_is_cut_off(tmp_path, suffix):
     path = pack(tmp_path / f"f.{suffix}")
-    path.write_bytes(path.read_bytes()[:-30])
+    path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(TrainingError, match=rf"f\.{suffix} cannot be unpacked"):
         load(tmp_path, path)
-    assert [p for p in (tmp_path / "data").rglob("*") if p.is_file()] == []
+    assert cached(tmp_path) == []
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_damaged_archives_give_one_error(tmp_path, suffix):
+    """Whatever byte is wrong: the same text, or a TrainingError."""
+    path, rng = pack(tmp_path / f"f.{suffix}", bytes(random.Random(0).choices(b"abcdef", k=600))), random.Random(1)
+    whole = path.read_bytes()
+    for _ in range(150):
+        content = bytearray(whole)
+        for _ in range(rng.randrange(1, 4)):
+            content[rng.randrange(len(content))] = rng.randrange(256)
+        path.write_bytes(content)
+        with contextlib.suppress(TrainingError):  # and no other error
+            load(tmp_path, path)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_an_archive_is_unpacked_no_further_than_the_limit(tmp_path, suffix):
+    path = pack(tmp_path / f"f.{suffix}", TEXT + bytes(20_000_000))
+    assert path.stat().st_size < 50_000
+    assert joined(load(tmp_path, path, data_limit=1000)) == TEXT[:1000]
+    assert [p.stat().st_size for p in cached(tmp_path)] == [1000]
+    assert len(joined(load(tmp_path, path, data_limit=1500))) == 1500
+
+
+def test_an_archive_of_more_than_the_largest_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(data_module, "LARGEST_UNPACKED", len(TEXT) - 1)
+    with pytest.raises(TrainingError, match="f.gz holds more than 2,047 bytes; set data_limit to take the first"):
+        load(tmp_path, pack(tmp_path / "f.gz"))
+    assert cached(tmp_path) == []
+
+
+def test_an_archive_for_which_the_disk_has_no_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 20))
+    with pytest.raises(TrainingError, match="the disk of .*cache has no room for .*f.zip unpacked"):
+        load(tmp_path, pack(tmp_path / "f.zip"))
+    assert cached(tmp_path) == []
+
+
+def test_an_encrypted_zip(tmp_path):
+    path = pack(tmp_path / "f.zip")
+    content = bytearray(path.read_bytes())
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(signature) + flags] |= 1
+    path.write_bytes(content)
+    with pytest.raises(TrainingError, match="f.zip is encrypted"):
+        load(tmp_path, path)
+
+
+@pytest.mark.parametrize("name", ["f.tar", "f.tar.gz", "f.tgz", "f.7z", "f.zst"])
+def test_archives_that_are_not_read(tmp_path, name):
+    (tmp_path / name).write_bytes(TEXT)
+    with pytest.raises(TrainingError, match="data must be a plain file, .gz, .bz2, .xz or a .zip of one file, got "):
+        load(tmp_path, tmp_path / name)
+
+
+def test_a_file_that_is_written_to_is_seen(tmp_path):
+    path = tmp_path / "f"
+    path.write_bytes(TEXT)
+    found = load(tmp_path, path)
+    found.check()
+    os.replace(pack(tmp_path / "g.gz"), path)  # another file under the name: the bytes read stay
+    found.check()
+    assert joined(found) == TEXT
+    found = load(tmp_path, path)
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(TrainingError, match="f has changed since the run began"):
+        found.check()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "f")
+    with pytest.raises(TrainingError, match="is not a file"):
+        load(tmp_path, tmp_path / "f")
 
 
 def test_a_zip_of_two_files(tmp_path):
@@ -89,7 +179,7 @@ def test_no_file(tmp_path):
         load(tmp_path, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["enwik8", "enwik8.gz", "enwik8.zip"])
+@pytest.mark.parametrize("name", ["enwik8", "enwik8.gz", "enwik8.bz2", "enwik8.zip"])
 def test_auto_takes_what_is_there(tmp_path, name, monkeypatch):
     monkeypatch.setattr(data_module, "download_enwik8", lambda target: pytest.fail("no download is needed"))
     (tmp_path / "data").mkdir()

@@ -21,7 +21,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         body = {"/half": CONTENT[:100_000], "/changed": CONTENT[::-1], "/page": b"<html>"}.get(self.path, CONTENT)
         self.send_response(200)
         if self.path != "/nolength":
-            self.send_header("Content-Length", str(len(body) if self.path == "/page" else len(CONTENT)))
+            said = {"/page": len(body), "/words": "abc", "/negative": -1, "/huge": "9" * 5000}
+            self.send_header("Content-Length", str(said.get(self.path, len(CONTENT))))
         self.end_headers()
         self.wfile.write(body)
 
@@ -77,7 +78,7 @@ def test_other_bytes(server, tmp_path):
     assert leftovers(tmp_path) == []
 
 
-@pytest.mark.parametrize("page", ["missing", "page"])
+@pytest.mark.parametrize("page", ["missing", "page", "words", "negative", "huge"])
 def test_a_server_without_the_file(server, tmp_path, page):
     with pytest.raises(Unreachable):
         fetch(f"{server}/{page}", tmp_path)

@@ -1,6 +1,9 @@
 import json
+import math
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +13,7 @@ from pathlib import Path
 import pytest
 import tiny_script
 import torch
+from safetensors.torch import load_file
 
 from titans_pytorch.training import evaluate
 from titans_pytorch.training.checkpoint import load_weights
@@ -65,19 +69,19 @@ def test_what_a_run_leaves(finished, text_file):
     assert found["held_out_bits_per_byte"] == pytest.approx(again, rel=1e-5)
 
 
-def start(arguments, out, sleep):
-    """The script in a process of its own, and the step to stop it at: a random one."""
+def start(arguments, out, sleep, stop_at=0):
+    """The script in a process of its own, after the step to stop it at: by default a random one."""
     environment = {**os.environ, "TINY_SLEEP": str(sleep), "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen(
         [sys.executable, str(SCRIPT), *arguments, "--out", str(out)],
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
     )
-    stop_at = random.randrange(2, 20)
+    stop_at = random.randrange(2, 20) if stop_at == 0 else stop_at
     deadline = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < deadline:
+    while stop_at is not None and process.poll() is None and time.monotonic() < deadline:
         if any(r["step"] >= stop_at for r in read_metrics(out / "metrics.jsonl")):
             break
         time.sleep(0.005)
@@ -116,6 +120,90 @@ def test_stopped_and_resumed(finished, tmp_path, signum, status):
     assert (out / "loss.png").exists()
     assert tiny_script.run([*arguments, "--out", str(out), "--resume"]) == 0
     assert losses(out) == losses(whole)
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_in_the_final_measurements(finished, tmp_path, monkeypatch, signum, status):
+    whole, arguments = finished
+    out = tmp_path / "run"
+    monkeypatch.setenv("TINY_SLEEP_AT_END", "1")
+    process = start(arguments, out, sleep=0, stop_at=24)
+    time.sleep(0.5)
+    process.send_signal(signum)
+    errors = process.communicate()[1]
+    assert process.returncode == status
+    kept = f"the checkpoint of step 24 is kept in {out / 'checkpoints'}"
+    assert errors.strip().endswith(f"stopped in the final measurements; {kept}; continue with --resume")
+    assert "Traceback" not in errors
+    assert not (out / "result.json").exists()
+    assert list(tmp_path.rglob("*.part")) == list(tmp_path.rglob("*.lock")) == []
+    monkeypatch.delenv("TINY_SLEEP_AT_END")
+    assert tiny_script.run(["--out", str(out), "--resume"]) == 0
+    assert losses(out) == losses(whole)
+    assert result(out)["held_out_bits_per_byte"] == result(whole)["held_out_bits_per_byte"]
+
+
+@pytest.mark.parametrize("at_end", [False, True])
+def test_a_second_interrupt_ends_at_once(finished, tmp_path, monkeypatch, at_end):
+    monkeypatch.setenv("TINY_SLEEP_AT_END", "60")
+    process = start(finished[1], tmp_path / "run", sleep=0 if at_end else 2, stop_at=24 if at_end else 1)
+    began = time.monotonic()
+    while process.poll() is None and time.monotonic() - began < 20:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+    assert process.poll() in (130, -signal.SIGINT)
+    assert "Traceback" not in process.communicate()[1]
+
+
+def test_stopped_before_the_first_step(finished, tmp_path):
+    process = start(finished[1], tmp_path / "run", sleep=0, stop_at=None)
+    assert process.stdout.readline().startswith("data: ")
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate()[1] == "tiny_script.py: interrupted\n"
+    assert process.returncode == 143
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "training.pt", "versions.json", "SHA256SUMS"])
+def test_a_flipped_bit_is_seen_and_the_checkpoint_before_is_taken(finished, tmp_path, name, capsys):
+    whole, arguments = finished
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    flip(out / "checkpoints" / "step_00000024" / name)
+    assert tiny_script.run(["--out", str(out), "--resume"]) == 0
+    said = capsys.readouterr().out
+    named = r"\S+" if name == "SHA256SUMS" else name  # a hash in it is of another file
+    assert re.search(rf"step_00000024/{named} is damaged.*; taking .*step_00000020, the checkpoint before it\n", said)
+    assert "resuming from step 20" in said
+    assert losses(out) == losses(whole)
+    assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    kept = sorted(p.name for p in (out / "checkpoints").iterdir())
+    assert kept == ["step_00000020", "step_00000024", "step_00000024.damaged"]
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1 << random.randrange(8)
+    path.write_bytes(content)
+
+
+def test_two_damaged_checkpoints_are_refused(finished, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
+    for path in (out / "checkpoints").rglob("training.pt"):
+        flip(path)
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    assert tiny_script.run(["--out", str(out), "--resume"]) == 1
+    assert "step_00000024/training.pt is damaged: its sha256 is not the one in" in last_line(capsys)
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+
+
+def test_a_checkpoint_without_hashes_is_taken_and_said_so(finished, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
+    for path in [*(out / "checkpoints").rglob("SHA256SUMS"), *(out / "checkpoints").rglob("versions.json")]:
+        path.unlink()
+    assert tiny_script.run(["--out", str(out), "--resume"]) == 0
+    assert "has no SHA256SUMS, it was written by an earlier version" in capsys.readouterr().out
 
 
 def test_a_finished_run_resumes_to_its_evaluation(finished, capsys):
@@ -167,6 +255,43 @@ def test_a_loss_that_is_not_finite(finished, tmp_path, capsys):
     _, arguments = finished
     assert tiny_script.run([*arguments, "--out", str(tmp_path / "run"), "--nan-at-step", "15"]) == 1
     assert "step 8: the loss is nan; the checkpoint of step 5 is kept in" in last_line(capsys)  # two batches a step
+
+
+@pytest.mark.parametrize("more", [[], ["--validate-every", "0"], ["--sample-every", "1"]])
+def test_a_run_that_diverges_is_no_success(finished, tmp_path, more, capsys):
+    out = tmp_path / "run"
+    assert tiny_script.run([*finished[1], "--out", str(out), "--lr", "1e30", "--warmup-steps", "0", *more]) == 1
+    assert re.search(r"(nan|inf|not finite).*; the checkpoint of step \d+ is kept in", last_line(capsys))
+    assert not (out / "result.json").exists()
+    assert not (out / "model.safetensors").exists()
+    for path in out.rglob("*.safetensors"):
+        assert all(value.isfinite().all() for value in load_file(path).values())
+
+
+def test_a_final_measurement_that_is_not_finite_is_no_success(finished, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
+    (out / "result.json").unlink()
+    before = (out / "model.safetensors").read_bytes()
+    monkeypatch.setattr("titans_pytorch.training.text.bits_per_byte", lambda *args, **kwargs: math.nan)
+    assert tiny_script.run(["--out", str(out), "--resume"]) == 1
+    assert "the final held_out_bits_per_byte is nan; the checkpoint of step 24 is kept" in last_line(capsys)
+    assert not (out / "result.json").exists()
+    assert (out / "model.safetensors").read_bytes() == before
+
+
+def test_data_that_changes_while_training(finished, tmp_path, capsys):
+    data = tmp_path / "text"
+    data.write_bytes(Path(finished[1][1]).read_bytes())
+    process = start(["--data", str(data)], tmp_path / "run", sleep=0.02)
+    with data.open("r+b") as file:
+        file.truncate(3000)
+    errors = process.communicate()[1].strip().splitlines()
+    assert process.returncode == 1
+    assert re.search(rf"step \d+: data: {data} has changed since the run began; the checkpoint of step", errors[-1])
+    assert not any("Traceback" in line for line in errors)
+    assert tiny_script.run(["--out", str(tmp_path / "run"), "--resume"]) == 1
+    assert "data must be what the run was started on (sha256" in last_line(capsys)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"x", b"xyz" * 10])

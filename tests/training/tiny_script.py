@@ -35,6 +35,8 @@ class TinyModel(nn.Module):
 
     def forward(self, ids, return_loss=False):
         if not return_loss:
+            if not self.training and len(ids) > 4:  # the final evaluation
+                time.sleep(float(os.environ.get("TINY_SLEEP_AT_END", "0")))
             return self.out(self.drop(self.mix(self.embed(ids))[0]))
         loss = F.cross_entropy(self(ids[:, :-1]).transpose(1, 2), ids[:, 1:])
         if self.training:

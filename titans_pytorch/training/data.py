@@ -29,6 +29,16 @@ __all__ = ["ByteData", "Windows", "load_data"]
 
 ARCHIVES = (".gz", ".bz2", ".xz", ".zip")
 OTHER_ARCHIVES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tbz2", ".txz", ".zst", ".7z", ".rar")
+UNREADABLE = (  # of an archive; a wrong offset in a .zip is an OSError
+    OSError,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+    struct.error,
+    RuntimeError,
+    ValueError,
+)
 LARGEST_UNPACKED = 1_000_000_000  # bytes, ten times enwik8
 DISK_RESERVE = 16 << 20  # bytes that unpacking leaves free
 NOT_OF_THE_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__"}
@@ -156,12 +166,8 @@ def blocks(path: Path) -> Iterator[bytes]:
         with opened(path) as source:
             while block := source.read(1 << 20):
                 yield block
-    except OSError as error:
-        if error.errno is not None:  # of the system; those of gzip and bz2 have none
-            raise
-        raise TrainingError(f"data: {path} cannot be unpacked ({error})") from error
-    except (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, struct.error, RuntimeError, ValueError) as error:
-        raise TrainingError(f"data: {path} cannot be unpacked ({error})") from error
+    except UNREADABLE as error:
+        raise TrainingError(f"data: {path} cannot be unpacked ({' '.join(str(error).split())})") from error
 
 
 @contextmanager
