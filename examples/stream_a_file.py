@@ -10,6 +10,7 @@ import argparse
 import math
 import sys
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch.nn import functional as F
@@ -42,6 +43,17 @@ def save(content: dict, path: Path) -> None:
         torch.save(content, part)
 
 
+def load(path: Path, device: torch.device) -> dict:
+    """What `save` wrote. TrainingError where it is something else."""
+    try:
+        kept = torch.load(path, map_location=device, weights_only=True)
+    except (UnpicklingError, EOFError, RuntimeError, ValueError, KeyError):
+        kept = None
+    if not isinstance(kept, dict) or kept.keys() != {"read", "nats", "cache"}:
+        raise TrainingError(f"{path} is not a state that this script saved")
+    return kept
+
+
 def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
     torch.manual_seed(options.seed)
@@ -52,12 +64,11 @@ def main(argv: list[str] | None = None) -> int:
         else:
             model = load_run(options.run, device)[1]
         text = torch.from_file(str(options.file), size=options.file.stat().st_size, dtype=torch.uint8)
-        kept = torch.load(options.state, map_location=device) if options.state.exists() else None
+        kept = load(options.state, device) if options.state.exists() else {"read": 0, "nats": 0.0, "cache": None}
     except (OSError, TrainingError, RuntimeError) as error:
         print(f"stream: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
 
-    kept = kept or {"read": 0, "nats": 0.0, "cache": None}
     read, nats, cache = kept["read"], kept["nats"], kept["cache"]
     if read:
         print(f"{options.state}: {read:,} bytes were read before")

@@ -1,5 +1,7 @@
 import errno
+import hashlib
 import os
+import pickle
 import random
 
 import pytest
@@ -9,17 +11,20 @@ from safetensors.torch import load_file
 from tiny_script import TinyModel
 from torch import nn
 
+from titans_pytorch.files import read_json, write_json
 from titans_pytorch.training import checkpoint as module
 from titans_pytorch.training.checkpoint import (
     Progress,
     last_checkpoint,
     load_checkpoint,
     load_weights,
+    read_last,
     save_checkpoint,
     save_weights,
+    write_sums,
 )
 from titans_pytorch.training.config import TrainConfig
-from titans_pytorch.training.errors import TrainingError
+from titans_pytorch.training.errors import Diverged, TrainingError
 from titans_pytorch.training.optim import build_optimizer
 
 
@@ -138,3 +143,84 @@ def test_shared_tensors(tmp_path):
     save_weights(model, tmp_path / "w")
     load_weights(other, tmp_path / "w")
     assert torch.equal(other[1].weight, model[0].weight)
+
+
+class Foreign:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (pickle.dumps({"step": 1}), "no checkpoint"),
+        (pickle.dumps(Foreign()), "no checkpoint"),
+        (b"", "no checkpoint"),
+        ({"step": 1}, "training.pt is no checkpoint of a run: position is missing or of another type"),
+        ([1], "training.pt is no checkpoint of a run: it holds a list"),
+        (torch.ones(2), "training.pt is no checkpoint of a run: it holds a Tensor"),
+    ],
+)
+def test_a_foreign_state_is_one_line(tmp_path, content, message, recwarn):
+    path = save_checkpoint(tmp_path, *trained(), Progress(5), {})
+    without_sums(path)
+    if isinstance(content, bytes):
+        (path / "training.pt").write_bytes(content)
+    else:
+        torch.save(content, path / "training.pt")
+    with pytest.raises(TrainingError, match=message) as raised:
+        load_checkpoint(path, *trained(0))
+    assert "\n" not in str(raised.value)
+    assert not recwarn.list
+
+
+def test_a_state_of_wrong_parts(tmp_path):
+    path = save_checkpoint(tmp_path, *trained(), Progress(5), {})
+    state = torch.load(path / "training.pt", weights_only=True)
+    without_sums(path)
+    for name, value in (("optimizer", {}), ("torch_rng", torch.zeros(3)), ("python_rng", (1, 2, 3))):
+        torch.save({**state, name: value}, path / "training.pt")
+        with pytest.raises(TrainingError, match=r"does not fit the optimizer|no state of random number generators"):
+            load_checkpoint(path, *trained(0))
+
+
+def test_another_format(tmp_path):
+    path = save_checkpoint(tmp_path, *trained(), Progress(5), {})
+    write_json(path / "versions.json", {"format": 3})
+    write_sums(path, ("model.safetensors", "training.pt", "versions.json"))
+    with pytest.raises(TrainingError, match="step_00000005 has format 3, this version reads format 2"):
+        read_last(tmp_path)
+
+
+def test_other_versions_are_said(tmp_path):
+    path = save_checkpoint(tmp_path, *trained(), Progress(5), {})
+    write_json(path / "versions.json", {**read_json(path / "versions.json"), "torch": "1.0"})
+    write_sums(path, ("model.safetensors", "training.pt", "versions.json"))
+    said = []
+    assert read_last(tmp_path, said.append).path == path
+    assert said == [f"{path} was written with torch 1.0 (here {torch.__version__}): losses may differ slightly"]
+
+
+def test_the_hashes_are_those_of_sha256sum(tmp_path):
+    path = save_checkpoint(tmp_path, *trained(), Progress(5), {})
+    lines = dict(reversed(line.split("  ")) for line in (path / "SHA256SUMS").read_text().splitlines())
+    assert lines.keys() == {p.name for p in path.iterdir()} - {"SHA256SUMS"}
+    for name, digest in lines.items():
+        assert hashlib.sha256((path / name).read_bytes()).hexdigest() == digest
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_not_written(tmp_path, bad):
+    save_weights(TinyModel(6), tmp_path / "w")
+    before = (tmp_path / "w").read_bytes()
+    model = TinyModel(6)
+    model.out.weight.data[3, 2] = bad
+    with pytest.raises(Diverged, match="the model's out.weight is not finite"):
+        save_weights(model, tmp_path / "w")
+    assert (tmp_path / "w").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["w"]
+
+
+def test_a_mask_of_minus_infinity_is_no_divergence(tmp_path):
+    model = nn.Linear(2, 2)
+    model.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    save_weights(model, tmp_path / "w")

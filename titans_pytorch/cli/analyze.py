@@ -26,7 +26,9 @@ __all__ = ["analyze_command"]
 
 def parser() -> ArgumentParser:
     found = parser_for("titans analyze", __doc__)
-    found.add_argument("--text", metavar="FILE", help="any text, plain, .gz or .zip [the run's own held-out part]")
+    found.add_argument(
+        "--text", metavar="FILE", help="any text, plain, .gz, .bz2, .xz or .zip [the run's own held-out part]"
+    )
     found.add_argument("--length", type=whole, default=1024, metavar="N", help="tokens to read [1024]")
     found.add_argument("--piece", type=whole, default=32, metavar="N", help="tokens between looks at the weights [32]")
     found.add_argument("--out", metavar="DIR", help="where memory.png and memory.json are written [RUN/analysis]")

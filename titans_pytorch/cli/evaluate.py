@@ -27,7 +27,9 @@ __all__ = ["evaluate_command"]
 
 def parser() -> ArgumentParser:
     found = parser_for("titans eval", __doc__)
-    found.add_argument("--text", metavar="FILE", help="any text, plain, .gz or .zip [the run's own held-out part]")
+    found.add_argument(
+        "--text", metavar="FILE", help="any text, plain, .gz, .bz2, .xz or .zip [the run's own held-out part]"
+    )
     found.add_argument("--length", type=whole, nargs="+", metavar="N", help="tokens of a row [those of training]")
     found.add_argument("--rows", type=whole, default=200, metavar="N", help="rows of a task [200]")
     found.add_argument("--limit", type=whole, metavar="N", help="only the first bytes of the text, this many")

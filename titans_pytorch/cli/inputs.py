@@ -56,7 +56,7 @@ def read_bytes(path: str) -> bytes:
 
 
 def held_out_text(run: RunConfig, file: str | None, length: int) -> Tensor:
-    """uint8: the held-out part of the run's text, or a file of one's own (plain, .gz or .zip), all of it."""
+    """uint8: the held-out part of the run's text, or a file of one's own (plain, .gz, .bz2, .xz or .zip), all of it."""
     if file is None and isinstance(run.data, TaskConfig):
         raise TrainingError("text: the run was trained on a task; give a file with --text")
     if file is None:

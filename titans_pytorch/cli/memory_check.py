@@ -27,7 +27,7 @@ __all__ = ["memory_check_command"]
 
 def parser() -> ArgumentParser:
     found = parser_for("titans memory-check", __doc__)
-    found.add_argument("--text", metavar="FILE", help="any text, plain, .gz or .zip [the run's own]")
+    found.add_argument("--text", metavar="FILE", help="any text, plain, .gz, .bz2, .xz or .zip [the run's own]")
     found.add_argument("--length", type=whole, metavar="N", help="tokens of a row [those of training]")
     found.add_argument("--rows", type=whole, default=32, metavar="N", help="rows to measure on [32]")
     found.add_argument("--batch-size", type=whole, default=8, metavar="N", help="rows in one pass [8]")

@@ -25,7 +25,7 @@ class LongText:
     """Long windows of a text.
 
     Args:
-        data: a file, plain, .gz or .zip; 'stdlib': the source of Python's own library.
+        data: a file, plain or packed; 'stdlib': the source of Python's own library.
         length: bytes of a window.
         data_dir: where unpacked copies are kept.
 
@@ -79,7 +79,7 @@ class PasskeyInText(Task):
     """
 
     name = "text_passkey"
-    data: str = field(default="stdlib", metadata={"help": "the text: a file (plain, .gz or .zip), or 'stdlib'"})
+    data: str = field(default="stdlib", metadata={"help": "the text: a file (plain or packed), or 'stdlib'"})
     data_dir: str = field(default="data", metadata={"help": "where unpacked copies of texts are kept"})
     digits: int = field(default=5, metadata={"help": "digits of the passkey"})
     vocab_size = 256
@@ -101,6 +101,7 @@ class PasskeyInText(Task):
         return range(ord("0"), ord("9") + 1)
 
     def row_at(self, index: int, length: int, held_out: bool) -> tuple[Tensor, Tensor]:
+        self.text.check()
         rng, text = self._rng(index, length, held_out), self.text.held_out if held_out else self.text.train
         count = length - self.shortest
         if len(text) <= count:

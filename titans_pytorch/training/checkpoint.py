@@ -13,6 +13,7 @@ import os
 import random
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -271,7 +272,9 @@ def read_training(checkpoint: Path, say: Callable[[str], None] = lambda line: No
         notes = check_whole(checkpoint)
         if not path.is_file():
             raise TrainingError(f"{path} cannot be read: it is not a file")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a pickle is not of torch
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except TrainingError:
         raise
     except Exception as error:  # of bytes that are no checkpoint torch raises almost anything

@@ -131,10 +131,12 @@ class DataConfig:
     """Which bytes to learn from."""
 
     data: str = setting(
-        "auto", "a file (plain, .gz or .zip), 'stdlib', or 'auto': data/enwik8, else download, else stdlib"
+        "auto", "a file (plain, .gz, .bz2, .xz or .zip), 'stdlib', or 'auto': data/enwik8, else download, else stdlib"
     )
     data_dir: str = setting("data", "where auto looks for enwik8, and where downloaded and unpacked bytes are kept")
-    data_limit: int = setting(0, "use only the first bytes of the data, this many (0: all)")
+    data_limit: int = setting(
+        0, "use only the first bytes of the data, this many (0: all; of an archive at most 1,000,000,000)"
+    )
     held_out: float = setting(0.05, "fraction at the end of the data that is never trained on")
 
     def __post_init__(self):
