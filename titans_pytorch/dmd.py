@@ -15,11 +15,10 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .gating import checks
-from .ops.modes import without_autocast
+from .ops.modes import in_transform, without_autocast
 
 
 class DynamicModeDecomposition(nn.Module):
@@ -132,7 +131,7 @@ def _gram_of_snapshots(reach: Tensor, window: int, every: int, chunks: int, ther
     blocks, span = -(-chunks // at_once), window + (at_once - 1) * every
     reach = F.pad(reach, (0, 0, 0, (blocks - 1) * at_once * every + span - reach.shape[1]))
     tokens = reach.unfold(1, span, at_once * every).mT.contiguous()
-    products = _InnerProducts.apply(tokens)
+    products = tokens @ tokens.mT if in_transform() else _InnerProducts.apply(tokens)
     if at_once > 1:
         rows = every * torch.arange(at_once, device=reach.device)[:, None] + torch.arange(window, device=reach.device)
         where = rows[:, :, None] * span + rows[:, None, :]
@@ -158,7 +157,6 @@ class _InnerProducts(torch.autograd.Function):
         return x @ x.mT
 
     @staticmethod
-    @once_differentiable
     @without_autocast
     def backward(ctx, grad):
         (x,) = ctx.saved_tensors
@@ -177,7 +175,10 @@ def captured_energy(gram: Tensor, cross: Tensor, cut: Tensor, rank: int | None =
 
     Kept: the `rank` largest l, those above cut x the largest only. cut [..] broadcasts.
     """
-    return _CapturedEnergy.apply(gram, cross, cut, rank)
+    return _CapturedEnergy.apply(gram, cross, cut, rank)[0]
+
+
+ONE_DERIVATIVE = "the DMD error cannot be differentiated twice"
 
 
 class _CapturedEnergy(torch.autograd.Function):
@@ -189,8 +190,10 @@ class _CapturedEnergy(torch.autograd.Function):
     Left are gaps between kept and dropped ones, those below the cut counting as zero; equal ones are decoupled.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, gram, cross, cut, rank):
+    def forward(gram, cross, cut, rank):
         eigenvalues, vectors = torch.linalg.eigh(gram)
         floor = eigenvalues[..., -1:] * cut[..., None]
         kept = eigenvalues > floor
@@ -198,15 +201,36 @@ class _CapturedEnergy(torch.autograd.Function):
         if rank is not None and rank < kept.shape[-1]:
             kept = kept & (torch.arange(kept.shape[-1], 0, -1, device=kept.device) <= rank)
         cross = vectors.mT @ cross @ vectors
-        ctx.save_for_backward(eigenvalues, vectors, kept, floor, cross)
         inverse = _inverse(eigenvalues, kept)
-        return (cross.square() * inverse[..., :, None] * kept[..., None, :]).sum(dim=(-1, -2))
+        energy = (cross.square() * inverse[..., :, None] * kept[..., None, :]).sum(dim=(-1, -2))
+        return energy, eigenvalues, vectors, kept, floor, cross
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx, inputs, output):
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*output[1:])
+        ctx.save_for_forward(*output[1:])
+
+    @staticmethod
     @without_autocast
-    def backward(ctx, grad):
-        eigenvalues, vectors, kept, floor, cross = ctx.saved_tensors
+    def backward(ctx, grad, *_):
+        slopes = _EnergySlope.apply(*ctx.saved_tensors)
+        return *(slope * grad[..., None, None] for slope in slopes), None, None
+
+    @staticmethod
+    def jvp(ctx, gram_t, cross_t, *_):
+        slopes = _EnergySlope.apply(*ctx.saved_tensors)
+        energy_t = sum((slope * t).sum(dim=(-1, -2)) for slope, t in zip(slopes, (gram_t, cross_t), strict=True))
+        return energy_t, *(None,) * len(ctx.saved_tensors)
+
+
+class _EnergySlope(torch.autograd.Function):
+    """The derivative of the energy with respect to gram and cross. It has none of its own."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(eigenvalues, vectors, kept, floor, cross):
         inverse = _inverse(eigenvalues, kept)
         scaled = inverse[..., :, None] * cross
         grad_cross = 2 * scaled * kept[..., None, :]
@@ -217,8 +241,19 @@ class _CapturedEnergy(torch.autograd.Function):
         of_inverse = of_inverse + of_inverse.mT - inverse[..., :, None] * inverse[..., None, :]
         of_projector = coupling + coupling.mT
         grad_gram = of_inverse * ((cross * kept[..., None, :]) @ cross.mT) + of_projector * (cross.mT @ scaled)
-        grad_gram, grad_cross = (vectors @ g @ vectors.mT * grad[..., None, None] for g in (grad_gram, grad_cross))
-        return grad_gram, grad_cross, None, None
+        return tuple(vectors @ g @ vectors.mT for g in (grad_gram, grad_cross))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError(ONE_DERIVATIVE)
+
+    @staticmethod
+    def jvp(ctx, *_):
+        raise RuntimeError(ONE_DERIVATIVE)
 
 
 def _inverse(eigenvalues: Tensor, kept: Tensor) -> Tensor:

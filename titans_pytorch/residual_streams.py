@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from .checks import positive_int
 from .ops import streams
-from .ops.modes import at_least_float32, no_autocast
+from .ops.modes import at_least_float32, no_autocast, plain_only
 from .ops.sinkhorn import sinkhorn, sinkhorn_numbers
 
 FEW = 4  # tokens, up to which Python's arithmetic on the coefficients is faster than kernels
@@ -108,7 +108,7 @@ class HyperConnection(nn.Module):
         with no_autocast(before.device):
             x = at_least_float32(before).reshape(b * n, s, d)
             few = b * n <= FEW and s == 4 and x.device.type == "cpu" and not torch.is_grad_enabled()
-            if few and self.adds and not torch.compiler.is_compiling():
+            if few and self.adds and not plain_only():
                 branch, write = self._connect_few(x)
             else:
                 branch, write = self._connect(x)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .checks import Words, positive_int, wrong
+from .ops.modes import plain_only
 from .switches import evaluating
 
 
@@ -91,7 +92,7 @@ def check_ids(name: str, ids: Tensor, num_tokens: int | None = None) -> None:
         raise wrong(name, got, "token ids of shape [b n], n >= 1")
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise wrong(name, ids.dtype, "integer token ids")
-    if num_tokens is not None and ids.device.type == "cpu" and not torch.compiler.is_compiling():
+    if num_tokens is not None and ids.device.type == "cpu" and not plain_only():
         low, high = (int(t) for t in ids.aminmax())
         if low < 0 or high >= num_tokens:
             raise wrong(name, Words(f"token id {low if low < 0 else high}"), f"ids from 0 to {num_tokens - 1}")

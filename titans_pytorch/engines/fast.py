@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..ops.coefficients import Coefficients, coefficients
-from ..ops.modes import eager, enable_inner_grad, ordinary
+from ..ops.modes import eager, enable_inner_grad, in_transform, inner_gradients, ordinary
 from ..ops.newton_schulz import newton_schulz
 from ..ops.scan import scan
 from ..rates import StoreRates
@@ -113,6 +113,8 @@ class FastEngine:
     @eager
     def _ghost_surprise(self, chunks: StoreChunks, anchor: Tensors):
         """For models that give no way back: gradients of each product's output from one call of autograd."""
+        if in_transform():
+            return self._offset_surprise(chunks, anchor)
         differentiable = torch.is_grad_enabled()
         with enable_inner_grad():
             weights = GhostAnchor({k: ordinary(v) for k, v in anchor.items()}, chunks)
@@ -123,6 +125,26 @@ class FastEngine:
                 total, [z for _, _, z in weights.used], create_graph=differentiable, materialize_grads=True
             )
         for (name, x, _), delta in zip(weights.used, deltas, strict=True):
+            weights.record(name, x, delta)
+        return loss, weights.records()
+
+    def _offset_surprise(self, chunks: StoreChunks, anchor: Tensors):
+        """The same for torch.func, which differentiates with respect to arguments alone: to offsets of the outputs."""
+
+        def products(offsets: Sequence[Tensor]) -> tuple[OffsetAnchor, Tensor]:
+            weights = OffsetAnchor(anchor, chunks, offsets)
+            return weights, self.model.with_weights(chunks.keys, weights)
+
+        def total(offsets: tuple[Tensor, ...]):
+            weights, prediction = products(offsets)
+            loss = self.rule.loss(prediction, chunks.values)
+            step = surprising_step(chunks.rates.step, loss, chunks.threshold)
+            return (loss * step).sum(), (loss, tuple(x for _, x, _ in weights.used))
+
+        weights, _ = products(())
+        zeros = tuple(torch.zeros_like(z) for _, _, z in weights.used)
+        deltas, (loss, inputs) = inner_gradients(total, zeros)
+        for (name, _, _), x, delta in zip(weights.used, inputs, deltas, strict=True):
             weights.record(name, x, delta)
         return loss, weights.records()
 
@@ -227,6 +249,19 @@ class GhostAnchor(Anchor):
 
     def mul(self, x, name):
         return self._remember(name, x, self.scaled(x, name))
+
+
+class OffsetAnchor(GhostAnchor):
+    """Adds an offset to each product's output, as long as there are any."""
+
+    def __init__(self, anchor, chunks, offsets: Sequence[Tensor]):
+        super().__init__(anchor, chunks)
+        self.offsets = offsets
+
+    def _remember(self, name, x, z):
+        z = z + self.offsets[len(self.used)] if self.offsets else z
+        self.used.append((name, x, z))
+        return z
 
 
 def through(x: Tensor, weight: Tensor) -> Tensor:

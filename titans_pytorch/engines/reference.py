@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from ..ops.modes import eager, enable_inner_grad, ordinary
+from ..ops.modes import eager, inner_gradients, ordinary
 from ..ops.newton_schulz import naive_newton_schulz
 from ..ops.scan import scan
 from ..surprise import admit, surprising_step
@@ -54,25 +54,23 @@ class ReferenceEngine:
     @eager
     def _gradients(self, chunks: StoreChunks, anchor: Tensors) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Per chunk, of the sum over its tokens of step x loss, at the anchor: name -> [B m ...]."""
-        m = len(chunks)
-        differentiable = torch.is_grad_enabled()
-        with enable_inner_grad():
-            keys, values, step = ordinary(chunks.keys), ordinary(chunks.values), ordinary(chunks.rates.step)
-            params = {}
-            for name, weight in anchor.items():
-                weight = ordinary(weight).unsqueeze(1).expand(-1, m, *weight.shape[1:])
-                if chunks.residual is not None:
-                    earlier = ordinary(chunks.residual.entries(name, chunks.first, m))
-                    weight = weight + like(ordinary(chunks.rates.residual_mix), earlier) * earlier
-                params[name] = weight if weight.requires_grad else weight.detach().requires_grad_()
-            loss = self.rule.loss(self._call(params, keys), values)
-            step = surprising_step(step, loss, chunks.threshold)
-            grads = torch.autograd.grad(
-                (loss * step).sum(), tuple(params.values()), create_graph=differentiable, materialize_grads=True
-            )
+        m, weights = len(chunks), []
+        for name, weight in anchor.items():
+            weight = weight.unsqueeze(1).expand(-1, m, *weight.shape[1:])
+            if chunks.residual is not None:
+                earlier = chunks.residual.entries(name, chunks.first, m)
+                weight = weight + like(chunks.rates.residual_mix, earlier) * earlier
+            weights.append(weight)
+
+        def total(params: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+            prediction = self._call(dict(zip(anchor, params, strict=True)), ordinary(chunks.keys))
+            loss = self.rule.loss(prediction, ordinary(chunks.values))
+            return (loss * surprising_step(ordinary(chunks.rates.step), loss, chunks.threshold)).sum(), loss
+
+        grads, loss = inner_gradients(total, tuple(weights))
         if self.rule.max_grad_norm is not None:
             grads = [g * like(clamp_scale(g.flatten(2).square().sum(-1), self.rule.max_grad_norm), g) for g in grads]
-        return loss, dict(zip(params, grads, strict=True))
+        return loss, dict(zip(anchor, grads, strict=True))
 
     def _call(self, params: Tensors, x: Tensor) -> Tensor:
         """The model on x [B g n d], every [B g] with its own parameters."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..checks import Words, wrong
-from ..ops.modes import eager, enable_inner_grad, ordinary
+from ..ops.modes import eager, inner_gradients, ordinary
 from ..surprise import surprising_step
 
 
@@ -46,14 +46,11 @@ class UpdateRule:
 
     @eager
     def _own_loss_and_slope(self, prediction: Tensor, target: Tensor, step: Tensor, threshold: float | None):
-        differentiable = torch.is_grad_enabled()
-        with enable_inner_grad():
-            prediction, target, step = ordinary(prediction), ordinary(target), ordinary(step)
-            if not prediction.requires_grad:
-                prediction = prediction.detach().requires_grad_()
-            loss = self.loss(prediction, target)
-            total = (loss * surprising_step(step, loss, threshold)).sum()
-            (slope,) = torch.autograd.grad(total, prediction, create_graph=differentiable, materialize_grads=True)
+        def total(inputs: tuple[Tensor]) -> tuple[Tensor, Tensor]:
+            loss = self.loss(inputs[0], ordinary(target))
+            return (loss * surprising_step(ordinary(step), loss, threshold)).sum(), loss
+
+        (slope,), loss = inner_gradients(total, (prediction,))
         return loss, slope
 
 

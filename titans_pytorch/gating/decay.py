@@ -137,17 +137,29 @@ def context_of(gate: nn.Module) -> int:
 
 
 class _Between0And1(torch.autograd.Function):
-    """A clamp that lets a gradient through where a step against it leads back inside."""
+    """A clamp that lets a gradient through where a step against it leads back inside. In forward mode, which knows no
+    gradient, it is the plain clamp."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
+    def forward(x):
         return x.clamp(0.0, 1.0)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx, grad):
         (x,) = ctx.saved_tensors
         return grad.masked_fill(((x > 1.0) & (grad < 0.0)) | ((x < 0.0) & (grad > 0.0)), 0.0)
+
+    @staticmethod
+    def jvp(ctx, x_t):
+        (x,) = ctx.saved_tensors
+        return x_t.masked_fill((x > 1.0) | (x < 0.0), 0.0)
 
 
 def between_0_and_1(x: Tensor) -> Tensor:

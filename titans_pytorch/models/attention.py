@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from titans_pytorch.attention import KeyValueCache, RotaryPositions
 from titans_pytorch.checks import positive_int, wrong
-from titans_pytorch.ops.segmented_attention import prepend, segmented_attention
+from titans_pytorch.ops.segmented_attention import attend, prepend, segmented_attention
 
 
 class Projections(nn.Module):
@@ -103,4 +103,4 @@ class SegmentAttention(Projections):
         mask = F.pad(mask.repeat(1, 2), (persistent.shape[0], 0), value=True)
         keys, values = torch.cat((rk, k), dim=-2), torch.cat((rv, v), dim=-2)
         keys, values = prepend(self.persistent(persistent), keys, values)
-        return merge(F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)), cache
+        return merge(attend(q, keys, values, mask, scale=self.head**-0.5)), cache

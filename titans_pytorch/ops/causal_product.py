@@ -6,7 +6,7 @@ Letters: B rows, G groups of r queries, m chunks of p keys, d and e features.
 import torch
 from torch import Tensor
 
-from .modes import without_autocast
+from .modes import plain_only, without_autocast
 
 BLOCK_TOKENS = 64  # queries that are taken together, and skip the same chunks
 
@@ -24,7 +24,7 @@ def naive_causal_product(x: Tensor, keys: Tensor, values: Tensor, weights: Tenso
 def causal_product(x: Tensor, keys: Tensor, values: Tensor, weights: Tensor, first: int | None = None) -> Tensor:
     """The same, in blocks of groups. With `first`, group g is known to see the chunks below first + g only, and each
     block skips the chunks that none of its groups sees."""
-    if torch.compiler.is_compiling():  # blocks are a loop over a length
+    if plain_only():  # blocks are a loop over a length
         return naive_causal_product(x, keys, values, weights.to(x.dtype))
     if torch.is_autocast_enabled(x.device.type):  # once here: the backward pass runs outside autocast
         x, keys, values = (t.to(torch.get_autocast_dtype(x.device.type)) for t in (x, keys, values))

@@ -1,11 +1,14 @@
 """Taking an inner gradient, and keeping precision, whatever mode the caller is in."""
 
 import sys
+from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def eager(fn):
@@ -20,12 +23,38 @@ def eager(fn):
     return call
 
 
+def in_transform() -> bool:
+    """Whether a torch.func transform (grad, vmap, jvp ...) or forward-mode AD is active. These differentiate plain
+    operations, but no autograd.Function of ours: the naive twin takes its place."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def plain_only() -> bool:
+    """The same, or torch.compile, which fuses the plain form by itself."""
+    return torch.compiler.is_compiling() or in_transform()
+
+
 @contextmanager
 def enable_inner_grad():
     """Autograd works inside, also under no_grad and inference_mode (pass inputs through `ordinary`). It cannot be
     compiled: call it in a function that is `eager`."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
+
+
+def inner_gradients(fn: Callable, inputs: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Any]:
+    """fn(inputs) -> (a scalar, further tensors): the scalar's gradients at the inputs, and the further tensors. They can
+    be differentiated again where the caller's mode allows it. Call it in a function that is `eager`; fn passes all
+    other tensors through `ordinary`."""
+    if in_transform():
+        return torch.func.grad(fn, has_aux=True)(inputs)
+    differentiable = torch.is_grad_enabled()
+    with enable_inner_grad():
+        inputs = tuple(ordinary(x) for x in inputs)
+        inputs = tuple(x if x.requires_grad else x.detach().requires_grad_() for x in inputs)
+        total, more = fn(inputs)
+        grads = torch.autograd.grad(total, inputs, create_graph=differentiable, materialize_grads=True)
+    return grads, more
 
 
 HALF = (torch.bfloat16, torch.float16)

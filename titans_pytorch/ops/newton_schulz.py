@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .modes import without_autocast
+from .modes import in_transform, without_autocast
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 FLOOR = 1e-7
@@ -16,7 +16,7 @@ def naive_newton_schulz(x: Tensor, steps: int = 5) -> Tensor:
     a, b, c = COEFFICIENTS
     tall = x.shape[-2] > x.shape[-1]
     x = x.transpose(-1, -2) if tall else x
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=FLOOR)
+    x = x * x.square().sum(dim=(-2, -1), keepdim=True).clamp(min=FLOOR**2).rsqrt()
     eye = torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
     for _ in range(steps):
         gram = x @ x.transpose(-1, -2)
@@ -34,6 +34,8 @@ def newton_schulz(x: Tensor, steps: int = 5) -> Tensor:
     dtype = x.dtype
     with torch.autocast(x.device.type, enabled=False):
         x = x.float() if dtype in (torch.bfloat16, torch.float16) else x
+        if in_transform():
+            return naive_newton_schulz(x, steps).to(dtype)
         flat = x.reshape(-1, *x.shape[-2:])
         tall = x.shape[-2] > x.shape[-1]
         out = _NewtonSchulz.apply(flat.transpose(1, 2) if tall else flat, steps)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .modes import without_autocast
+from .modes import in_transform, without_autocast
 
 
 def naive_rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
@@ -24,6 +24,8 @@ def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float | None = None) 
     if not own:
         return F.rms_norm(x, x.shape[-1:], weight, eps)
     eps = torch.finfo(x.dtype).eps if eps is None else eps
+    if in_transform():
+        return naive_rms_norm(x, weight, eps)
     return _RMSNorm.apply(x, weight, eps) if torch.is_grad_enabled() else _value(x, weight, eps)[0]
 
 

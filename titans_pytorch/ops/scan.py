@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import wrong
-from .modes import without_autocast
+from .modes import in_transform, plain_only, without_autocast
 
 
 def naive_scan(gates: Tensor, inputs: Tensor, prev: Tensor | None = None) -> Tensor:
@@ -43,9 +43,9 @@ def scan(
     if inputs.shape[1] == 1 and not use_accelerated:
         out = inputs if prev is None else torch.addcmul(inputs, gates, prev.unsqueeze(1))
         return _after(prev, out) if with_start else out
-    if not (inputs.is_cuda or torch.compiler.is_compiling()):  # a compiler fuses the doubling form itself
+    if not (inputs.is_cuda or plain_only()):  # a compiler fuses the doubling form itself
         return _LoopScan.apply(gates, inputs, prev, with_start)
-    kernel = _accelerated_kernel() if use_accelerated and inputs.is_cuda else None
+    kernel = _accelerated_kernel() if use_accelerated and inputs.is_cuda and not in_transform() else None
     out = _doubling_scan(gates, inputs, prev) if kernel is None else _kernel_scan(kernel, gates, inputs, prev)
     return _after(prev, out) if with_start else out
 

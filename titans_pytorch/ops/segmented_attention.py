@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .modes import in_transform
+
 
 def visible(query: Tensor, key: Tensor, window: int, sliding: bool) -> Tensor:
     """Whether a query at one position sees a key at another. Positions broadcast and count from a block's start."""
@@ -57,27 +59,51 @@ def segmented_attention(
         scale: multiplies the logits.
         dropout: probability of dropping an attention weight.
     """
-    options = {"scale": scale, "dropout_p": dropout}
+    options = {"scale": scale, "dropout": dropout}
     n, cached = q.shape[-2], k.shape[-2] - q.shape[-2]
 
     if cached == 0:
-        attend = _sliding_window if sliding else _blocks
-        return attend(q, k, v, persistent, window, options)
+        whole = _sliding_window if sliding else _blocks
+        return whole(q, k, v, persistent, window, options)
 
     if n == 1 and (sliding or cached < window):  # it sees everything that is there
-        return F.scaled_dot_product_attention(q, *prepend(persistent, k, v), **options)
+        return attend(q, *prepend(persistent, k, v), **options)
 
     if n <= window:
         keys = torch.arange(cached + n, device=q.device)
         mask = visible(keys[cached:, None], keys, window, sliding)
         mask = F.pad(mask, (persistent.shape[-2], 0), value=True)
-        return F.scaled_dot_product_attention(q, *prepend(persistent, k, v), attn_mask=mask, **options)
+        return attend(q, *prepend(persistent, k, v), mask, **options)
 
     # a long continuation: queries that nobody asks for, in front, bring it back to whole blocks
     q = F.pad(q, (0, 0, cached, 0))
     return segmented_attention(q, k, v, persistent, window=window, sliding=sliding, scale=scale, dropout=dropout)[
         ..., cached:, :
     ]
+
+
+def naive_attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dropout: float) -> Tensor:
+    logits = q @ k.transpose(-1, -2) * scale
+    logits = logits if mask is None else logits.masked_fill(~mask, -torch.inf)
+    return F.dropout(logits.softmax(dim=-1), dropout) @ v
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    *,
+    is_causal: bool = False,
+    scale: float,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Scaled dot-product attention, in plain products where its kernels have no derivative (forward mode, or twice)."""
+    if not in_transform():
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, scale=scale)
+    if is_causal:
+        mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
+    return naive_attend(q, k, v, mask, scale, dropout)
 
 
 def prepend(persistent: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,7 +132,7 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, persistent: Tensor, options: dict) 
     p = persistent.shape[-2]
     q = F.pad(q, (0, 0, p, 0))
     k, v = prepend(persistent, k, v)
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, **options)[..., p:, :]
+    return attend(q, k, v, is_causal=True, **options)[..., p:, :]
 
 
 def _blocks(q: Tensor, k: Tensor, v: Tensor, persistent: Tensor, window: int, options: dict) -> Tensor:
@@ -132,5 +158,5 @@ def _sliding_window(q: Tensor, k: Tensor, v: Tensor, persistent: Tensor, window:
     keys = torch.arange(2 * window, device=q.device)
     mask = visible(keys[window:, None], keys, window, sliding=True)
     mask = F.pad(mask, (persistent.shape[-2], 0), value=True)
-    out = F.scaled_dot_product_attention(q, *prepend(persistent, k, v), attn_mask=mask, **options)
+    out = attend(q, *prepend(persistent, k, v), mask, **options)
     return torch.cat((first, _unfold(out.unflatten(0, (b, -1)), n - window)), dim=-2)

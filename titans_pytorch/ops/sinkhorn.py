@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .modes import without_autocast
+from .modes import plain_only, without_autocast
 
 ITERATIONS = 20
 STILL = 1e-15  # of a scaling: less than rounding
@@ -34,7 +34,7 @@ def sinkhorn(logits: Tensor, iterations: int = ITERATIONS) -> Tensor:
     """The same numbers: [s s ...] -> [s s ...], rows sum to one, columns nearly; float32 or more.
 
     The matrix stays as it is, and two vectors per token are found that scale it: x_ij = u_i K_ij v_j."""
-    if torch.compiler.is_compiling():  # fuses the plain form by itself
+    if plain_only():
         return naive_sinkhorn(logits, iterations)
     return _Sinkhorn.apply(logits, iterations)
 

@@ -14,7 +14,7 @@ Letters: N tokens, s (or i, j) streams, d features, k rows of a weight
 import torch
 from torch import Tensor
 
-from .modes import without_autocast
+from .modes import plain_only, without_autocast
 
 TINY = 1e-12  # the least length that x is divided by
 
@@ -33,17 +33,17 @@ def naive_write(x: Tensor, mix: Tensor, post: Tensor, out: Tensor) -> Tensor:
 
 def project(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """weight [k d] times every stream brought to length one: [k N s]; and x, for `read`."""
-    return (naive_project(x, weight), x) if torch.compiler.is_compiling() else _Project.apply(x, weight)
+    return (naive_project(x, weight), x) if plain_only() else _Project.apply(x, weight)
 
 
 def read(x: Tensor, pre: Tensor) -> tuple[Tensor, Tensor]:
     """sum_i pre_i x_i, pre [N s] -> [N d]; and x, for `write`. x is what `project` handed on."""
-    return (naive_read(x, pre), x) if torch.compiler.is_compiling() else _Read.apply(x, pre)
+    return (naive_read(x, pre), x) if plain_only() else _Read.apply(x, pre)
 
 
 def write(x: Tensor, mix: Tensor, post: Tensor, out: Tensor) -> Tensor:
     """sum_i mix_ji x_i + post_j out, mix [N j i], post [N s], out [N d] -> [N s d]. x is what `read` handed on."""
-    return naive_write(x, mix, post, out) if torch.compiler.is_compiling() else _Write.apply(x, mix, post, out)
+    return naive_write(x, mix, post, out) if plain_only() else _Write.apply(x, mix, post, out)
 
 
 class _Project(torch.autograd.Function):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .modes import without_autocast
+from .modes import in_transform, without_autocast
 
 NORMAL = 1.0 / math.sqrt(2.0 * math.pi)
 
@@ -39,7 +39,16 @@ class _GeluSlope(torch.autograd.Function):
         return torch.ops.aten.gelu_backward(up, x), curve
 
 
+def naive_gelu(x: Tensor):
+    return F.gelu(
+        x
+    ), lambda dy: dy * (0.5 * (1.0 + (x * math.sqrt(0.5)).erf()) + x * (x.square() * -0.5).exp() * NORMAL)
+
+
 def gelu(x: Tensor):
+    if in_transform():
+        return naive_gelu(x)
+
     def back(dy):
         return _GeluSlope.apply(dy, x) if torch.is_grad_enabled() else torch.ops.aten.gelu_backward(dy, x)
 
@@ -98,6 +107,8 @@ def naive_layer_norm(x: Tensor, eps: float = 1e-5):
 
 def layer_norm(x: Tensor, eps: float = 1e-5):
     """LayerNorm over the last dim, without affine parameters."""
+    if in_transform():
+        return naive_layer_norm(x, eps)
     x = x.contiguous()
     y, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], None, None, eps)
 
