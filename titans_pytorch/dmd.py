@@ -208,8 +208,9 @@ class _CapturedEnergy(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(*output[1:])
-        ctx.save_for_forward(*output[1:])
+        # gram and cross too, so that what depends on them is known to
+        ctx.save_for_backward(*inputs[:2], *output[1:])
+        ctx.save_for_forward(*inputs[:2], *output[1:])
 
     @staticmethod
     @without_autocast
@@ -221,7 +222,7 @@ class _CapturedEnergy(torch.autograd.Function):
     def jvp(ctx, gram_t, cross_t, *_):
         slopes = _EnergySlope.apply(*ctx.saved_tensors)
         energy_t = sum((slope * t).sum(dim=(-1, -2)) for slope, t in zip(slopes, (gram_t, cross_t), strict=True))
-        return energy_t, *(None,) * len(ctx.saved_tensors)
+        return energy_t, *(None,) * (len(ctx.saved_tensors) - 2)
 
 
 class _EnergySlope(torch.autograd.Function):
@@ -230,7 +231,7 @@ class _EnergySlope(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(eigenvalues, vectors, kept, floor, cross):
+    def forward(gram, own_cross, eigenvalues, vectors, kept, floor, cross):
         inverse = _inverse(eigenvalues, kept)
         scaled = inverse[..., :, None] * cross
         grad_cross = 2 * scaled * kept[..., None, :]

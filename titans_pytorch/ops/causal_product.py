@@ -6,7 +6,7 @@ Letters: B rows, G groups of r queries, m chunks of p keys, d and e features.
 import torch
 from torch import Tensor
 
-from .modes import plain_only, without_autocast
+from .modes import naive_gradients, plain_only, without_autocast
 
 BLOCK_TOKENS = 64  # queries that are taken together, and skip the same chunks
 
@@ -53,9 +53,7 @@ class _CausalProduct(torch.autograd.Function):
     def backward(ctx, grad):
         x, keys, values, weights, *kept = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again: the plain form
-            inputs = [t if t.requires_grad else t.detach().requires_grad_() for t in (x, keys, values, weights)]
-            grads = torch.autograd.grad(naive_causal_product(*inputs), inputs, grad, create_graph=True)
-            return *grads, None
+            return *naive_gradients(naive_causal_product, (x, keys, values, weights), grad), None
         r, p = x.shape[1] // weights.shape[1], keys.shape[2]
         k, v = keys.flatten(1, 2), values.flatten(1, 2)
         dx, dw = torch.zeros_like(x), torch.zeros_like(weights)

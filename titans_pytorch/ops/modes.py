@@ -99,6 +99,14 @@ def without_autocast(backward):
     return call
 
 
+def naive_gradients(naive: Callable, inputs: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor, ...]:
+    """For the `backward` of a function of our own that is to be differentiated again: the gradients of its naive twin
+    at the saved inputs, as differentiable tensors."""
+    # aliases: an input may have been computed from another one, and each is to count by itself
+    inputs = tuple(t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in inputs)
+    return torch.autograd.grad(naive(*inputs), inputs, grad, create_graph=True)
+
+
 def hooks_on_saved_tensors():
     """Those that a checkpoint, say, has put on what autograd saves for backward; None without."""
     return torch._C._autograd._top_saved_tensors_default_hooks(True)

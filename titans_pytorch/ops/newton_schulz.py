@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .modes import in_transform, without_autocast
+from .modes import in_transform, naive_gradients, without_autocast
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 FLOOR = 1e-7
@@ -59,8 +59,7 @@ class _NewtonSchulz(torch.autograd.Function):
     def backward(ctx, grad):
         (x,) = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again: the plain form
-            x = x if x.requires_grad else x.detach().requires_grad_()
-            return torch.autograd.grad(naive_newton_schulz(x, ctx.steps), x, grad, create_graph=True)[0], None
+            return *naive_gradients(lambda x: naive_newton_schulz(x, ctx.steps), (x,), grad), None
         slope = torch.empty_like(x)
         for part, up, into in zip(*(_tiles(t, x) for t in (x, grad, slope)), strict=True):
             _slope(part, up, into, ctx.steps)

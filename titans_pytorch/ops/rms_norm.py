@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .modes import in_transform, without_autocast
+from .modes import in_transform, naive_gradients, without_autocast
 
 
 def naive_rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
@@ -48,9 +48,9 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight, scale = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again: the plain form
-            inputs = [t if t.requires_grad else t.detach().requires_grad_() for t in (x, weight) if t is not None]
-            y = naive_rms_norm(inputs[0], None if weight is None else inputs[1], ctx.eps)
-            return *torch.autograd.grad(y, inputs, grad, create_graph=True), *(None,) * (3 - len(inputs))
+            inputs = (x,) if weight is None else (x, weight)
+            grads = naive_gradients(lambda x, weight=None: naive_rms_norm(x, weight, ctx.eps), inputs, grad)
+            return *grads, *(None,) * (3 - len(inputs))
         d = x.shape[-1]
         along = grad * x
         if weight is None:

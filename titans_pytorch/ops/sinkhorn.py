@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .modes import plain_only, without_autocast
+from .modes import naive_gradients, plain_only, without_autocast
 
 ITERATIONS = 20
 STILL = 1e-15  # of a scaling: less than rounding
@@ -112,9 +112,7 @@ class _Sinkhorn(torch.autograd.Function):
     def backward(ctx, grad):
         logits, matrix, scales = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again: the plain form
-            logits = logits if logits.requires_grad else logits.detach().requires_grad_()
-            out = naive_sinkhorn(logits, len(scales))
-            return torch.autograd.grad(out, logits, grad, create_graph=True)[0], None
+            return *naive_gradients(lambda x: naive_sinkhorn(x, len(scales)), (logits,), grad), None
         u, v = scales[-1, 1].unsqueeze(1), scales[-1, 0]
         slope = grad * u * v  # of K: so far through u_i K_ij v_j alone
         inner = grad * matrix

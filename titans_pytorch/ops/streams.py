@@ -14,7 +14,7 @@ Letters: N tokens, s (or i, j) streams, d features, k rows of a weight
 import torch
 from torch import Tensor
 
-from .modes import plain_only, without_autocast
+from .modes import naive_gradients, plain_only, without_autocast
 
 TINY = 1e-12  # the least length that x is divided by
 
@@ -59,7 +59,7 @@ class _Project(torch.autograd.Function):
     def backward(ctx, grad, d_x):
         x, weight, product, norm = ctx.saved_tensors
         if torch.is_grad_enabled():
-            first, d_weight = _differentiable(naive_project, (x, weight), grad)
+            first, d_weight = naive_gradients(naive_project, (x, weight), grad)
             return first + d_x, d_weight
         grad = grad / norm
         along = (grad * product).sum(dim=0).div_(norm).masked_fill_(norm == TINY, 0.0)
@@ -80,7 +80,7 @@ class _Read(torch.autograd.Function):
     def backward(ctx, grad, d_x):
         x, pre = ctx.saved_tensors
         if torch.is_grad_enabled():
-            first, d_pre = _differentiable(naive_read, (x, pre), grad)
+            first, d_pre = naive_gradients(naive_read, (x, pre), grad)
             return first + d_x, d_pre
         d_pre = torch.bmm(grad.unsqueeze(1), x.transpose(1, 2)).squeeze(1)
         return d_x.addcmul_(pre.unsqueeze(2), grad.unsqueeze(1)), d_pre
@@ -97,14 +97,8 @@ class _Write(torch.autograd.Function):
     def backward(ctx, grad):
         x, mix, post, out = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _differentiable(naive_write, (x, mix, post, out), grad)
+            return naive_gradients(naive_write, (x, mix, post, out), grad)
         d_mix = torch.bmm(grad, x.transpose(1, 2))
         d_post = torch.bmm(out.unsqueeze(1), grad.transpose(1, 2)).squeeze(1)
         d_out = torch.bmm(post.unsqueeze(1), grad).squeeze(1)
         return torch.bmm(mix.transpose(1, 2), grad), d_mix, d_post, d_out
-
-
-def _differentiable(naive, inputs: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor, ...]:
-    """Gradients that can be differentiated again: those of the plain form."""
-    inputs = tuple(t if t.requires_grad else t.detach().requires_grad_() for t in inputs)
-    return torch.autograd.grad(naive(*inputs), inputs, grad, create_graph=True)

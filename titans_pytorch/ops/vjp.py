@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .modes import in_transform, without_autocast
+from .modes import in_transform, naive_gradients, without_autocast
 
 NORMAL = 1.0 / math.sqrt(2.0 * math.pi)
 
@@ -75,9 +75,7 @@ class _LayerNormSlope(torch.autograd.Function):
     def backward(ctx, up):
         grad, x, mean, rstd, out = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again: the plain form
-            inputs = [t if t.requires_grad else t.detach().requires_grad_() for t in (grad, x)]
-            plain = naive_layer_norm(inputs[1])[1](inputs[0])
-            return *torch.autograd.grad(plain, inputs, up, create_graph=True), None, None
+            return *naive_gradients(lambda dy, x: naive_layer_norm(x)[1](dy), (grad, x), up), None, None
         d = x.shape[-1]
         y = (x - mean).mul_(rstd)
         of_grad, of_up = ((t * y).sum(dim=-1, keepdim=True).div_(d) for t in (grad, up))
