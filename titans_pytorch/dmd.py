@@ -175,7 +175,8 @@ def captured_energy(gram: Tensor, cross: Tensor, cut: Tensor, rank: int | None =
 
     Kept: the `rank` largest l, those above cut x the largest only. cut [..] broadcasts.
     """
-    return _CapturedEnergy.apply(gram, cross, cut, rank)[0]
+    energy = _TransformedEnergy if in_transform() else _CapturedEnergy
+    return energy.apply(gram, cross, cut, rank)[0]
 
 
 ONE_DERIVATIVE = "the DMD error cannot be differentiated twice"
@@ -189,8 +190,6 @@ class _CapturedEnergy(torch.autograd.Function):
     P and -1 / (l_i l_j) for G^+: the gaps between them, which make the backward of `eigh` and `svd` explode, cancel.
     Left are gaps between kept and dropped ones, those below the cut counting as zero; equal ones are decoupled.
     """
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(gram, cross, cut, rank):
@@ -215,20 +214,12 @@ class _CapturedEnergy(torch.autograd.Function):
     @staticmethod
     @without_autocast
     def backward(ctx, grad, *_):
-        slopes = _EnergySlope.apply(*ctx.saved_tensors)
+        slopes = (_TransformedSlope if in_transform() else _EnergySlope).apply(*ctx.saved_tensors)
         return *(slope * grad[..., None, None] for slope in slopes), None, None
-
-    @staticmethod
-    def jvp(ctx, gram_t, cross_t, *_):
-        slopes = _EnergySlope.apply(*ctx.saved_tensors)
-        energy_t = sum((slope * t).sum(dim=(-1, -2)) for slope, t in zip(slopes, (gram_t, cross_t), strict=True))
-        return energy_t, *(None,) * (len(ctx.saved_tensors) - 2)
 
 
 class _EnergySlope(torch.autograd.Function):
     """The derivative of the energy with respect to gram and cross. It has none of its own."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(gram, own_cross, eigenvalues, vectors, kept, floor, cross):
@@ -251,6 +242,22 @@ class _EnergySlope(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *_):
         raise RuntimeError(ONE_DERIVATIVE)
+
+
+class _TransformedEnergy(_CapturedEnergy):
+    """For torch.func and forward mode; torch.compile takes no function with a jvp."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def jvp(ctx, gram_t, cross_t, *_):
+        slopes = _TransformedSlope.apply(*ctx.saved_tensors)
+        energy_t = sum((slope * t).sum(dim=(-1, -2)) for slope, t in zip(slopes, (gram_t, cross_t), strict=True))
+        return energy_t, *(None,) * (len(ctx.saved_tensors) - 2)
+
+
+class _TransformedSlope(_EnergySlope):
+    generate_vmap_rule = True
 
     @staticmethod
     def jvp(ctx, *_):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..checks import Words, wrong
 from ..dmd import windowed_dmd_error
+from ..ops.modes import in_transform
 from .stages import Gated, Score, Span, Stage
 
 
@@ -137,10 +138,7 @@ def context_of(gate: nn.Module) -> int:
 
 
 class _Between0And1(torch.autograd.Function):
-    """A clamp that lets a gradient through where a step against it leads back inside. In forward mode, which knows no
-    gradient, it is the plain clamp."""
-
-    generate_vmap_rule = True
+    """A clamp that lets a gradient through where a step against it leads back inside."""
 
     @staticmethod
     def forward(x):
@@ -156,6 +154,13 @@ class _Between0And1(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         return grad.masked_fill(((x > 1.0) & (grad < 0.0)) | ((x < 0.0) & (grad > 0.0)), 0.0)
 
+
+class _TransformedBetween0And1(_Between0And1):
+    """For torch.func and forward mode, which knows no gradient: there it is the plain clamp. torch.compile takes no
+    function with a jvp."""
+
+    generate_vmap_rule = True
+
     @staticmethod
     def jvp(ctx, x_t):
         (x,) = ctx.saved_tensors
@@ -163,7 +168,7 @@ class _Between0And1(torch.autograd.Function):
 
 
 def between_0_and_1(x: Tensor) -> Tensor:
-    return _Between0And1.apply(x)
+    return (_TransformedBetween0And1 if in_transform() else _Between0And1).apply(x)
 
 
 def circular_mean(angles: Tensor) -> Tensor:
