@@ -143,7 +143,7 @@ class FastEngine:
 
         weights, _ = products(())
         zeros = tuple(torch.zeros_like(z) for _, _, z in weights.used)
-        deltas, (loss, inputs) = inner_gradients(total, zeros)
+        deltas, (loss, inputs) = inner_gradients(total, lambda: zeros)
         for (name, _, _), x, delta in zip(weights.used, inputs, deltas, strict=True):
             weights.record(name, x, delta)
         return loss, weights.records()

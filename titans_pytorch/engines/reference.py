@@ -54,20 +54,22 @@ class ReferenceEngine:
     @eager
     def _gradients(self, chunks: StoreChunks, anchor: Tensors) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Per chunk, of the sum over its tokens of step x loss, at the anchor: name -> [B m ...]."""
-        m, weights = len(chunks), []
-        for name, weight in anchor.items():
+        m = len(chunks)
+
+        def of_chunks(name: str) -> Tensor:
+            weight = ordinary(anchor[name])
             weight = weight.unsqueeze(1).expand(-1, m, *weight.shape[1:])
-            if chunks.residual is not None:
-                earlier = chunks.residual.entries(name, chunks.first, m)
-                weight = weight + like(chunks.rates.residual_mix, earlier) * earlier
-            weights.append(weight)
+            if chunks.residual is None:
+                return weight
+            earlier = ordinary(chunks.residual.entries(name, chunks.first, m))
+            return weight + like(ordinary(chunks.rates.residual_mix), earlier) * earlier
 
         def total(params: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
             prediction = self._call(dict(zip(anchor, params, strict=True)), ordinary(chunks.keys))
             loss = self.rule.loss(prediction, ordinary(chunks.values))
             return (loss * surprising_step(ordinary(chunks.rates.step), loss, chunks.threshold)).sum(), loss
 
-        grads, loss = inner_gradients(total, tuple(weights))
+        grads, loss = inner_gradients(total, lambda: tuple(map(of_chunks, anchor)))
         if self.rule.max_grad_norm is not None:
             grads = [g * like(clamp_scale(g.flatten(2).square().sum(-1), self.rule.max_grad_norm), g) for g in grads]
         return loss, dict(zip(anchor, grads, strict=True))

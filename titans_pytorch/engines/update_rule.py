@@ -50,7 +50,7 @@ class UpdateRule:
             loss = self.loss(inputs[0], ordinary(target))
             return (loss * surprising_step(ordinary(step), loss, threshold)).sum(), loss
 
-        (slope,), loss = inner_gradients(total, (prediction,))
+        (slope,), loss = inner_gradients(total, lambda: (ordinary(prediction),))
         return loss, slope
 
 

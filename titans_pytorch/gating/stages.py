@@ -122,8 +122,9 @@ class Stages:
         return gated
 
     def count(self, host: nn.Module, gated: Gated) -> None:
-        """Adds the switches to `host.page_switch_events`, unless a backward pass computes a forward pass again."""
-        if gated.choice is None:
+        """Adds the switches to `host.page_switch_events`, unless a backward pass computes a forward pass again.
+        torch.func takes a pure function: within its transforms nothing is counted."""
+        if gated.choice is None or torch._C._are_functorch_transforms_active():
             return
         switches = gated.choice.switched.sum()
         if torch.compiler.is_compiling():

@@ -42,18 +42,18 @@ def enable_inner_grad():
         yield
 
 
-def inner_gradients(fn: Callable, inputs: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Any]:
-    """fn(inputs) -> (a scalar, further tensors): the scalar's gradients at the inputs, and the further tensors. They can
-    be differentiated again where the caller's mode allows it. Call it in a function that is `eager`; fn passes all
-    other tensors through `ordinary`."""
+def inner_gradients(fn: Callable, inputs: Callable[[], tuple[Tensor, ...]]) -> tuple[tuple[Tensor, ...], Any]:
+    """fn(inputs()) -> (a scalar, further tensors): the scalar's gradients at the inputs, and the further tensors.
+
+    They can be differentiated again where the caller's mode allows it. Call it in a function that is `eager`; fn and
+    inputs pass all tensors of outside through `ordinary`."""
     if in_transform():
-        return torch.func.grad(fn, has_aux=True)(inputs)
+        return torch.func.grad(fn, has_aux=True)(inputs())
     differentiable = torch.is_grad_enabled()
     with enable_inner_grad():
-        inputs = tuple(ordinary(x) for x in inputs)
-        inputs = tuple(x if x.requires_grad else x.detach().requires_grad_() for x in inputs)
-        total, more = fn(inputs)
-        grads = torch.autograd.grad(total, inputs, create_graph=differentiable, materialize_grads=True)
+        leaves = tuple(x if x.requires_grad else x.detach().requires_grad_() for x in inputs())
+        total, more = fn(leaves)
+        grads = torch.autograd.grad(total, leaves, create_graph=differentiable, materialize_grads=True)
     return grads, more
 
 

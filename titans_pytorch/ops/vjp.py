@@ -40,9 +40,10 @@ class _GeluSlope(torch.autograd.Function):
 
 
 def naive_gelu(x: Tensor):
-    return F.gelu(
-        x
-    ), lambda dy: dy * (0.5 * (1.0 + (x * math.sqrt(0.5)).erf()) + x * (x.square() * -0.5).exp() * NORMAL)
+    def back(dy):
+        return dy * (0.5 * (1.0 + (x * math.sqrt(0.5)).erf()) + x * (x.square() * -0.5).exp() * NORMAL)
+
+    return F.gelu(x), back
 
 
 def gelu(x: Tensor):
