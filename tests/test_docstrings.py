@@ -22,6 +22,7 @@ LISTED = (  # modules whose __all__ is public, beside the package's own
     "analysis.plot",
     "storing",
     "overshoot",
+    "not_finite",
     "training.checkpoint",
     "training.config",
     "training.evaluate",

@@ -40,6 +40,7 @@ PUBLIC = {
         "NeuralMemState",
         "mem_state_detach",
         "auxiliary_loss",
+        "MemoryDiverged",
         "paper_memory_kwargs",
         "load_peer_state_dict",
         "MemoryMLP",

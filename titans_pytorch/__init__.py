@@ -16,6 +16,7 @@ _HOMES = {
         "ResidualNorm",
     ),
     "surprise": ("auxiliary_loss",),
+    "diverged": ("MemoryDiverged",),
     "presets": ("paper_memory_kwargs",),
     "peer_checkpoint": ("load_peer_state_dict",),
     "mac_transformer": ("MemoryAsContextTransformer", "SegmentedAttention"),

@@ -18,6 +18,7 @@ from .axial_positions import axial_positions
 from .blocks import Earlier, LayerCache, MemoryAsContextLayer, ViewSelector, feed_forward
 from .checks import Words, check_flags, of_kind, positive_int, wrong
 from .decoding.decoder import Decoder, can_decode
+from .diverged import label_memories
 from .longterm_tokens import insert_longterm, places, remove_longterm
 from .memory_options import batch_chunks
 from .neural_memory import NeuralMemory
@@ -180,6 +181,7 @@ class MemoryAsContextTransformer(nn.Module):
             self.layers.append(layer)
         self.norm = RMSNorm(dim)
         self.to_logits = nn.Linear(dim, num_tokens, bias=False)
+        label_memories(self)
 
     def forward(
         self,

@@ -28,6 +28,9 @@ from .surprise import SOURCES, NextToken
 class MemoryParts(nn.Module):
     """The constructor of NeuralMemory (its docstring says what each keyword means), and what it starts from."""
 
+    label = ""  # its name in the model that holds it, where that says so: for warnings
+    told_diverged = False  # whether the warning of diverged.py has been given
+
     def __init__(
         self,
         dim: int,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import memory_inputs as inputs
 from .checks import Words, wrong
+from .diverged import warn_if_diverged
 from .engines.run import Carry, Run, built_run, still_run, store
 from .gating.reading import EntryPages, entry_pages, given_page
 from .gating.stages import GateCarry
@@ -42,7 +43,9 @@ class NeuralMemory(MemoryChunks):
         chunk_size: tokens per chunk, an int or (retrieve, store). Momentum and decay act once per store chunk.
         batch_size: tokens between moves of the anchor, at which surprises are taken, to the memory; None: the anchor
             stays at the initial weights. A multiple of the store chunk. chunk_size = 1 with a batch size is the paper's
-            rule.
+            rule. The updates of these tokens add up: with steps near 1 the memory can diverge, by default within some
+            hundred tokens. Long streams need qk_rmsnorm with default_step_transform_max_lr below 1 / batch_size, and
+            init_decay_bias of about -6 with mem_model_norm_add_residual (docs/stability.md).
         heads: memories side by side, each with its own keys, values, queries and weights.
         dim_head: features per head (default dim, with any number of heads).
         model: the memory network, [.. n dim_head] -> [.. n dim_head], a module without buffers; default
@@ -85,7 +88,8 @@ class NeuralMemory(MemoryChunks):
     Args: Queries, keys, values, output
         pre_rmsnorm: RMSNorm of the sequence before store and before retrieve.
         post_rmsnorm: RMSNorm of what each head reads.
-        qk_rmsnorm: RMSNorm of queries and keys (keeps long streams finite).
+        qk_rmsnorm: RMSNorm of queries and keys. It fixes the size of a key and does not keep a stream finite by itself:
+            see batch_size.
         qk_l2norm: queries and keys of unit norm, after the activation (section 4.4). Better without
             mem_model_norm_add_residual, whose LayerNorm magnifies the gradients at what is so small.
         activation: after the key, value and query maps (and their convolutions).
@@ -303,6 +307,7 @@ class NeuralMemory(MemoryChunks):
         """tokens [(2) b n d] behind those that wait in the state: (run, next_state, surprises, the pages that are read
         or None)."""
         chunk, b, n = self.store_chunk_size, tokens.shape[-3], tokens.shape[-2]
+        warn_if_diverged(self, state, n)
         anchor_chunks = batch_chunks(self.batch_size, chunk)
         if ttt_batch_size is not None:
             anchor_chunks = batch_chunks(ttt_batch_size, chunk, "ttt_batch_size")

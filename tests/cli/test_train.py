@@ -228,21 +228,21 @@ def test_the_committed_tasks(name):
 
 
 def test_a_step_that_overshoots_is_named(task_run, tmp_path, capsys):
-    """Keys of RMS norm 1: 2 C theta, here with C = 4 and theta up to 2. Unit norm: an eighth of it."""
+    """Steps up to 0.05 on keys of unit norm do not overshoot, steps up to 2 on keys of RMS norm 1 do."""
     _, config = task_run
-    words = ["train", "--config", config, "--vocab-size", "18", "--max-step", "2", "--steps", "1"]
-    assert main([*words, "--out", str(tmp_path / "unit")]) == 0
+    words = ["train", "--config", config, "--vocab-size", "18", "--steps", "1"]
+    assert main([*words, "--max-step", "0.05", "--out", str(tmp_path / "unit")]) == 0
     assert "may overshoot" not in capsys.readouterr().out
-    assert main([*words, "--qk-norm", "rms", "--out", str(tmp_path / "rms")]) == 0
+    assert main([*words, "--max-step", "2", "--qk-norm", "rms", "--out", str(tmp_path / "rms")]) == 0
     said = capsys.readouterr().out
     (gain,) = result(tmp_path / "rms")["memory_gains"].values()
-    assert 2 < gain < 2 * 4 * 2
-    assert f"2 C theta is {gain:.2g} in blocks.0" in said
+    assert gain > 2
+    assert f"the gain of a mini-batch is {gain:.2g} in blocks.0" in said
     assert main(["analyze", str(tmp_path / "rms"), "--length", "24"]) == 0
     found = json.loads((tmp_path / "rms" / "analysis" / "memory.json").read_text())["memories"][0]["gain"]
-    assert found == pytest.approx(gain, rel=0.5)
+    assert found > 2
     said = capsys.readouterr().out
-    assert f"largest 2 C theta {found:.2g}\n" in said
+    assert f"largest gain {found:.2g}\n" in said
     assert "may overshoot" in said
 
 
@@ -252,9 +252,7 @@ def test_a_loss_that_overflows_names_the_step(task_run, tmp_path, capsys):
     assert main(["train", "--config", config, *words, "--out", str(tmp_path / "run")]) == 1
     error = capsys.readouterr().err
     assert re.search(r"step 1: the (loss|gradient norm) is (nan|inf); the checkpoint of step 0 is kept in ", error)
-    assert re.search(
-        r"; on text that repeats itself memories may overshoot: 2 C theta is [\d.]+e\+\d+ in blocks", error
-    )
+    assert re.search(r"not finite: blocks\S+ from token \d+ on", error)
     assert error.strip().count("\n") == error[: error.index("titans train:")].count("\n")
 
 

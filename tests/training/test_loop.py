@@ -188,8 +188,41 @@ class SteepModel(TinyModel):
 
 
 def test_a_gradient_that_is_not_finite_stops(tmp_path):
-    with pytest.raises(TrainingError, match=r"step 1: the gradient norm is nan; the checkpoint of step 0 is kept"):
+    message = (
+        r"step 1: the gradient norm is nan; the checkpoint of step 0 is kept.*gradient of the parameter bias of out"
+    )
+    with pytest.raises(TrainingError, match=message):
         trainer(tmp_path, SteepModel(8)).fit()
+
+
+class Poisoned(nn.Linear):
+    """Infinite where a random number says so, as dropout would draw it. failed: the first call that was."""
+
+    calls = failed = 0
+
+    def forward(self, x):
+        self.calls += 1
+        bad = bool(torch.rand(()) < 0.1)
+        if bad and not self.failed:
+            self.failed = self.calls
+        return super().forward(x) * (math.inf if bad else 1.0)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_first_module_is_named(tmp_path, precision, seed):
+    """In the micro-batch that failed, with the random numbers that it had, in its own precision."""
+    model = TinyModel(8)
+    model.out = Poisoned(8, 256)
+    training = trainer(tmp_path, model, precision=precision, grad_accum=4, steps=40)
+    torch.manual_seed(seed)
+    with pytest.raises(TrainingError) as error:
+        training.fit()
+    said = str(error.value)
+    step, number = divmod(model.out.failed - 1, 4)
+    assert said.startswith(f"step {step + 1}: the loss is nan; the checkpoint of step 0 is kept in ")
+    wanted = f"micro-batch {number + 1} of 4: the first value that is not finite is the output of out (Poisoned), in "
+    assert said.endswith(wanted + precision)
 
 
 def test_a_full_disk_names_the_step_and_what_is_kept(tmp_path, monkeypatch):

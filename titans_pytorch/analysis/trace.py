@@ -35,7 +35,9 @@ class MemoryTrace:
     momentum: as learned from the token; empty without.
     change: after each piece |M - M_0| / |M_0|, over all weights.
     moved: the same against the piece before.
-    gain: the largest of any token, above 2 a memory can overshoot (see `overshoot`); None where that does not apply.
+    gain: the largest of any mini-batch, above 2 a memory can overshoot (see `overshoot`); None if nothing was stored or
+        the memory is not finite.
+    lost: the first position whose memory is not finite, or None.
     """
 
     name: str
@@ -48,6 +50,7 @@ class MemoryTrace:
     change: list[float] = field(default_factory=list)
     moved: list[float] = field(default_factory=list)
     gain: float | None = None
+    lost: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As a dict, for JSON."""
@@ -76,7 +79,8 @@ def trace_memories(model: nn.Module, ids: Tensor, piece: int = 32) -> list[Memor
             for watcher in watchers:
                 watcher.end_of_piece()
     for watcher in watchers:
-        watcher.trace.gain = gains.get(watcher.trace.name)
+        name = watcher.trace.name
+        watcher.trace.gain, watcher.trace.lost = gains.finite().get(name), gains.lost.get(name)
     return [watcher.trace for watcher in watchers]
 
 

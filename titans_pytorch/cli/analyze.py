@@ -14,7 +14,7 @@ from titans_pytorch.analysis.trace import trace_memories
 from titans_pytorch.cli.inputs import held_out_text, parser_for, whole
 from titans_pytorch.cli.runs import load_run
 from titans_pytorch.files import write_json
-from titans_pytorch.overshoot import overshoot_note
+from titans_pytorch.overshoot import Gains, overshoot_note
 from titans_pytorch.storing import memories_of
 from titans_pytorch.tasks.subject import task_of
 from titans_pytorch.training.config import TaskConfig
@@ -56,8 +56,10 @@ def analyze_command(argv: list[str]) -> None:
     for trace in traces:
         means = {name: sum(v) / len(v) for name in ("surprise", "step", "decay") if (v := getattr(trace, name))}
         shown = ", ".join(f"{name} {value:.3g}" for name, value in means.items())
-        gain = "" if trace.gain is None else f"; largest 2 C theta {trace.gain:.2g}"
+        gain = "" if trace.gain is None else f"; largest gain {trace.gain:.2g}"
         print(f"{trace.name}: mean {shown}; weights changed by {trace.change[-1]:.1%} of their start{gain}")
-    if note := overshoot_note({trace.name: trace.gain for trace in traces if trace.gain is not None}):
+    lost = {trace.name: trace.lost for trace in traces if trace.lost is not None}
+    gains = Gains({trace.name: trace.gain for trace in traces if trace.gain is not None}, lost)
+    if note := overshoot_note(gains):
         print(note)
     print(f"{out}/ holds memory.json" + (" and memory.png" if drawn else "; matplotlib is not installed: no picture"))

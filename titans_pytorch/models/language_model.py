@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from titans_pytorch.blocks import feed_forward
 from titans_pytorch.checks import Words, wrong
+from titans_pytorch.diverged import label_memories
 from titans_pytorch.norms import RMSNorm
 from titans_pytorch.sampling import check_ids, min_p_filter, sample
 from titans_pytorch.surprise import auxiliary_loss
@@ -71,6 +72,7 @@ class LanguageModel(nn.Module):
         self.to_logits = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.to_logits.weight = self.token_emb.weight
+        label_memories(self)
 
     def new_blocks(self, config: ModelConfig) -> nn.Module:
         """A block for each of `config.n_layers`."""

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from titans_pytorch.not_finite import first_not_finite
 from titans_pytorch.overshoot import overshoot_note, watch_gains
 from titans_pytorch.storing import page_switches
 from titans_pytorch.training.checkpoint import Progress, Saved, load_checkpoint, read_last, save_checkpoint
@@ -163,17 +165,18 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
         first, rows = processes.share(config.batch_size)
-        tokens = 0
+        tokens, taken, random = 0, [], random_state(self.device)
         for i in range(config.grad_accum):
             try:
                 batch = self.subject.batch(progress.position + first, rows)
             except TrainingError as error:
                 raise TrainingError(f"step {progress.step + 1}: {error}; {self.kept()}") from error
-            answers = processes.mean(torch.tensor(float(answers_in(batch)), device=self.device))
+            answers = float(processes.mean(torch.tensor(float(answers_in(batch)), device=self.device)))
+            taken.append((batch, answers))
             last = i == config.grad_accum - 1
             with nullcontext() if last else processes.accumulating(self.called):
                 with self.autocast():
-                    loss = loss_on(self.called, batch.to(self.device), float(answers))
+                    loss = loss_on(self.called, batch.to(self.device), answers)
                 (loss / config.grad_accum).backward()
             total += loss.detach().float() / config.grad_accum
             tokens += self.subject.tokens(progress.position, config.batch_size)
@@ -182,7 +185,8 @@ class Trainer:
         mean = float(processes.mean(total))
         for name, value in (("loss", mean), ("gradient norm", float(norm))):
             if not math.isfinite(value):
-                raise Diverged(f"step {progress.step + 1}: the {name} is {value}; {self.kept()}{self.cause(batch)}")
+                found = f"step {progress.step + 1}: the {name} is {value}; {self.kept()}"
+                raise Diverged(found + self.cause(taken, random))
         self.optimizer.step()
         progress.step += 1
         seconds = time.perf_counter() - began
@@ -221,18 +225,43 @@ class Trainer:
                 raise Diverged(f"step {self.progress.step}: {error}; {self.kept()}") from error
             self.saved_step = self.progress.step
 
-    def cause(self, batch: Tensor | Rows) -> str:
-        """What may be why a `batch` has no finite loss, as a further part of the message."""
-        with torch.no_grad(), watch_gains(self.model) as gains:
-            self.model((batch.ids if isinstance(batch, Rows) else batch[:, :-1]).to(self.device))
-        note = overshoot_note(gains)
-        return f"; {note}" if note else ""
+    def cause(self, taken: list[tuple[Tensor | Rows, float]], random: list[Tensor]) -> str:
+        """Repeats the passes of a step and says where the first value appeared that is not finite, as a further part of
+        a message. taken: its micro-batches, each with its number of answers; random: `random_state` before the step.
+        """
+        set_random_state(self.device, random)
+
+        def loss_of(batch: Tensor | Rows, answers: float) -> Tensor:
+            with self.autocast():
+                return loss_on(self.model, batch.to(self.device), answers)
+
+        for number, (batch, answers) in enumerate(taken, start=1):
+            with watch_gains(self.model) as gains:
+                found = first_not_finite(self.model, partial(loss_of, batch, answers))
+            if found is not None:
+                where = f"micro-batch {number} of {len(taken)}: " if len(taken) > 1 else ""
+                note = overshoot_note(gains)
+                return f"; {where}{found}" + (f"; {note}" if note else "")
+        return "; repeated, every value is finite"
 
     def kept(self) -> str:
         """Which checkpoint there is, for a message."""
         if self.saved_step is None:
             return "no checkpoint was written"
         return f"the checkpoint of step {self.saved_step} is kept in {self.checkpoints}"
+
+
+def random_state(device: torch.device) -> list[Tensor]:
+    """Of the generators that a pass on the device draws from."""
+    own = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return [torch.get_rng_state(), *own]
+
+
+def set_random_state(device: torch.device, states: list[Tensor]) -> None:
+    """Sets what `random_state` returned for the `device`."""
+    torch.set_rng_state(states[0])
+    for state in states[1:]:
+        torch.cuda.set_rng_state(state, device)
 
 
 def due(step: int, every: int) -> bool:

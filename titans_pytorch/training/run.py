@@ -312,7 +312,7 @@ def conclude(run: Run, trainer: Trainer) -> dict[str, Any]:
     return found | {
         "training_seconds": round(trainer.progress.seconds, 1),
         "steps": trainer.progress.step,
-        "memory_gains": gains,
+        "memory_gains": gains.finite(),
         "page_switches": switches,
         f"trained_on_{trainer.subject.counted}": tokens_seen(trainer),
         "seed": run.config.train.seed,
