@@ -3,6 +3,7 @@
 Names are imported from their modules on first use, so that `import titans_pytorch` stays light.
 """
 
+import sys
 from importlib import import_module
 
 _HOMES = {
@@ -34,6 +35,36 @@ _HOMES = {
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = sorted(_HOME_OF)
+
+
+class _AfterTorch:
+    """Registers the package's states with torch.load as soon as torch is imported: this package does not import it."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name != "torch":
+            return None
+        others = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next(filter(None, others), None)
+        if spec is not None and spec.loader is not None:
+            load = spec.loader.exec_module
+
+            def load_and_register(module):
+                load(module)
+                sys.meta_path.remove(self)
+                _register_states()
+
+            spec.loader.exec_module = load_and_register
+        return spec
+
+
+def _register_states():
+    import_module(".saved_states", __name__).register()
+
+
+if "torch" in sys.modules:
+    _register_states()
+else:
+    sys.meta_path.insert(0, _AfterTorch())
 
 
 def __getattr__(name):

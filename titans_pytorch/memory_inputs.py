@@ -79,6 +79,16 @@ def check_dtype(seq: Tensor, weight: Tensor, name: str) -> None:
         raise wrong(name, seq.dtype, f"{weight.dtype}, the dtype of the memory's parameters")
 
 
+def checked_state(memory, state: NeuralMemState | None) -> NeuralMemState:
+    """The state of a call, of this memory's settings; an empty one where there is none."""
+    if state is None:
+        return NeuralMemState(0)
+    if not isinstance(state, NeuralMemState):
+        raise wrong("state", Words(type(state).__name__), "the NeuralMemState that the call before returned")
+    memory.check_made_by_this(state)
+    return state
+
+
 @dataclass(frozen=True)
 class StateShape:
     """What a state must look like. shapes: name -> ((b h), ...); width: the shape of the tokens less their length;

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .checks import callable_or_none, check_flags, number_or_none, one_of, positive_int, positive_number
 from .engines.update_rule import UpdateRule
 from .gating.options import GateOptions
+from .identity import check_identity, identity
 from .memory_options import (
     batch_chunks,
     choose_engine,
@@ -18,11 +19,33 @@ from .memory_options import (
     memory_template,
     wrap,
 )
+from .memory_state import NeuralMemState
 from .norms import MultiheadRMSNorm, RMSNorm
 from .ops.modes import at_least_float32
 from .projections import GATES, CausalConv, ProjectionOptions, UnitNorm
 from .rates import RateOptions, Rates, SigmoidStep
 from .surprise import SOURCES, NextToken
+
+# what changes nothing in what a state means: how it is computed, where parameters start, what may be set at any time
+NOT_OF_A_STATE = (
+    *("engine", "use_accelerated_scan", "init_adaptive_step_bias", "init_momentum_bias", "init_decay_bias"),
+    *("surprise_threshold", "symplectic_page_threshold", "default_model_kwargs"),
+)
+
+
+def memory_identity(given: Mapping, model: nn.Module) -> str:
+    """What a memory's states carry. given: the constructor's arguments; model: the network, also where none was."""
+    dim, heads = given["dim"], given["dim_head"]
+    return identity(
+        MemoryParts.__init__,
+        given,
+        NOT_OF_A_STATE,
+        chunk_size=chunk_sizes(given["chunk_size"]),
+        dim_head=dim if heads is None else heads,
+        momentum_order=given["momentum_order"] if given["momentum"] else 1,
+        symplectic_gate_kwargs=given["symplectic_gate_kwargs"] or None,
+        model=model,
+    )
 
 
 class MemoryParts(nn.Module):
@@ -96,7 +119,8 @@ class MemoryParts(nn.Module):
         surprise_source: str = "memory",
         engine: str = "auto",
     ):
-        check_flags(MemoryParts.__init__, locals())
+        given = dict(locals())
+        check_flags(MemoryParts.__init__, given)
         super().__init__()
         self.dim, self.heads = positive_int(dim, "dim"), positive_int(heads, "heads")
         self.dim_head = dim if dim_head is None else positive_int(dim_head, "dim_head")
@@ -191,6 +215,7 @@ class MemoryParts(nn.Module):
         self._add_convolutions(qkv_conv_kernel)
         self.surprise_threshold = number_or_none(surprise_threshold, "surprise_threshold")
         self.predictor = NextToken(dim) if one_of(surprise_source, SOURCES, "surprise_source") == "prediction" else None
+        self.configuration = memory_identity(given, model)
 
     def _add_network(self, model: nn.Module, norm_residual: bool, per_head: bool) -> nn.Module:
         """The memory network's learned initial weights; returns its template."""
@@ -238,6 +263,10 @@ class MemoryParts(nn.Module):
             self.register_buffer("page_switch_events", torch.tensor(0), persistent=False)
         else:
             self.page_switch_events = torch.tensor(0, device="cpu")  # never counts: no buffer for DDP to broadcast
+
+    def check_made_by_this(self, state: NeuralMemState) -> None:
+        """Refuses a state that a memory of other settings made."""
+        check_identity(self.configuration, state.configuration, "state", MemoryParts.__init__)
 
     @property
     def internal_heads(self) -> int:

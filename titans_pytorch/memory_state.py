@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .checks import Words, wrong
+from .identity import check_identity
 from .ops.modes import hooks_on_saved_tensors, no_autocast_anywhere, saved_as_they_are
 
 
@@ -127,6 +128,8 @@ class NeuralMemState(NamedTuple):
         keys and the values behind them, of the tokens stored (qkv_conv_kernel only); None before the first.
     last_token: [b 1 d], the last stored token, normalised (surprise_source = "prediction" only).
     read_page: long [b], the page that was active in read_weights (read_active_page_only only).
+    configuration: JSON, the settings of the memory that made it; a memory of other settings refuses it. None for a
+        state made by hand (or by `_replace(configuration=None)`), of which shapes alone are checked.
     """
 
     seq_index: int
@@ -145,6 +148,7 @@ class NeuralMemState(NamedTuple):
     store_conv: Tensor | None = None
     last_token: Tensor | None = None
     read_page: Tensor | None = None
+    configuration: str | None = None
 
     @property
     def position(self) -> int:
@@ -176,12 +180,14 @@ class NeuralMemState(NamedTuple):
             memory, momentum = self.states
             out["memory"] = {k: _rows_first(v, batch) for k, v in memory.items()}
             out["momentum"] = {k: _rows_first(v.transpose(0, 1), batch) for k, v in momentum.items()}
+        if self.configuration is not None:
+            out["configuration"] = self.configuration
         return TensorDict(out, batch_size=[batch])
 
     @classmethod
     def from_tensordict(cls, td) -> "NeuralMemState":
         """The state again from what `to_tensordict` gave, td, without `updates`. All rows must stand at the same
-        position (ValueError).
+        position, and be of memories of one configuration (ValueError).
         """
         if tuple(td.batch_size) != (td.numel(),) or td.numel() == 0:
             raise wrong(
@@ -207,11 +213,19 @@ class NeuralMemState(NamedTuple):
             cache_store_segment=waiting if waiting is None or waiting.ndim == 3 else waiting.transpose(0, 1),
             states=states,
             read_weights=merged("read_weights"),
+            configuration=_configuration(td["configuration"]) if "configuration" in names else None,
             **{name: td.get(name, None) for name in ROWS},
         )
 
 
-torch.serialization.add_safe_globals([NeuralMemState, _rebuild])  # torch.load reads a saved state as it reads weights
+def _configuration(rows: str | list) -> str:
+    """That of all rows of a table, which gives one text, or a list of one for each row where they were joined."""
+    if isinstance(rows, str):
+        return rows
+    first, *others = rows
+    for other in others:
+        check_identity(first, other, "td")
+    return first
 
 
 def _rows_first(x: Tensor, batch: int) -> Tensor:

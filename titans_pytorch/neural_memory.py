@@ -198,10 +198,7 @@ class NeuralMemory(MemoryChunks):
             ValueError: for another shape or dtype, or a state of another memory, batch size or position.
         """
         views = inputs.as_views(seq, store_seq, self.dim, self.diff_views)
-        state = NeuralMemState(0) if state is None else state
-        if not isinstance(state, NeuralMemState):
-            raise wrong("state", Words(type(state).__name__), "the NeuralMemState that the call before returned")
-        expected = self._expected(views.store)
+        state, expected = inputs.checked_state(self, state), self._expected(views.store)
         expected.check(state)
         inputs.check_mask(store_mask, *views.query.shape[:2], "store_mask")
         inputs.check_dtype(views.query, self.to_queries.weight, "seq")
@@ -348,6 +345,7 @@ class NeuralMemory(MemoryChunks):
             states=(run.final.memory, momentum),
             updates=run.updates(),
             cache_store_mask=None if mask is None else mask[:, count * chunk :].clone(),
+            configuration=self.configuration,
             **gate_carry._asdict(),
             **chunk_carry._asdict(),
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..checks import Words, missing, wrong
 from ..files import replacing
-from ..memory_inputs import as_views
+from ..memory_inputs import as_views, checked_state
 from ..memory_state import NeuralMemState
 from . import checks
 from .limits import FixedLimit
@@ -78,7 +78,7 @@ def gate_trace(memory, seq: Tensor, state: NeuralMemState | None = None) -> Gate
     if not isinstance(getattr(memory, "gating", None), Stages) or not memory.gating.stages:
         takes = "a NeuralMemory with use_symplectic_gating, use_dmd_gating or kinetics_coupling"
         raise wrong("memory", Words(f"{type(memory).__name__} without gates"), takes)
-    state = NeuralMemState(0) if state is None else state
+    state = checked_state(memory, state)
     tokens = as_views(seq, None, memory.dim, memory.diff_views).store
     if state.cache_store_segment is not None:
         tokens = torch.cat((state.cache_store_segment, tokens), dim=-2)
