@@ -4,7 +4,7 @@ ein letters: b batch, h heads, n tokens, d features (dim, or dim_head where ther
 w cached keys
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -12,7 +12,8 @@ import torch
 from rotary_embedding_torch import RotaryEmbedding
 from torch import Tensor, nn
 
-from .checks import check_flags, of_kind, positive_int, wrong
+from .checks import Words, check_flags, check_tokens, of_kind, positive_int, wrong
+from .identity import check_identity, identity
 from .norms import RMSNorm
 from .ops.segmented_attention import prepend, segmented_attention, visible
 
@@ -27,11 +28,39 @@ class KeyValueCache(NamedTuple):
 
     keys, values: [b h w d], the keys rotated; w is at most the window.
     position: absolute position of the next token.
+    configuration: JSON, the settings of the attention that made it; attention of other settings refuses it. None: made
+        by hand.
     """
 
     keys: Tensor
     values: Tensor
     position: int
+    configuration: str | None = None
+
+
+def check_keys(cache: KeyValueCache | None, keys: Tensor, window: int, sliding: bool) -> None:
+    """Refuses a cache that does not fit the new tokens' keys [b h n d]."""
+    if cache is None:
+        return
+    b, h, _, d = keys.shape
+    kept = min(cache.position, window) if sliding else cache.position % window
+    for name, held in (("keys", cache.keys), ("values", cache.values)):
+        if tuple(held.shape) != (b, h, kept, d):
+            takes = f"of shape {(b, h, kept, d)} at position {cache.position}"
+            raise wrong(f"cache.{name}", tuple(held.shape), takes)
+        if held.dtype != keys.dtype and not torch.is_autocast_enabled(keys.device.type):
+            raise wrong(f"cache.{name}", held.dtype, f"{keys.dtype}")
+
+
+def position_after(cache, attention, function: Callable) -> int:
+    """The position of the token after a cache, or 0 where there is none. Refuses anything that an attention of other
+    settings returned. function: the attention's constructor."""
+    if cache is None:
+        return 0
+    if not isinstance(cache, KeyValueCache):
+        raise wrong("cache", Words(type(cache).__name__), "the KeyValueCache that the call before returned")
+    check_identity(attention.configuration, cache.configuration, "cache", function)
+    return count(cache.position, "cache.position")
 
 
 class AttnIntermediates(NamedTuple):
@@ -102,7 +131,8 @@ class SegmentedAttention(nn.Module):
         attend_kwargs: dict | None = None,
         use_flex_attn: bool = False,
     ):
-        check_flags(SegmentedAttention.__init__, locals())
+        given = dict(locals())
+        check_flags(SegmentedAttention.__init__, given)
         super().__init__()
         positive_int(dim, "dim")
         positive_int(segment_len, "segment_len")
@@ -138,6 +168,8 @@ class SegmentedAttention(nn.Module):
         persistent = torch.zeros(2, heads, num_persist_mem_tokens, dim_head)
         self.persistent_memory = nn.Parameter(persistent, requires_grad=num_persist_mem_tokens > 0)
         self.rotary_emb = RotaryPositions(dim_head)
+        own = {"attend_kwargs": {"scale": self.scale}}
+        self.configuration = identity(SegmentedAttention.__init__, given, ("use_flex_attn",), **own)
 
     def forward(
         self,
@@ -159,18 +191,19 @@ class SegmentedAttention(nn.Module):
         Returns:
             The output [b n d] and `AttnIntermediates`.
         """
-        self._check(seq, value_residual)
+        self._check(seq, value_residual, output_gating)
         normed = self.norm(seq)
         qk, v = self.to_qkv(normed).split((2 * self.to_out.in_features, self.to_out.in_features), dim=-1)
         qk, v = (t.unflatten(-1, (-1, self.persistent_memory.shape[-1])).transpose(1, 2) for t in (qk, v))
 
-        start = 0 if cache is None else cache.position
+        start = position_after(cache, self, SegmentedAttention.__init__)
         q, k = self.rotary_emb.rotate(qk, start).chunk(2, dim=1)
         if self.to_value_mix is not None:
             mix = self.to_value_mix(normed).sigmoid().transpose(1, 2).unsqueeze(-1)
             v = v.lerp(value_residual.to(v.dtype), mix.to(v.dtype))
         values = v
 
+        check_keys(cache, k, self.window, self.sliding)
         if cache is not None:
             k, v = torch.cat((cache.keys, k), dim=-2), torch.cat((cache.values, v), dim=-2)
 
@@ -190,18 +223,26 @@ class SegmentedAttention(nn.Module):
         """Keep the keys that a later query can see."""
         kept = min(self.window, k.shape[-2]) if self.sliding else position % self.window
         first = k.shape[-2] - kept
-        return KeyValueCache(k[..., first:, :], v[..., first:, :], position)
+        return KeyValueCache(k[..., first:, :], v[..., first:, :], position, self.configuration)
 
     def _takes_flex(self, q: Tensor) -> bool:
         return self.use_flex_attn and flex_attention is not None and q.is_cuda and q.dtype != torch.float64
 
-    def _check(self, seq: Tensor, value_residual: Tensor | None) -> None:
-        if seq.ndim != 3 or seq.shape[-1] != self.dim or seq.shape[1] == 0:
-            raise wrong("seq", tuple(seq.shape), f"a shape [b n {self.dim}] with n >= 1")
+    def _check(self, seq: Tensor, value_residual: Tensor | None, output_gating: Tensor | None) -> None:
+        check_tokens(seq, "seq", self.dim, getattr(self.to_qkv, "weight", None))
         accepts = self.to_value_mix is not None
         if (value_residual is not None) != accepts:
             one, other = "accept_value_residual", "value_residual"
             raise ValueError(f"{one} needs {other}" if accepts else f"{other} needs {one}=True")
+        _, heads, _, width = self.persistent_memory.shape
+        values = (seq.shape[0], heads, seq.shape[1], width)
+        for name, given, shape in (
+            ("value_residual", value_residual, values),
+            ("output_gating", output_gating, tuple(seq.shape)),
+        ):
+            if given is not None and (not isinstance(given, Tensor) or tuple(given.shape) != shape):
+                got = tuple(given.shape) if isinstance(given, Tensor) else Words(type(given).__name__)
+                raise wrong(name, got, f"a tensor of shape {shape}, or None")
 
 
 def count(value, name: str) -> int:

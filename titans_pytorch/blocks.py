@@ -62,8 +62,8 @@ class LayerCache(NamedTuple):
 
     def compact(self) -> "LayerCache":
         """Without what only the call that made it needs: keys out of reach, the memory's history."""
-        keys, values, position = self.attention
-        attention = KeyValueCache(keys.clone(), values.clone(), position)
+        kept = self.attention
+        attention = kept._replace(keys=kept.keys.clone(), values=kept.values.clone())
         return LayerCache(attention, None if self.memory is None else self.memory._replace(updates=None))
 
 

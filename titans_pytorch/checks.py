@@ -66,6 +66,26 @@ def check_flags(function: Callable, given: Mapping) -> None:
                 raise wrong(name, value, "True or False")
 
 
+def check_tokens(x, name: str, dim: int, weight=None, letters: str = "b n") -> None:
+    """Floating point tokens [b n dim], at least one of each letter; without autocast of the dtype of the weight that
+    they meet."""
+    takes = f"a floating point tensor [{letters} {dim}]"
+    if not hasattr(x, "is_floating_point"):
+        raise wrong(name, Words(type(x).__name__), takes)
+    if not x.is_floating_point():
+        raise wrong(name, x.dtype, takes)
+    shape = tuple(x.shape)
+    if len(shape) != len(letters.split()) + 1 or shape[-1] != dim:
+        raise wrong(name, shape, takes)
+    if any(size == 0 for size in shape[:2]):
+        raise wrong(name, shape, f"{takes} with at least one row and one token")
+    if hasattr(weight, "is_floating_point") and weight.is_floating_point() and x.dtype != weight.dtype:
+        from torch import is_autocast_enabled
+
+        if not is_autocast_enabled(x.device.type):
+            raise wrong(name, x.dtype, f"{weight.dtype}, the dtype of the parameters")
+
+
 def of_kind(value, kinds, name: str, takes: str):
     if not isinstance(value, kinds):
         raise wrong(name, Words(type(value).__name__), takes)

@@ -19,8 +19,10 @@ from .blocks import Earlier, LayerCache, MemoryAsContextLayer, ViewSelector, fee
 from .checks import Words, check_flags, of_kind, positive_int, wrong
 from .decoding.decoder import Decoder, can_decode
 from .diverged import label_memories
+from .identity import check_identity, identity
 from .longterm_tokens import insert_longterm, places, remove_longterm
 from .memory_options import batch_chunks
+from .memory_parts import NOT_OF_A_STATE
 from .neural_memory import NeuralMemory
 from .norms import RMSNorm
 from .residual_streams import residual_streams
@@ -34,10 +36,16 @@ class MacCache(NamedTuple):
 
     tokens: tokens read so far.
     layers: a LayerCache for each layer.
+    configuration: JSON, the settings of the model that made it; a model of other settings refuses it.
     """
 
     tokens: int
     layers: tuple[LayerCache, ...]
+    configuration: str | None = None
+
+
+# what changes nothing in what a cache means
+NOT_OF_A_CACHE = ("use_flex_attn", "neural_memory_add_value_residual", "memory_loss_weight", "token_emb")
 
 
 class MemoryAsContextTransformer(nn.Module):
@@ -110,7 +118,8 @@ class MemoryAsContextTransformer(nn.Module):
         token_emb: nn.Module | None = None,
         memory_loss_weight: float = 0.0,
     ):
-        check_flags(MemoryAsContextTransformer.__init__, locals())
+        given = dict(locals())
+        check_flags(MemoryAsContextTransformer.__init__, given)
         super().__init__()
         positive_int(num_tokens, "num_tokens")
         positive_int(dim, "dim")
@@ -182,6 +191,12 @@ class MemoryAsContextTransformer(nn.Module):
         self.norm = RMSNorm(dim)
         self.to_logits = nn.Linear(dim, num_tokens, bias=False)
         label_memories(self)
+        own = {
+            "neural_memory_segment_len": neural_memory_segment_len,
+            "neural_memory_layers": sorted(layer + 1 for layer in memory_layers),
+            "neural_memory_kwargs": {k: v for k, v in memory_kwargs.items() if k not in NOT_OF_A_STATE} or None,
+        }
+        self.configuration = identity(MemoryAsContextTransformer.__init__, given, NOT_OF_A_CACHE, **own)
 
     def forward(
         self,
@@ -207,7 +222,8 @@ class MemoryAsContextTransformer(nn.Module):
             ValueError: for ids of another shape or dtype, out of range (seen on CPU), or another batch's cache.
         """
         check_ids("ids", ids, self.ids_below)
-        self._check_cache(ids, cache)
+        if cache is not None:
+            self._check_cache(cache, ids.shape[0])
         ids = ids.long()
         if return_loss:
             if cache is not None or return_cache or ids.shape[1] < 2:
@@ -221,7 +237,9 @@ class MemoryAsContextTransformer(nn.Module):
             raise ValueError("memory_loss_weight needs return_loss=True")
         logits, _, layers = self._read(ids, disable_flex_attn, cache, return_cache)
         start = 0 if cache is None else cache.tokens
-        return (logits, MacCache(start + ids.shape[1], tuple(layers))) if return_cache else logits
+        if not return_cache:
+            return logits
+        return logits, MacCache(start + ids.shape[1], tuple(layers), self.configuration)
 
     def _read(
         self,
@@ -285,16 +303,18 @@ class MemoryAsContextTransformer(nn.Module):
     def decoder(self, cache: MacCache) -> Decoder | None:
         """What reads the tokens after `cache` one at a time, at less cost than calls of the model do and with the same
         numbers, while no parameter changes and gradients are off; None where there is no gain (see `can_decode`)."""
+        self._check_cache(cache)
         return Decoder(self, cache) if can_decode(self, cache.layers[0].attention.keys.shape[0]) else None
 
-    def _check_cache(self, ids: Tensor, cache: MacCache | None) -> None:
-        if cache is None:
-            return
-        if not isinstance(cache, MacCache) or len(cache.layers) != len(self.layers):
-            raise wrong("cache", Words(type(cache).__name__), "what an earlier call of this model returned")
-        batch = cache.layers[0].attention.keys.shape[0]
-        if batch != ids.shape[0]:
-            raise wrong("cache", Words(f"a batch of {batch}"), f"the batch of the ids, {ids.shape[0]}")
+    def _check_cache(self, cache: MacCache, batch: int | None = None) -> None:
+        if not isinstance(cache, MacCache):
+            raise wrong("cache", Words(type(cache).__name__), "the MacCache that an earlier call returned")
+        check_identity(self.configuration, cache.configuration, "cache", MemoryAsContextTransformer.__init__)
+        if len(cache.layers) != len(self.layers):
+            raise wrong("cache", Words(f"{len(cache.layers)} layers"), f"of {len(self.layers)} layers")
+        got = cache.layers[0].attention.keys.shape[0]
+        if batch is not None and batch != got:
+            raise wrong("cache", Words(f"a batch of {got}"), f"of the batch of the ids, {batch}")
 
 
 def _weight(value: float) -> float:

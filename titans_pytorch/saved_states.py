@@ -20,7 +20,7 @@ STATES = {
     "models.mag": ("MAGState",),
     "models.mal": ("MALState",),
     "models.state": ("ModelState",),
-    "hf.modeling": ("TitansCache",),
+    "hf.cache": ("TitansCache",),
 }
 
 

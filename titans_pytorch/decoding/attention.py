@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from titans_pytorch.attention import KeyValueCache, RotaryPositions, SegmentedAttention
+from titans_pytorch.attention import KeyValueCache, RotaryPositions, SegmentedAttention, position_after
 
 from .norm import norm_step
 
@@ -37,7 +37,8 @@ class AttentionStep:
     """Tokens [b 1 d] one after the other, from `cache` on; `cache` gives it back."""
 
     def __init__(self, attention: SegmentedAttention, cache: KeyValueCache, turns: Turns):
-        self.attention, self.turns, self.position = attention, turns, cache.position
+        self.attention, self.turns = attention, turns
+        self.position = position_after(cache, attention, SegmentedAttention.__init__)
         self.norm = norm_step(attention.norm)
         b, _, count, _ = cache.keys.shape
         _, heads, self.persistent, width = attention.persistent_memory.shape
@@ -72,7 +73,8 @@ class AttentionStep:
         """What SegmentedAttention carries: the keys that a later query can see."""
         window = self.attention.window
         count = min(window, self.position) if self.attention.sliding else self.position % window
-        return KeyValueCache(*self.buffer[:, :, :, self._slots(count)].unbind(1), self.position)
+        keys, values = self.buffer[:, :, :, self._slots(count)].unbind(1)
+        return KeyValueCache(keys, values, self.position, self.attention.configuration)
 
     def _slots(self, count: int) -> Tensor:
         """Where the last `count` keys lie."""

@@ -123,9 +123,9 @@ class Decoder:
         self.place += 1
         return self.model.reduce_streams(streams)
 
-    def caches(self) -> tuple[int, tuple[LayerCache, ...]]:
-        """Tokens read, and each layer's cache: the fields of what `model` returns."""
-        return self.tokens, tuple(layer.cache() for layer in self.layers)
+    def caches(self) -> tuple[int, tuple[LayerCache, ...], str]:
+        """Tokens read, each layer's cache, and the model's settings: the fields of what `model` returns."""
+        return self.tokens, tuple(layer.cache() for layer in self.layers), self.model.configuration
 
 
 def _turns(attention: SegmentedAttention, shared: list[Turns], dtype: torch.dtype) -> Turns:

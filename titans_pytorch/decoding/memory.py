@@ -76,6 +76,7 @@ class AnyMemoryStep:
 
 
 def memory_step(memory: NeuralMemory, state: NeuralMemState) -> MemoryStep | AnyMemoryStep:
+    memory.check_made_by_this(state)
     plain = (
         memory.retrieve_chunk_size == memory.store_chunk_size
         and memory.tokenwise

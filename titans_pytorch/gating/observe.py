@@ -80,6 +80,7 @@ def gate_trace(memory, seq: Tensor, state: NeuralMemState | None = None) -> Gate
         raise wrong("memory", Words(f"{type(memory).__name__} without gates"), takes)
     state = checked_state(memory, state)
     tokens = as_views(seq, None, memory.dim, memory.diff_views).store
+    memory._expected(tokens).check(state)
     if state.cache_store_segment is not None:
         tokens = torch.cat((state.cache_store_segment, tokens), dim=-2)
     b, n, chunk = *tokens.shape[-3:-1], memory.store_chunk_size

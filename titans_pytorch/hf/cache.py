@@ -75,6 +75,9 @@ class TitansCache:
         """Refused: a memory cannot take back what it has read."""
         raise ValueError("assisted decoding cannot be combined with a TitansCache: it cannot forget single tokens")
 
+    def __reduce__(self):  # a form that torch.load reads with weights_only = True
+        return type(self), (self.state, self.positions)
+
     def __deepcopy__(self, memo: dict) -> "TitansCache":
         copied = TitansCache(self.state, self.positions)
         if self.state is not None:  # also where tensors hang on a graph, which torch cannot deep-copy

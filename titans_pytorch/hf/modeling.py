@@ -225,7 +225,7 @@ class TitansForCausalLM(TitansPreTrainedModel, GenerationMixin):
         new = None
         if use_cache:
             tokens, positions = (0, 0) if past is None else (past.tokens, past.positions)
-            state = ModelState(tokens + layout.rows[1], layers)
+            state = ModelState(tokens + layout.rows[1], layers, self.model.configuration)
             new = TitansCache(state, positions + layout.shape[1])
         hidden = (*map(layout.put, hiddens[:-1]), x) if wants_hidden else None
         return_dict = getattr(self.config, "return_dict", True) if return_dict is None else return_dict

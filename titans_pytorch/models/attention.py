@@ -12,8 +12,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from titans_pytorch.attention import KeyValueCache, RotaryPositions
-from titans_pytorch.checks import positive_int, wrong
+from titans_pytorch.attention import KeyValueCache, RotaryPositions, check_keys, position_after
+from titans_pytorch.checks import Words, check_tokens, positive_int, wrong
+from titans_pytorch.identity import check_identity, identity
 from titans_pytorch.ops.segmented_attention import attend, prepend, segmented_attention
 
 
@@ -45,6 +46,15 @@ class Projections(nn.Module):
         return rearrange(x, "... n (h d) -> ... h n d", d=self.head)
 
 
+    def check(self, x: Tensor, persistent: Tensor, name: str = "x") -> None:
+        """Refuses anything but tokens x [b n d] and persistent [p d]."""
+        dim = self.heads * self.head
+        check_tokens(x, name, dim, getattr(self.to_queries, "weight", None))
+        if not isinstance(persistent, Tensor) or persistent.ndim != 2 or persistent.shape[-1] != dim:
+            got = tuple(persistent.shape) if isinstance(persistent, Tensor) else Words(type(persistent).__name__)
+            raise wrong("persistent", got, f"a tensor [p {dim}]")
+
+
 def merge(x: Tensor) -> Tensor:
     """[b h n d] -> [b n (h d)]"""
     return rearrange(x, "b h n d -> b n (h d)")
@@ -54,31 +64,37 @@ class WindowAttention(Projections):
     """A query sees the persistent tokens, its own token and `window` tokens before it."""
 
     def __init__(self, dim: int, heads: int, window: int):
+        given = dict(locals())
         super().__init__(dim, heads)
         self.window = positive_int(window, "window")
+        self.configuration = identity(WindowAttention.__init__, given)
 
     def forward(
         self, x: Tensor, persistent: Tensor, cache: KeyValueCache | None = None
     ) -> tuple[Tensor, KeyValueCache]:
         """x [b n d] after the tokens in the cache, persistent [p d]: ([b n d], the cache for the tokens after)."""
-        start = 0 if cache is None else cache.position
+        self.check(x, persistent)
+        start = position_after(cache, self, WindowAttention.__init__)
         q, (k, v) = self.queries(x, start), self.keys_values(x, start)
+        check_keys(cache, k, self.window, sliding=True)
         if cache is not None:
             k, v = torch.cat((cache.keys, k), dim=-2), torch.cat((cache.values, v), dim=-2)
         rule = {"window": self.window, "sliding": True, "scale": self.head**-0.5}
         out = segmented_attention(q, k, v, self.persistent(persistent), **rule)
         # copies: a view would keep the whole call's keys alive
         k, v = (t[..., max(t.shape[-2] - self.window, 0) :, :].clone() for t in (k, v))
-        return merge(out), KeyValueCache(k, v, start + x.shape[1])
+        return merge(out), KeyValueCache(k, v, start + x.shape[1], self.configuration)
 
 
 class SegmentCache(NamedTuple):
-    """What a segment has seen: keys and values [b h j d] of its tokens and of what was retrieved for them."""
+    """What a segment has seen: keys and values [b h j d] of its tokens and of what was retrieved for them. configuration:
+    JSON, the settings of the attention that made it; attention of other settings refuses it."""
 
     keys: Tensor
     values: Tensor
     retrieved_keys: Tensor
     retrieved_values: Tensor
+    configuration: str | None = None
 
 
 class SegmentAttention(Projections):
@@ -86,21 +102,42 @@ class SegmentAttention(Projections):
     was retrieved only what was asked for by them. Positions are those of the joined sequence."""
 
     def __init__(self, dim: int, heads: int, segment: int):
+        given = dict(locals())
         super().__init__(dim, heads)
         self.segment = positive_int(segment, "segment")
+        self.configuration = identity(SegmentAttention.__init__, given)
 
     def forward(
         self, x: Tensor, retrieved: Tensor, persistent: Tensor, cache: SegmentCache | None
     ) -> tuple[Tensor, SegmentCache]:
         """x, retrieved [b n d], the next n tokens of one segment; persistent [p d]."""
-        seen, n = (0 if cache is None else cache.keys.shape[-2]), x.shape[1]
+        self.check(x, persistent)
+        self.check(retrieved, persistent, "retrieved")
+        if retrieved.shape != x.shape:
+            raise wrong("retrieved", tuple(retrieved.shape), f"of the shape of x, {tuple(x.shape)}")
+        seen, n = self._seen(cache, x.shape[0]), x.shape[1]
+        if seen + n > self.segment:
+            raise wrong("x", Words(f"{n} tokens"), f"at most {self.segment - seen} tokens, the rest of the segment")
         q, (k, v) = self.queries(x, self.segment + seen), self.keys_values(x, self.segment + seen)
         rk, rv = self.keys_values(retrieved, seen)
         if cache is not None:
-            k, v, rk, rv = (torch.cat(pair, dim=-2) for pair in zip(cache, (k, v, rk, rv), strict=True))
-        cache = SegmentCache(k, v, rk, rv)
+            k, v, rk, rv = (torch.cat(pair, dim=-2) for pair in zip(cache[:4], (k, v, rk, rv), strict=True))
+        cache = SegmentCache(k, v, rk, rv, self.configuration)
         mask = torch.ones(n, seen + n, dtype=torch.bool, device=x.device).tril(seen)
         mask = F.pad(mask.repeat(1, 2), (persistent.shape[0], 0), value=True)
         keys, values = torch.cat((rk, k), dim=-2), torch.cat((rv, v), dim=-2)
         keys, values = prepend(self.persistent(persistent), keys, values)
         return merge(attend(q, keys, values, mask, scale=self.head**-0.5)), cache
+
+    def _seen(self, cache: SegmentCache | None, batch: int) -> int:
+        """How many tokens of the segment the cache holds."""
+        if cache is None:
+            return 0
+        if not isinstance(cache, SegmentCache):
+            raise wrong("cache", Words(type(cache).__name__), "the SegmentCache that the call before returned")
+        check_identity(self.configuration, cache.configuration, "cache", SegmentAttention.__init__)
+        seen = cache.keys.shape[-2]
+        for name, held in zip(cache._fields[:4], cache[:4], strict=True):
+            if tuple(held.shape) != (wanted := (batch, self.heads, seen, self.head)):
+                raise wrong(f"cache.{name}", tuple(held.shape), f"of shape {wanted}")
+        return seen

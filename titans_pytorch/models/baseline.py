@@ -7,7 +7,6 @@ Letters: b batch, h heads, n tokens, d features
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from .config import ModelConfig
@@ -21,9 +20,6 @@ class PlainState(NamedTuple):
     values: Tensor
 
 
-torch.serialization.add_safe_globals([PlainState])
-
-
 class TransformerBaseline(LanguageModel):
     """Full causal attention over everything read; no memory. By x-transformers: rotary positions (arXiv 2104.09864),
     SwiGLU (arXiv 2002.05202), RMSNorm. Its state grows with what was read.
@@ -31,6 +27,8 @@ class TransformerBaseline(LanguageModel):
     Args:
         config: a ModelConfig.
     """
+
+    variant = "baseline"
 
     def new_blocks(self, config: ModelConfig) -> nn.Module:
         """The decoder of x-transformers that a configuration, config, describes."""

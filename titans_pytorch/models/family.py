@@ -49,6 +49,8 @@ class TitansMAC(LanguageModel):
         config: a ModelConfig.
     """
 
+    variant = "mac"
+
     def new_layer(self, config: ModelConfig) -> MACLayer:
         c = config
         return MACLayer(c.d_model, c.n_heads, c.window, c.n_persistent, c.gate, memory_of(c))
@@ -60,6 +62,8 @@ class TitansMAG(LanguageModel):
     Args:
         config: a ModelConfig.
     """
+
+    variant = "mag"
 
     def new_layer(self, config: ModelConfig) -> MAGLayer:
         c = config
@@ -73,6 +77,8 @@ class TitansMAL(LanguageModel):
         config: a ModelConfig.
     """
 
+    variant = "mal"
+
     def new_layer(self, config: ModelConfig) -> MALLayer:
         c = config
         return MALLayer(c.d_model, c.n_heads, c.window, c.n_persistent, memory_of(c))
@@ -84,6 +90,8 @@ class TitansLMM(LanguageModel):
     Args:
         config: a ModelConfig.
     """
+
+    variant = "lmm"
 
     def new_layer(self, config: ModelConfig) -> LMMLayer:
         return LMMLayer(config.d_model, config.mem_heads, config.n_persistent, memory_of(config))

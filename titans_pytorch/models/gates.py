@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from titans_pytorch.checks import wrong
+from titans_pytorch.checks import check_tokens, one_of, positive_int, wrong
 from titans_pytorch.norms import RMSNorm
 
 GATES = ("normalised", "silu", "sigmoid")
@@ -17,17 +17,19 @@ class Gate(nn.Module):
     can silence the other, as a plain product would. silu, sigmoid: attended times this of remembered.
     """
 
-    def __init__(self, dim: int, kind: str = "normalised"):
+    def __init__(self, dim: int, gate: str = "normalised"):
         super().__init__()
-        if kind not in GATES:
-            raise wrong("gate", kind, f"one of {', '.join(GATES)}")
-        self.kind = kind
-        normalised = kind == "normalised"
+        self.dim, self.kind = positive_int(dim, "dim"), one_of(gate, GATES, "gate")
+        normalised = gate == "normalised"
         self.attended_norm = RMSNorm(dim) if normalised else nn.Identity()
         self.remembered_norm = RMSNorm(dim) if normalised else nn.Identity()
         self.to_out = nn.Linear(dim, dim, bias=False)
 
     def forward(self, attended: Tensor, remembered: Tensor) -> Tensor:
+        check_tokens(attended, "attended", self.dim)
+        check_tokens(remembered, "remembered", self.dim)
+        if attended.shape != remembered.shape:
+            raise wrong("remembered", tuple(remembered.shape), f"of the shape of attended, {tuple(attended.shape)}")
         attended, remembered = self.attended_norm(attended), self.remembered_norm(remembered)
         if self.kind == "normalised":
             joined = attended.sigmoid() * remembered.sigmoid()

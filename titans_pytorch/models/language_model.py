@@ -13,6 +13,7 @@ Any way of cutting a sequence into calls gives the same logits.
 Letters: b batch, n tokens, d features, v tokens of the vocabulary, h heads of a memory
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -22,8 +23,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from titans_pytorch.blocks import feed_forward
-from titans_pytorch.checks import Words, wrong
+from titans_pytorch.checks import Words, of_kind, wrong
 from titans_pytorch.diverged import label_memories
+from titans_pytorch.identity import check_identity, identity
 from titans_pytorch.norms import RMSNorm
 from titans_pytorch.sampling import check_ids, min_p_filter, sample
 from titans_pytorch.surprise import auxiliary_loss
@@ -31,6 +33,12 @@ from titans_pytorch.switches import with_switches_of_now
 
 from .config import ModelConfig
 from .state import ModelState
+
+# what changes nothing in what a cache means: where parameters start, what may be set at any time, what trains
+NOT_OF_A_CACHE = (
+    *("mem_init_scale", "init_step_bias", "init_momentum_bias", "init_decay_bias", "surprise_threshold"),
+    *("memory_loss_weight", "tie_embeddings"),
+)
 
 Surprises = list[tuple[Tensor, ...]]
 
@@ -60,9 +68,14 @@ class LanguageModel(nn.Module):
         config: a ModelConfig.
     """
 
+    variant: str | None = None  # the `variant` of a configuration that names this class
+
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.config = config
+        self.config = of_kind(config, ModelConfig, "config", "a ModelConfig")
+        made = {name: getattr(config, name) for name in inspect.signature(ModelConfig).parameters}
+        own = {"variant": self.variant} if self.variant else {}
+        self.configuration = identity(ModelConfig, made, NOT_OF_A_CACHE, **own)
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Callable = checkpoint
         self.token_emb = nn.Embedding(config.vocab_size, config.d_model)
@@ -116,7 +129,7 @@ class LanguageModel(nn.Module):
         x, layers, surprises = self.run(self.token_emb(ids.long()), None if cache is None else cache.layers)
         out: tuple = (self.to_logits(self.norm(x)),)
         if return_cache:
-            out += (ModelState(ids.shape[1] + (0 if cache is None else cache.tokens), layers),)
+            out += (ModelState(ids.shape[1] + (0 if cache is None else cache.tokens), layers, self.configuration),)
         if return_surprises:
             out += (surprises,)
         return out if len(out) > 1 else out[0]
@@ -200,9 +213,13 @@ class LanguageModel(nn.Module):
         return weight * torch.stack([auxiliary_loss(of_one, every_pair=True) for of_one in surprises]).mean()
 
     def _check_cache(self, ids: Tensor, cache: ModelState | None) -> None:
+        """Refuses a cache that a model of other settings returned, or one of another number of rows than the ids."""
         if cache is None:
             return
-        if not isinstance(cache, ModelState) or len(cache.layers) != self.config.n_layers:
+        if not isinstance(cache, ModelState):
             raise wrong("cache", Words(type(cache).__name__), "what an earlier call of this model returned")
+        check_identity(self.configuration, cache.configuration, "cache", ModelConfig)
+        if len(cache.layers) != self.config.n_layers:
+            raise wrong("cache", Words(f"{len(cache.layers)} layers"), f"one of {self.config.n_layers} layers")
         if cache.batch != ids.shape[0]:
             raise wrong("cache", Words(f"one of {cache.batch} rows"), f"one of {ids.shape[0]}, as the ids")

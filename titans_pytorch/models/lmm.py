@@ -2,19 +2,23 @@
 
 from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from titans_pytorch.identity import identity
 from titans_pytorch.memory_state import NeuralMemState
 from titans_pytorch.neural_memory import NeuralMemory
 
-from .memory import Remember, check_memory
+from .memory import Layer, Remember, check_memory
 
 
 class LMMState(NamedTuple):
+    """configuration: JSON, the layer's settings but for the memory's; a layer of other settings refuses the state."""
+
     memory: NeuralMemState
+    configuration: str | None = None
 
 
-class LMMLayer(nn.Module):
+class LMMLayer(Layer):
     """[b n d] -> [b n d]: the memory reads persistent tokens, then the sequence, and answers at every token (arXiv
     2501.00663, section 4.3).
 
@@ -29,8 +33,10 @@ class LMMLayer(nn.Module):
     """
 
     def __init__(self, dim: int, heads: int = 1, n_persistent: int = 0, memory: NeuralMemory | None = None):
+        given = dict(locals())
         super().__init__()
         self.remember = Remember(check_memory(memory, dim, heads), n_persistent)
+        self.configuration = identity(LMMLayer.__init__, given, ("memory", "heads"))
 
     def forward(self, x: Tensor, state: LMMState | None = None, return_surprises: bool = False):
         """Reads the tokens that follow those in the state.
@@ -43,5 +49,7 @@ class LMMLayer(nn.Module):
         Returns:
             (out [b n d], state), and (loss, step) if asked for. The residual is the caller's.
         """
+        self.check_call(x, state, LMMState)
         read, _, memory, surprises = self.remember(x, None if state is None else state.memory)
-        return (read, LMMState(memory), surprises) if return_surprises else (read, LMMState(memory))
+        state = LMMState(memory, self.configuration)
+        return (read, state, surprises) if return_surprises else (read, state)

@@ -22,31 +22,34 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from titans_pytorch.checks import positive_int
+from titans_pytorch.identity import identity
 from titans_pytorch.memory_state import NeuralMemState
 from titans_pytorch.neural_memory import NeuralMemory
 from titans_pytorch.norms import RMSNorm
 
 from .attention import SegmentAttention, SegmentCache
 from .gates import Gate
-from .memory import PersistentTokens, Remember, check_memory
+from .memory import Layer, PersistentTokens, Remember, check_memory
 
 
 class MACState(NamedTuple):
     """filled: tokens of the segment read so far. context: name -> [b h ...], the memory at its start, None where that
     is the initial one. memory: as it is now. attention: the segment's keys and values, None at its start.
-    asked: [b k d], the last tokens that retrieved."""
+    asked: [b k d], the last tokens that retrieved. configuration: JSON, the layer's settings but for the memory's; a
+    layer of other settings refuses the state."""
 
     filled: int
     context: Mapping[str, Tensor] | None
     memory: NeuralMemState | None
     attention: SegmentCache | None
     asked: Tensor
+    configuration: str | None = None
 
 
-class MACLayer(nn.Module):
+class MACLayer(Layer):
     """[b n d] -> [b n d], segment by segment: memory as context (arXiv 2501.00663, eq. 21 to 25).
 
     Of each segment S, with M the memory at its start and P the persistent tokens: h = M(S W_q) is retrieved, y is
@@ -74,6 +77,7 @@ class MACLayer(nn.Module):
         gate: str = "normalised",
         memory: NeuralMemory | None = None,
     ):
+        given = dict(locals())
         super().__init__()
         self.norm = RMSNorm(positive_int(dim, "dim"))
         self.persistent = PersistentTokens(n_persistent, dim)
@@ -83,6 +87,7 @@ class MACLayer(nn.Module):
         if self.remember.memory.reads_one_page:
             raise ValueError("MAC cannot be combined with read_active_page_only: it reads before its page is known")
         conv = self.remember.memory.queries_conv
+        self.configuration = identity(MACLayer.__init__, given, ("memory",))
         self.looks_back = 0 if conv is None else len(conv.weight) - 1
 
     def forward(self, x: Tensor, state: MACState | None = None, return_surprises: bool = False):
@@ -96,9 +101,11 @@ class MACLayer(nn.Module):
         Returns:
             (out [b n d], state), and (loss, step) if asked for. The residual is the caller's.
         """
+        self.check_call(x, state, MACState)
         x = self.norm(x)
         if state is None:
             state = MACState(0, None, None, None, x[:, :0])
+        self._check_segment(state)
         memory = self.remember.memory
         context = memory.init_weights(x.shape[0]) if state.context is None else _flat(state.context)
         outs, surprises = [], []
@@ -124,7 +131,14 @@ class MACLayer(nn.Module):
         read, _, memory, surprises = self.remember(y, state.memory)
         asked = asked[:, max(asked.shape[1] - self.looks_back, 0) :].clone()
         filled = state.filled + x.shape[1]
-        return self.gate(y, read), MACState(filled, state.context, memory, cache, asked), surprises
+        return self.gate(y, read), MACState(filled, state.context, memory, cache, asked, self.configuration), surprises
+
+    def _check_segment(self, state: MACState) -> None:
+        """Of a state made by hand: the tokens of its segment are those that attention holds."""
+        held = 0 if state.attention is None else state.attention.keys.shape[-2]
+        if state.filled != held or not 0 <= held < self.attention.segment:
+            takes = f"the {held} tokens in state.attention, fewer than a segment of {self.attention.segment}"
+            raise wrong("state.filled", state.filled, takes)
 
 
 def _rows_first(weights: Mapping[str, Tensor], batch: int) -> dict[str, Tensor]:

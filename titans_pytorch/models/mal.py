@@ -8,23 +8,26 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from titans_pytorch.attention import KeyValueCache
+from titans_pytorch.identity import identity
 from titans_pytorch.memory_state import NeuralMemState
 from titans_pytorch.neural_memory import NeuralMemory
 from titans_pytorch.norms import RMSNorm
 
 from .attention import WindowAttention
-from .memory import Remember, check_memory
+from .memory import Layer, Remember, check_memory
 
 
 class MALState(NamedTuple):
-    """prefix [b p d]: what the memory answered at the persistent tokens, the same in every row."""
+    """prefix [b p d]: what the memory answered at the persistent tokens, the same in every row. configuration: JSON, the
+    layer's settings but for the memory's; a layer of other settings refuses the state."""
 
     memory: NeuralMemState
     attention: KeyValueCache
     prefix: Tensor
+    configuration: str | None = None
 
 
-class MALLayer(nn.Module):
+class MALLayer(Layer):
     """[b n d] -> [b n d]: memory as a layer (arXiv 2501.00663, eq. 29 to 31). The memory reads persistent || x;
     attention in a sliding window over its answers, of which those at the persistent tokens are always seen.
 
@@ -47,11 +50,13 @@ class MALLayer(nn.Module):
         n_persistent: int = 4,
         memory: NeuralMemory | None = None,
     ):
+        given = dict(locals())
         super().__init__()
         self.remember = Remember(check_memory(memory, dim, heads), n_persistent)
         self.norm = RMSNorm(dim)
         self.attention = WindowAttention(dim, heads, window)
         self.to_out = nn.Linear(dim, dim, bias=False)
+        self.configuration = identity(MALLayer.__init__, given, ("memory",))
 
     def forward(self, x: Tensor, state: MALState | None = None, return_surprises: bool = False):
         """Reads the tokens that follow those in the state.
@@ -64,9 +69,10 @@ class MALLayer(nn.Module):
         Returns:
             (out [b n d], state), and (loss, step) if asked for. The residual is the caller's.
         """
-        before, cache, prefix = (None, None, None) if state is None else state
+        self.check_call(x, state, MALState)
+        before, cache, prefix = (None, None, None) if state is None else (state.memory, state.attention, state.prefix)
         read, first, before, surprises = self.remember(x, before)
         prefix = first if state is None else prefix
         attended, cache = self.attention(self.norm(read), self.norm(prefix[0]), cache)
-        out, state = self.to_out(attended), MALState(before, cache, prefix)
+        out, state = self.to_out(attended), MALState(before, cache, prefix, self.configuration)
         return (out, state, surprises) if return_surprises else (out, state)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from titans_pytorch.attention import count
-from titans_pytorch.checks import Words, check_flags, positive_int, positive_number, wrong
+from titans_pytorch.checks import Words, check_flags, check_tokens, positive_int, positive_number, wrong
+from titans_pytorch.identity import check_identity
 from titans_pytorch.memory_models import MemoryMLP
 from titans_pytorch.memory_state import NeuralMemState
 from titans_pytorch.neural_memory import NeuralMemory
@@ -102,12 +103,29 @@ def check_memory(memory: NeuralMemory | None, dim: int, heads: int) -> NeuralMem
     return memory
 
 
+class Layer(nn.Module):
+    """Base of the family's layers: tokens [b n d] and the state of the call before in, (out [b n d], state) out."""
+
+    configuration: str
+    remember: "Remember"
+
+    def check_call(self, x: Tensor, state, kind: type) -> None:
+        """Refuses anything but tokens [b n d], and a state that is not of this `kind` or made by other settings."""
+        memory = self.remember.memory
+        check_tokens(x, "x", memory.dim, memory.memory_model_parameters[0])
+        if state is None:
+            return
+        if not isinstance(state, kind):
+            raise wrong("state", Words(type(state).__name__), f"the {kind.__name__} that the call before returned")
+        check_identity(self.configuration, state.configuration, "state", type(self).__init__)
+
+
 class PersistentTokens(nn.Module):
     """p learned tokens in front of every sequence, eq. 19: [p d], the same whatever is read."""
 
     def __init__(self, n_persistent: int, dim: int):
         super().__init__()
-        p = count(n_persistent, "n_persistent")
+        p, dim = count(n_persistent, "n_persistent"), positive_int(dim, "dim")
         self.tokens = nn.Parameter(torch.randn(p, dim) * 0.02, requires_grad=p > 0)
 
     def forward(self) -> Tensor:

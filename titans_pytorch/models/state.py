@@ -6,17 +6,9 @@ Letters: b batch, r rows chosen
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from titans_pytorch.attention import KeyValueCache
 from titans_pytorch.memory_state import NeuralMemState, mem_state_detach
-
-from .attention import SegmentCache
-from .lmm import LMMState
-from .mac import MACState
-from .mag import MAGState
-from .mal import MALState
 
 
 class ModelState(NamedTuple):
@@ -24,10 +16,12 @@ class ModelState(NamedTuple):
     torch.load reads it (detach it first, where a graph hangs on it).
 
     layers: the state of each block.
+    configuration: JSON, the settings of the model that made it; a model of other settings refuses it.
     """
 
     tokens: int
     layers: tuple
+    configuration: str | None = None
 
     @property
     def batch(self) -> int:
@@ -47,9 +41,6 @@ class ModelState(NamedTuple):
     def detach(self) -> "ModelState":
         """The same cut from the graph: for truncated backpropagation through time."""
         return self._replace(layers=_map(self.layers, Tensor.detach, mem_state_detach))
-
-
-torch.serialization.add_safe_globals([ModelState, KeyValueCache, SegmentCache, LMMState, MACState, MAGState, MALState])
 
 
 def _map(value: Any, of_tensor: Callable, of_memory: Callable) -> Any:
