@@ -97,7 +97,7 @@ def test_wrong_calls():
         (lambda: model(IDS.float()), "ids must be ..., got"),
         (lambda: model(IDS[:, :1], return_loss=True), "return_loss=True needs at least two tokens"),
         (lambda: model(IDS, cache=3), "cache must be ..., got int"),
-        (lambda: other(IDS, cache=cache), "cache must be ..., got ModelState"),
+        (lambda: other(IDS, cache=cache), "cache.variant must be ..., got 'mac'"),
         (lambda: model(IDS[:1], cache=cache), "cache must be one of 1..., got one of 2 rows"),
     ]:
         with pytest.raises(ValueError, match=helpers.message(message)):

@@ -45,7 +45,6 @@ class Projections(nn.Module):
     def _split(self, x: Tensor) -> Tensor:
         return rearrange(x, "... n (h d) -> ... h n d", d=self.head)
 
-
     def check(self, x: Tensor, persistent: Tensor, name: str = "x") -> None:
         """Refuses anything but tokens x [b n d] and persistent [p d]."""
         dim = self.heads * self.head
@@ -87,8 +86,8 @@ class WindowAttention(Projections):
 
 
 class SegmentCache(NamedTuple):
-    """What a segment has seen: keys and values [b h j d] of its tokens and of what was retrieved for them. configuration:
-    JSON, the settings of the attention that made it; attention of other settings refuses it."""
+    """What a segment has seen: keys and values [b h j d] of its tokens and of what was retrieved for them.
+    configuration: JSON, the settings of the attention that made it; attention of other settings refuses it."""
 
     keys: Tensor
     values: Tensor

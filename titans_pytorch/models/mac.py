@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from titans_pytorch.checks import positive_int
+from titans_pytorch.checks import positive_int, wrong
 from titans_pytorch.identity import identity
 from titans_pytorch.memory_state import NeuralMemState
 from titans_pytorch.neural_memory import NeuralMemory
@@ -101,7 +101,7 @@ class MACLayer(Layer):
         Returns:
             (out [b n d], state), and (loss, step) if asked for. The residual is the caller's.
         """
-        self.check_call(x, state, MACState)
+        self._check_call(x, state, MACState)
         x = self.norm(x)
         if state is None:
             state = MACState(0, None, None, None, x[:, :0])

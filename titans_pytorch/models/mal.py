@@ -18,8 +18,8 @@ from .memory import Layer, Remember, check_memory
 
 
 class MALState(NamedTuple):
-    """prefix [b p d]: what the memory answered at the persistent tokens, the same in every row. configuration: JSON, the
-    layer's settings but for the memory's; a layer of other settings refuses the state."""
+    """prefix [b p d]: what the memory answered at the persistent tokens, the same in every row.
+    configuration: JSON, the layer's settings but for the memory's; a layer of other settings refuses the state."""
 
     memory: NeuralMemState
     attention: KeyValueCache
@@ -69,7 +69,7 @@ class MALLayer(Layer):
         Returns:
             (out [b n d], state), and (loss, step) if asked for. The residual is the caller's.
         """
-        self.check_call(x, state, MALState)
+        self._check_call(x, state, MALState)
         before, cache, prefix = (None, None, None) if state is None else (state.memory, state.attention, state.prefix)
         read, first, before, surprises = self.remember(x, before)
         prefix = first if state is None else prefix

@@ -109,7 +109,7 @@ class Layer(nn.Module):
     configuration: str
     remember: "Remember"
 
-    def check_call(self, x: Tensor, state, kind: type) -> None:
+    def _check_call(self, x: Tensor, state, kind: type) -> None:
         """Refuses anything but tokens [b n d], and a state that is not of this `kind` or made by other settings."""
         memory = self.remember.memory
         check_tokens(x, "x", memory.dim, memory.memory_model_parameters[0])
