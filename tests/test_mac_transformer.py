@@ -436,5 +436,7 @@ def test_bad_calls_are_named():
         model(ids[:1], cache=cache)
     with pytest.raises(ValueError, match="^cache must be .*, got dict"):
         model(ids, cache={})
-    with pytest.raises(ValueError, match="^cache must be .*, got"):
+    with pytest.raises(ValueError, match="^cache.depth must be 3, got 2$"):
         build({**PLAIN, "depth": 3})(ids, cache=cache)
+    with pytest.raises(ValueError, match="^cache must be of 3 layers, got 2 layers$"):
+        build({**PLAIN, "depth": 3})(ids, cache=cache._replace(configuration=None))
