@@ -181,12 +181,13 @@ def of_structure(text: str, rng: random.Random) -> str:
         return of_lines(text, rng)
 
 
-def inner(found: dict) -> Iterator[tuple[dict, Any]]:
+def inner(found: dict, depth: int = 5) -> Iterator[tuple[dict, Any]]:
+    """Every place in it, less what lies deeper: an alias may lead back."""
     for name, value in found.items():
         if isinstance(name, str):
             yield found, name
-        if isinstance(value, dict):
-            yield from inner(value)
+        if isinstance(value, dict) and depth:
+            yield from inner(value, depth - 1)
 
 
 def of_values(text: str, rng: random.Random) -> str:

@@ -161,6 +161,8 @@ def test_check_only(tmp_path, capsys):
     assert not out.exists()
     assert main(["train", "--preset", "tiny", "--eval-stride", "9999", "--check", "--out", str(out)]) == 1
     assert "eval_stride must be at most" in capsys.readouterr().err
+    assert main(["train", "--preset", "tiny", "--task", "copy", "--first-len", "3", "--check", "--out", str(out)]) == 1
+    assert "first_len must be" in capsys.readouterr().err
 
 
 def test_a_search_checks_all_points_first(tmp_path, capsys):

@@ -17,7 +17,7 @@ import torch
 from titans_pytorch.cli.runs import model_of, run_from_dict
 from titans_pytorch.cli.settings import read_arguments
 from titans_pytorch.models.config import TitansConfig
-from titans_pytorch.tasks.subject import checked_task, subject_of
+from titans_pytorch.tasks.subject import TaskSubject, checked_task, subject_of
 from titans_pytorch.training.checkpoint import Saved
 from titans_pytorch.training.config import RunConfig
 from titans_pytorch.training.errors import TrainingError
@@ -55,7 +55,8 @@ def config_of(saved: Saved) -> RunConfig:
 def check(run: RunConfig, out: Path) -> None:
     """Everything that `train` checks before it reads data; prints the settings."""
     check_start(run, out)
-    checked_task(run)
+    if task := checked_task(run):
+        TaskSubject(task, run.train, run.data)  # it checks first_len
     model = model_of(run.model, torch.device("meta"))
     print(TitansConfig(run.model, run.data, run.train, run.report).to_yaml())
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters; nothing was trained")
