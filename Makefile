@@ -1,5 +1,7 @@
 # make train: everything for a first trained model (ARGS="--data my.txt" and other settings).
 # make test: the same for the tests.
+# make test-oldest, make test-newest: the same with the oldest and the newest release of every dependency (TESTS="tests/hf"
+# for some of the tests).
 # make docs: the documentation, in site/, and the notebook, run from end to end.
 # make bench-quick: two quick benchmarks, compared with their committed baselines.
 # make baselines: those baselines again, at quick and at full settings (about 15 minutes).
@@ -9,7 +11,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
 
-.PHONY: train test lint docs bench-quick baselines clean
+.PHONY: train test test-oldest test-newest lint docs bench-quick baselines clean
 
 train: $(STAMP)
 	$(BIN)/python train_mac.py $(ARGS)
@@ -17,6 +19,21 @@ train: $(STAMP)
 # Two workers on one thread each: small tensors gain nothing from more threads.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+# Each has an environment of its own, made from the ranges in pyproject.toml and brought up to date on every run.
+# uv, since pip knows no oldest. Only wheels: the oldest release that is built for this Python.
+test-oldest: RESOLUTION := lowest-direct
+test-newest: RESOLUTION := highest
+test-oldest test-newest: test-%: .venv-%/bin/uv
+	$< pip install --python .venv-$*/bin/python --only-binary :all: --upgrade --resolution $(RESOLUTION) \
+	    -r pyproject.toml --all-extras
+	$< pip install --python .venv-$*/bin/python --quiet --no-deps -e .
+	NO_MKDOCS_2_WARNING=1 .venv-$*/bin/python -m mkdocs build --strict --site-dir .venv-$*/site
+	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -n 2 --dist loadfile -m "not slow" $(TESTS)
+
+.venv-%/bin/uv:
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet uv
 
 lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -58,4 +75,4 @@ $(DOCS_STAMP): $(STAMP)
 	touch $(DOCS_STAMP)
 
 clean:
-	rm -rf $(VENV) build dist site
+	rm -rf $(VENV) .venv-oldest .venv-newest build dist site

@@ -223,6 +223,31 @@ def test_one_token_at_a_time():
     assert_close(views(x[:, :, 0])[0], views(x[:, :, :1])[0])
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"heads": 2, "dim_head": 2},
+        {"batch_size": 4},
+        {"spectral_norm_surprises": True},
+        {"use_symplectic_gating": True, "num_pages": 2},
+    ],
+)
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+def test_shapes_alone(engine, options):
+    """On the meta device, which has no numbers and no autocast."""
+    shapes = {}
+    for device in ("meta", "cpu"):
+        memory = NeuralMemory(DIM, 2, engine=engine, **options).to(device)
+        retrieved, state = memory(torch.randn(2, 9, DIM, device=device))
+        retrieved.sum().backward()
+        later = memory(torch.randn(2, 3, DIM, device=device), state=state)[0]
+        given = {name: p.grad.shape for name, p in memory.named_parameters() if p.grad is not None}
+        shapes[device] = (retrieved.shape, later.shape, given)
+        assert {later.device.type, state.weights["norm.gamma"].device.type} == {device}
+    assert shapes["meta"] == shapes["cpu"]
+
+
 def test_what_is_stored_may_be_another_sequence():
     memory, x, other = build(), tokens(), tokens(seed=1)
     got, state = memory(x, store_seq=other)

@@ -10,7 +10,7 @@ from torch import Tensor
 from .checks import Words, wrong
 from .engines.run import ResidualSource, Run, built_run
 from .memory_state import NeuralMemState
-from .ops.modes import HALF
+from .ops.modes import HALF, under_autocast
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def _floating(seq, name: str, shapes: str) -> Tensor:
 
 def check_dtype(seq: Tensor, weight: Tensor, name: str) -> None:
     """Without autocast tokens have the dtype of the weights that they meet."""
-    if weight.is_floating_point() and seq.dtype != weight.dtype and not torch.is_autocast_enabled(seq.device.type):
+    if weight.is_floating_point() and seq.dtype != weight.dtype and not under_autocast(seq.device):
         raise wrong(name, seq.dtype, f"{weight.dtype}, the dtype of the memory's parameters")
 
 

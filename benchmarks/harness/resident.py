@@ -54,13 +54,15 @@ def available_memory() -> int | None:
 
 
 def limit_memory(limit: int | None) -> None:
-    """This process is the first to go where memory runs out, and may not ask for more than `limit` bytes."""
+    """This process is the first to go where memory runs out, and may not ask for more than `limit` bytes beyond what it
+    holds (PyTorch's libraries alone hold 0.2 to 0.8 GB, depending on the build)."""
     try:
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")
     except OSError:
         pass  # not Linux
     if limit is not None:
+        limit += _status("VmData") or 0
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
         resource.setrlimit(resource.RLIMIT_DATA, (limit if hard < 0 else min(limit, hard), hard))
 

@@ -36,7 +36,7 @@ def test_a_trace_is_what_the_memory_did(variant):
         start, end = memory.init_weights(2), layer.memory.states[0]
         moved = sum((end[k] - start[k]).flatten(1).square().sum(1) for k in start).sqrt()
         size = sum(start[k].flatten(1).square().sum(1) for k in start).sqrt()
-        assert trace.change[-1] == pytest.approx(float((moved / size).mean()), rel=1e-9)
+        assert trace.change[-1] == pytest.approx((moved / size).mean().item(), rel=1e-9)
         assert len(trace.change) == len(trace.moved) == 5
         assert trace.change[0] == trace.moved[0]
         assert len(trace.decay) == len(trace.momentum) == 30

@@ -71,7 +71,7 @@ CONSTRUCTORS = [
     ({"model": nn.BatchNorm1d(DIM)}, "model must be ..., got BatchNorm1d with buffers running_mean"),
     ({"model": nn.Identity()}, "model must be ..., got Identity without parameters"),
     ({"model": nn.Linear(DIM, 5)}, "model must be ..., got Linear, which maps (2, 3, 6) to (2, 3, 5)"),
-    ({"model": nn.Linear(5, 5)}, "model must be ..., got Linear, which fails on (2, 3, 6) with RuntimeError: mat1"),
+    ({"model": nn.Linear(5, 5)}, "model must be ..., got Linear, which fails on (2, 3, 6) with RuntimeError: "),
     ({"model": MemoryMLP(DIM, 2), "dim_head": 4}, "model must be ..., got MemoryMLP, which fails on (2, 3, 4)"),
     ({"model": Pair(DIM, DIM)}, "model must be ..., got Pair, which maps (2, 3, 6) to tuple"),
     ({"model": Batched(DIM, DIM)}, "model must be ..., got Batched, which fails on (3, 6) with ValueError"),

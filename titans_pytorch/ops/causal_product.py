@@ -6,7 +6,7 @@ Letters: B rows, G groups of r queries, m chunks of p keys, d and e features.
 import torch
 from torch import Tensor
 
-from .modes import naive_gradients, plain_only, without_autocast
+from .modes import naive_gradients, plain_only, under_autocast, without_autocast
 
 BLOCK_TOKENS = 64  # queries that are taken together, and skip the same chunks
 
@@ -26,7 +26,7 @@ def causal_product(x: Tensor, keys: Tensor, values: Tensor, weights: Tensor, fir
     block skips the chunks that none of its groups sees."""
     if plain_only():  # blocks are a loop over a length
         return naive_causal_product(x, keys, values, weights.to(x.dtype))
-    if torch.is_autocast_enabled(x.device.type):  # once here: the backward pass runs outside autocast
+    if under_autocast(x.device):  # once here: the backward pass runs outside autocast
         x, keys, values = (t.to(torch.get_autocast_dtype(x.device.type)) for t in (x, keys, values))
     return _CausalProduct.apply(x, keys, values, weights, first)
 

@@ -65,10 +65,14 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in HALF else x
 
 
+def under_autocast(device: torch.device) -> bool:
+    """Whether autocast is on for a device. PyTorch raises where it has none, as on "meta"."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
 def no_autocast(device: torch.device):
     """Products of float32 tensors stay in float32 inside."""
-    on = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
-    return torch.autocast(device.type, enabled=False) if on else nullcontext()
+    return torch.autocast(device.type, enabled=False) if under_autocast(device) else nullcontext()
 
 
 _KIND = getattr(torch.accelerator.current_accelerator(), "type", "cpu")

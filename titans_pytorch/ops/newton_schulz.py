@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .modes import in_transform, naive_gradients, without_autocast
+from .modes import in_transform, naive_gradients, no_autocast, without_autocast
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 FLOOR = 1e-7
@@ -32,7 +32,7 @@ def newton_schulz(x: Tensor, steps: int = 5) -> Tensor:
     Kept in float32 at least: in bfloat16 the iteration explodes.
     """
     dtype = x.dtype
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x.device):
         x = x.float() if dtype in (torch.bfloat16, torch.float16) else x
         if in_transform():
             return naive_newton_schulz(x, steps).to(dtype)
