@@ -17,7 +17,7 @@ from harness.gates import phase_quorum, symplectic
 from harness.program import Benchmark, whole
 from tasks import transfer
 
-from titans_pytorch.files import read_json
+from titans_pytorch.common.files import read_json
 
 CHAMPION = "mutation_champion"
 # found by an earlier search, on one seed

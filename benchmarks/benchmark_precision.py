@@ -22,7 +22,7 @@ from speed.arms import Setup, build_module, inputs
 from speed.cases import NAMED, Case
 from tqdm import tqdm
 
-from titans_pytorch.files import write_json
+from titans_pytorch.common.files import write_json
 
 SCHEMA = 1
 ENGINES = ("auto", "dual", "matrix", "reference")

@@ -41,7 +41,7 @@ from speed.measure import Arm, Options, default_arms, describe, measure_case, st
 from speed.report import failures, judge, report
 from tqdm import tqdm
 
-from titans_pytorch.files import read_json, write_json
+from titans_pytorch.common.files import read_json, write_json
 
 SCHEMA = 1
 QUICK = {"cases": ["train-mac-memory", "cached-sampling", "sweep"], "lengths": [128], "chunks": [16]}

@@ -34,7 +34,7 @@ from speed.arms import Setup
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from titans_pytorch.files import write_json
+from titans_pytorch.common.files import write_json
 
 SCHEMA = 1
 MEMORY = {"chunk_size": 8, "batch_size": 64, "qk_rmsnorm": True, "default_step_transform_max_lr": 0.1}

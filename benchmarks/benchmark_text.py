@@ -27,8 +27,8 @@ from harness.statistics import spread
 from harness.tables import seconds, table
 from harness.training_runs import kept_run
 
-from titans_pytorch.files import write_json
-from titans_pytorch.storing import storing_off
+from titans_pytorch.analysis.storing import storing_off
+from titans_pytorch.common.files import write_json
 from titans_pytorch.training.checkpoint import load_weights
 from titans_pytorch.training.config import RunConfig, updated
 from titans_pytorch.training.data import load_data

@@ -16,7 +16,7 @@ from harness.plots import COLOURS, INK, new_figure, plain, save_png, style
 from speed.figure import ARM_COLOURS, ARM_LABELS
 from speed.report import value
 
-from titans_pytorch.files import read_json
+from titans_pytorch.common.files import read_json
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
 PAGING = {

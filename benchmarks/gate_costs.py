@@ -23,7 +23,7 @@ from torch import nn
 from tqdm import tqdm
 
 from titans_pytorch import MemoryMLP, NeuralMemory
-from titans_pytorch.files import write_json
+from titans_pytorch.common.files import write_json
 
 SCHEMA = 2
 HEADS, DIM, BATCH = 16, 384, 128

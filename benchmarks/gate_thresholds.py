@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from titans_pytorch import NeuralMemory, calibrate_page_threshold, gate_trace
-from titans_pytorch.files import write_json
+from titans_pytorch.common.files import write_json
 
 SCHEMA = 1
 THRESHOLDS = (0.01, 0.02, 0.05, 0.1, 0.12, 0.14, 0.16, 0.2, 0.5, 0.8, 0.85, 0.9, 0.95)

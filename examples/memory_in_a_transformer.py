@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from titans_pytorch import LMMLayer, titans_memory
-from titans_pytorch.storing import storing_off
+from titans_pytorch.analysis.storing import storing_off
 from titans_pytorch.training.device import resolve_device
 from titans_pytorch.training.errors import TrainingError
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from titans_pytorch import NeuralMemory, NeuralMemState
-from titans_pytorch.gating.stages import GateCarry
+from titans_pytorch.gates.stages import GateCarry
 
 from .helpers import randomise
 

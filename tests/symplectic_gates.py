@@ -3,7 +3,7 @@
 import torch
 from hypothesis import strategies as st
 
-from titans_pytorch.symplectic_gate import SymplecticGating
+from titans_pytorch.gates.symplectic import SymplecticGating
 
 MAPS = {
     "moment_map": "return_moment_map",

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from titans_pytorch import attention
-from titans_pytorch.attention import RotaryPositions, SegmentedAttention
+from titans_pytorch.layers import attention
+from titans_pytorch.layers.attention import RotaryPositions, SegmentedAttention
 from titans_pytorch.ops.segmented_attention import naive_segmented_attention, segmented_attention
 
 from .helpers import refusal

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from titans_pytorch import NeuralMemory
-from titans_pytorch.dmd import naive_dmd_error
-from titans_pytorch.gating.decay import between_0_and_1, circular_mean
-from titans_pytorch.gating.kinetics import kinetics
+from titans_pytorch.gates.decay import between_0_and_1, circular_mean
+from titans_pytorch.gates.dmd import naive_dmd_error
+from titans_pytorch.gates.kinetics import kinetics
 
 from .gates import DIM, float64, rates, told, told_memory
 from .helpers import assert_close, randomise

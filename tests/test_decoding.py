@@ -10,9 +10,9 @@ from torch import nn
 
 from titans_pytorch.decoding.connection import FewTokens
 from titans_pytorch.decoding.memory import AnyMemoryStep, MemoryStep
+from titans_pytorch.layers.residual_streams import FEW
 from titans_pytorch.mac_transformer import MacCache, MemoryAsContextTransformer
 from titans_pytorch.neural_memory import NeuralMemory
-from titans_pytorch.residual_streams import FEW
 
 from .helpers import assert_close
 from .mac_options import OPTIONS, build, draw_ids

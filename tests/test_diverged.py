@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from titans_pytorch import MemoryAsContextTransformer, MemoryDiverged, NeuralMemory, TitansConfig, build_model
-from titans_pytorch.diverged import warn_if_diverged
+from titans_pytorch.memory.diverged import warn_if_diverged
 
 DIM = 8
 

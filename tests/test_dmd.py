@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
-from titans_pytorch.dmd import (
+from titans_pytorch.gates.dmd import (
     DynamicModeDecomposition,
     captured_energy,
     naive_dmd_error,

@@ -5,9 +5,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from titans_pytorch import MemoryAsContextTransformer, MemoryMLP, NeuralMemory
-from titans_pytorch.engines import costs
-from titans_pytorch.engines.paths import BuiltPath, DualPath
-from titans_pytorch.engines.run import Run
+from titans_pytorch.engines import plan as costs
+from titans_pytorch.engines.weight_paths import BuiltPath, DualPath
+from titans_pytorch.engines.written import Run
 from titans_pytorch.ops.causal_product import causal_product, naive_causal_product
 
 from .helpers import ForeignModel, GhostModel, assert_close, assert_same_tensors, randomise

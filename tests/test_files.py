@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from titans_pytorch.files import appending, json_text, parse_json, read_json, replacing, write_json, write_text
+from titans_pytorch.common.files import appending, json_text, parse_json, read_json, replacing, write_json, write_text
 
 
 def test_files_are_whole_or_not_there(tmp_path):

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from titans_pytorch import NeuralMemory, NeuralMemState, SymplecticGating, mem_state_detach
-from titans_pytorch.gating.stages import GateCarry
+from titans_pytorch.gates.stages import GateCarry
 
 from .gates import DIM, Told
 from .helpers import assert_same_tensors, gradients, randomise, refusal

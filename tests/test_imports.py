@@ -79,8 +79,8 @@ PUBLIC = {
         "ResidualNorm",
     ],
     "titans_pytorch.mac_transformer": ["MemoryAsContextTransformer", "SegmentedAttention", "flex_attention"],
-    "titans_pytorch.symplectic_gate": ["SymplecticGating"],
-    "titans_pytorch.dmd": ["DynamicModeDecomposition"],
+    "titans_pytorch.gates.symplectic": ["SymplecticGating"],
+    "titans_pytorch.gates.dmd": ["DynamicModeDecomposition"],
 }
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from titans_pytorch import TitansConfig, build_model
-from titans_pytorch.memory_parts import MemoryParts
+from titans_pytorch.memory.parts import MemoryParts
 from titans_pytorch.models.presets import PRESETS
 from titans_pytorch.neural_memory import NeuralMemory
 from titans_pytorch.training.mac import build_mac

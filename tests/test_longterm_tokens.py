@@ -5,8 +5,8 @@ from axial_positional_embedding import ContinuousAxialPositionalEmbedding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from titans_pytorch.axial_positions import axial_positions
-from titans_pytorch.longterm_tokens import insert_longterm, places, remove_longterm
+from titans_pytorch.layers.axial_positions import axial_positions
+from titans_pytorch.layers.longterm_tokens import insert_longterm, places, remove_longterm
 
 
 def naive_insert(tokens, longterm, segment_len, start):

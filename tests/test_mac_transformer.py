@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 import titans_pytorch
 from titans_pytorch import mac_transformer
+from titans_pytorch.interop.peer import load_peer_state_dict
+from titans_pytorch.interop.peer_mac import translate_mac_keys
 from titans_pytorch.mac_transformer import MemoryAsContextTransformer, SegmentedAttention, flex_attention
+from titans_pytorch.memory.presets import paper_memory_kwargs
 from titans_pytorch.memory_models import MemoryMLP
-from titans_pytorch.peer_checkpoint import load_peer_state_dict
-from titans_pytorch.peer_checkpoint_mac import translate_mac_keys
-from titans_pytorch.presets import paper_memory_kwargs
 
 from .helpers import refusal
 from .mac_options import OPTIONS, TOKENS, build, draw_ids, float64

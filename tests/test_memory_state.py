@@ -11,7 +11,7 @@ import torch
 from tensordict import TensorDict
 
 from titans_pytorch import NeuralMemory, NeuralMemState, mem_state_detach
-from titans_pytorch.memory_state import LazyTensors
+from titans_pytorch.memory.state import LazyTensors
 
 from .helpers import ForeignModel, assert_close, assert_same_gradients, assert_same_tensors, gradients, randomise
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from titans_pytorch import MemoryMLP, NeuralMemory
-from titans_pytorch.not_finite import first_not_finite
+from titans_pytorch.analysis.not_finite import first_not_finite
 
 
 class Breaks(nn.Module):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from titans_pytorch import MemoryMLP, NeuralMemory
-from titans_pytorch.overshoot import Gains, overshoot_note, watch_gains
+from titans_pytorch.analysis.overshoot import Gains, overshoot_note, watch_gains
 
 from .random_models import STREAMS, random_model, read
 

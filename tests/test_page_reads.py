@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from titans_pytorch import NeuralMemory
-from titans_pytorch.gating.reading import EntryPages, of_page
+from titans_pytorch.gates.reading import EntryPages, of_page
 from titans_pytorch.models.mac import MACLayer
 
 from .gates import DIM, pages_of, told, told_memory

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from titans_pytorch import NeuralMemory
-from titans_pytorch.gating.decay import circular_mean
-from titans_pytorch.gating.limits import naive_trailing_quantile, trailing_quantile
-from titans_pytorch.gating.paging import (
+from titans_pytorch.gates.decay import circular_mean
+from titans_pytorch.gates.limits import naive_trailing_quantile, trailing_quantile
+from titans_pytorch.gates.paging import (
     HierarchicalRouter,
     KeyedRouter,
     SequentialRouter,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from titans_pytorch import MemoryAsContextTransformer, NeuralMemory, load_peer_state_dict
-from titans_pytorch.peer_checkpoint import translate_memory_keys
+from titans_pytorch.interop.peer import translate_memory_keys
 
 from .helpers import assert_close
 

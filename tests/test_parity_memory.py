@@ -11,7 +11,7 @@ import torch
 
 import titans_pytorch
 from titans_pytorch import NeuralMemory, load_peer_state_dict
-from titans_pytorch.peer_checkpoint import translate_memory_keys
+from titans_pytorch.interop.peer import translate_memory_keys
 
 from .helpers import assert_close
 

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from titans_pytorch import NeuralMemory, auxiliary_loss, paper_memory_kwargs
-from titans_pytorch.engines.fast import FastEngine
-from titans_pytorch.engines.paths import DualPath
+from titans_pytorch.engines.chunkwise import FastEngine
+from titans_pytorch.engines.weight_paths import DualPath
 
 from .helpers import assert_close, assert_same_gradients, gradients, randomise, refusal
 from .test_engines import run_of

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from titans_pytorch import NeuralMemory
-from titans_pytorch.rates import RateOptions, Rates, SigmoidStep
+from titans_pytorch.memory.rates import RateOptions, Rates, SigmoidStep
 
 from .helpers import assert_close, randomise
 

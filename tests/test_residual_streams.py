@@ -5,8 +5,8 @@ import torch
 from hyper_connections import mc_get_init_and_expand_reduce_stream_functions
 from torch import nn
 
+from titans_pytorch.layers.residual_streams import FEW, HyperConnection, residual_streams
 from titans_pytorch.ops import streams
-from titans_pytorch.residual_streams import FEW, HyperConnection, residual_streams
 
 from .helpers import assert_close, assert_same_gradients, gradients, randomise
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from titans_pytorch.norms import RMSNorm
+from titans_pytorch.layers.norms import RMSNorm
 from titans_pytorch.ops.rms_norm import naive_rms_norm, rms_norm
 
 from .helpers import assert_close, assert_same_gradients, gradients

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from titans_pytorch.sampling import gumbel_sample, min_p_filter, sample, top_k_filter, top_p_filter
+from titans_pytorch.decoding.sampling import gumbel_sample, min_p_filter, sample, top_k_filter, top_p_filter
 
 from .helpers import refusal
 from .mac_options import OPTIONS, TOKENS, build, draw_ids

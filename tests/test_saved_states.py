@@ -15,8 +15,8 @@ from titans_pytorch import (
     build_model,
     mem_state_detach,
 )
+from titans_pytorch.common.saved_states import STATES
 from titans_pytorch.models.attention import SegmentAttention, WindowAttention
-from titans_pytorch.saved_states import STATES
 
 SMALL = {"vocab_size": 16, "d_model": 16, "n_layers": 2, "n_heads": 2, "mem_heads": 2, "window": 8, "chunk_size": 4}
 READ = """

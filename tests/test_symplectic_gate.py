@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from titans_pytorch.gating.naive import naive_forward
-from titans_pytorch.symplectic_gate import SymplecticGating
+from titans_pytorch.gates.naive import naive_forward
+from titans_pytorch.gates.symplectic import SymplecticGating
 
 from .helpers import refusal
 from .symplectic_gates import EVERYTHING, MAPS, build, everything, gradients, options, tokens

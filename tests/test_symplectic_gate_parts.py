@@ -6,11 +6,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from titans_pytorch.gating.naive import naive_adaptive_k, naive_top_k
-from titans_pytorch.gating.quorum import trailing_budget, trailing_mean
-from titans_pytorch.gating.scores import phase_step, polar, safe_norm, unit_norm
-from titans_pytorch.gating.selection import top_k_mask
-from titans_pytorch.symplectic_gate import SymplecticGating
+from titans_pytorch.gates.naive import naive_adaptive_k, naive_top_k
+from titans_pytorch.gates.quorum import trailing_budget, trailing_mean
+from titans_pytorch.gates.scores import phase_step, polar, safe_norm, unit_norm
+from titans_pytorch.gates.selection import top_k_mask
+from titans_pytorch.gates.symplectic import SymplecticGating
 
 from .symplectic_gates import build, tokens
 

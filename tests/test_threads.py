@@ -12,13 +12,13 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from titans_pytorch import MemoryAsContextTransformer, MemoryMLP, NeuralMemory, switches
-from titans_pytorch.analysis.benefit import benefit_on_text
+from titans_pytorch.analysis.storing import memories_of, stop_storing, storing_off
 from titans_pytorch.analysis.trace import trace_memories
-from titans_pytorch.memory_state import LazyTensors
+from titans_pytorch.common.switches import evaluating, with_switches_of_now
+from titans_pytorch.memory.state import LazyTensors
 from titans_pytorch.models.config import TitansConfig
 from titans_pytorch.models.family import build_model
-from titans_pytorch.storing import memories_of, stop_storing, storing_off
-from titans_pytorch.switches import evaluating, with_switches_of_now
+from titans_pytorch.tasks.benefit import benefit_on_text
 from titans_pytorch.tasks.registry import build_task
 from titans_pytorch.training.evaluate import bits_per_byte, sample_text
 

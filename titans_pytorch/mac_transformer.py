@@ -13,20 +13,26 @@ from axial_positional_embedding import ContinuousAxialPositionalEmbedding
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .attention import SegmentedAttention, count, flex_attention
-from .axial_positions import axial_positions
-from .blocks import Earlier, LayerCache, MemoryAsContextLayer, ViewSelector, feed_forward
-from .checks import Words, check_flags, of_kind, positive_int, wrong
-from .decoding.decoder import Decoder, can_decode
-from .diverged import label_memories
-from .identity import check_identity, identity
-from .longterm_tokens import insert_longterm, places, remove_longterm
-from .memory_options import batch_chunks
-from .memory_parts import NOT_OF_A_STATE
-from .neural_memory import NeuralMemory
-from .norms import RMSNorm
-from .residual_streams import residual_streams
-from .sampling import check_ids, min_p_filter, sample
+from titans_pytorch.common.checks import Words, check_flags, of_kind, positive_int, wrong
+from titans_pytorch.common.identity import check_identity, identity
+from titans_pytorch.decoding.decoder import Decoder, can_decode
+from titans_pytorch.decoding.sampling import check_ids, min_p_filter, sample
+from titans_pytorch.layers.attention import SegmentedAttention, count, flex_attention
+from titans_pytorch.layers.axial_positions import axial_positions
+from titans_pytorch.layers.longterm_tokens import insert_longterm, places, remove_longterm
+from titans_pytorch.layers.memory_as_context import (
+    Earlier,
+    LayerCache,
+    MemoryAsContextLayer,
+    ViewSelector,
+    feed_forward,
+)
+from titans_pytorch.layers.norms import RMSNorm
+from titans_pytorch.layers.residual_streams import residual_streams
+from titans_pytorch.memory.config import batch_chunks
+from titans_pytorch.memory.diverged import label_memories
+from titans_pytorch.memory.parts import NOT_OF_A_STATE
+from titans_pytorch.neural_memory import NeuralMemory
 
 __all__ = ["MacCache", "MemoryAsContextTransformer", "SegmentedAttention", "flex_attention"]
 

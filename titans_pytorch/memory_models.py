@@ -15,8 +15,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from .checks import positive_int, positive_number, wrong
-from .ops import vjp
+from titans_pytorch.common.checks import positive_int, positive_number, wrong
+from titans_pytorch.ops import vjp
 
 
 class TapedWeights(Protocol):

@@ -9,22 +9,22 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from . import memory_inputs as inputs
-from .checks import Words, wrong
-from .diverged import warn_if_diverged
-from .engines.run import Carry, Run, built_run, still_run, store
-from .gating.reading import EntryPages, entry_pages, given_page
-from .gating.stages import GateCarry
-from .memory_chunks import ChunkCarry, MemoryChunks
-from .memory_inputs import Earlier
-from .memory_options import batch_chunks
-from .memory_state import LazyTensors, NeuralMemState, mem_state_detach
-from .ops.modes import no_autocast
-from .ops.scan import AssocScan
-from .presets import paper_memory_kwargs
-from .projections import conv_tails, output, queries
-from .surprise import of_rows
-from .switches import tell
+from titans_pytorch.common.checks import Words, wrong
+from titans_pytorch.common.switches import tell
+from titans_pytorch.engines.written import Carry, Run, built_run, still_run, store
+from titans_pytorch.gates.reading import EntryPages, entry_pages, given_page
+from titans_pytorch.gates.stages import GateCarry
+from titans_pytorch.memory import arguments as inputs
+from titans_pytorch.memory.arguments import Earlier
+from titans_pytorch.memory.chunks import ChunkCarry, MemoryChunks
+from titans_pytorch.memory.config import batch_chunks
+from titans_pytorch.memory.diverged import warn_if_diverged
+from titans_pytorch.memory.presets import paper_memory_kwargs
+from titans_pytorch.memory.projections import conv_tails, output, queries
+from titans_pytorch.memory.state import LazyTensors, NeuralMemState, mem_state_detach
+from titans_pytorch.memory.surprise import of_rows
+from titans_pytorch.ops.modes import no_autocast
+from titans_pytorch.ops.scan import AssocScan
 
 __all__ = ["AssocScan", "NeuralMemState", "NeuralMemory", "mem_state_detach"]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from titans_pytorch.files import appending
+from titans_pytorch.common.files import appending
 
 COLUMNS = (
     "timestamp_utc",

@@ -3,8 +3,8 @@
 import importlib.util
 from pathlib import Path
 
-from titans_pytorch.checks import missing
-from titans_pytorch.files import replacing
+from titans_pytorch.common.checks import missing
+from titans_pytorch.common.files import replacing
 
 GROUND, INK, FAINT = "#fbfbf9", "#1f2328", "#c9ccd1"
 COLOURS = ("#0b5cad", "#d9541e", "#6b7280", "#2a8f5c", "#8a4fbf")  # colour-blind safe in this order

@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from titans_pytorch.checks import MissingPackage
-from titans_pytorch.files import write_json
+from titans_pytorch.common.checks import MissingPackage
+from titans_pytorch.common.files import write_json
 from titans_pytorch.training.options import OneLineParser
 from titans_pytorch.training.run import in_a_line
 

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from titans_pytorch.files import appending, json_text, parse_json
+from titans_pytorch.common.files import appending, json_text, parse_json
 
 
 class Finished:

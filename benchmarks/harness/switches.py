@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from titans_pytorch import NeuralMemory
-from titans_pytorch.gating.observe import threshold_for_rate
-from titans_pytorch.gating.pages import FixedWindows, Pages
-from titans_pytorch.gating.stages import Gated, Span, Stage, Stages
+from titans_pytorch.gates.observe import threshold_for_rate
+from titans_pytorch.gates.pages import FixedWindows, Pages
+from titans_pytorch.gates.stages import Gated, Span, Stage, Stages
 
 
 @dataclass(frozen=True)

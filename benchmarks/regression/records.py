@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from titans_pytorch.files import read_json
+from titans_pytorch.common.files import read_json
 
 
 class Unreadable(Exception):

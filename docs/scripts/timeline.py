@@ -11,7 +11,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from titans_pytorch.files import replacing
+from titans_pytorch.common.files import replacing
 
 CHUNK, BATCH, TOKENS = 4, 8, 16
 INK, PAPER, LINE = "#263238", "#fafafa", "#90a4ae"

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from titans_pytorch.analysis.benefit import benefit_on_task, benefit_on_text, memory_change, paired
 from titans_pytorch.analysis.plot import plot_traces, smoothed
+from titans_pytorch.analysis.storing import memories_of, storing_off
 from titans_pytorch.analysis.trace import trace_memories
 from titans_pytorch.models.config import ModelConfig
 from titans_pytorch.models.family import build_model
-from titans_pytorch.storing import memories_of, storing_off
+from titans_pytorch.tasks.benefit import benefit_on_task, benefit_on_text, memory_change, paired
 from titans_pytorch.tasks.registry import build_task
 
 SMALL = {"vocab_size": 40, "d_model": 8, "n_layers": 2, "n_heads": 2, "mem_heads": 2, "chunk_size": 4, "window": 8}

@@ -7,7 +7,7 @@ from harness.task import Setting
 from tasks.interference import Interference
 from tasks.routers import Recogniser, Told, lesson, middle, recognising_memory, tell, told_memory
 
-from titans_pytorch.gating.paging import circle_bucket
+from titans_pytorch.gates.paging import circle_bucket
 
 TASK = Interference(dim=16, pairs=4, context=4, chunk_size=4, batch_size=4)
 ALONE = {"use_symplectic_gating": True, "num_pages": 2, "read_active_page_only": True}

@@ -12,8 +12,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 
-from titans_pytorch.gating.limits import FEWEST
-from titans_pytorch.memory_state import ROWS
+from titans_pytorch.gates.limits import FEWEST
+from titans_pytorch.memory.state import ROWS
 
 from ..helpers import gradients
 from .rounding import KIND, Results, Rounding

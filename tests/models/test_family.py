@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from titans_pytorch import ModelConfig, TitansConfig, TitansMAL, build_model
+from titans_pytorch.memory.surprise import auxiliary_loss
 from titans_pytorch.models.config import VARIANTS
-from titans_pytorch.surprise import auxiliary_loss
 
 from .. import helpers
 

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from titans_pytorch import LMMLayer, MACLayer, MAGLayer, MALLayer, NeuralMemory, titans_memory
+from titans_pytorch.analysis.storing import storing_off
+from titans_pytorch.layers.norms import RMSNorm
 from titans_pytorch.models.config import ModelConfig
 from titans_pytorch.models.family import build_model
 from titans_pytorch.models.gates import GATES
-from titans_pytorch.norms import RMSNorm
-from titans_pytorch.storing import storing_off
 
 from .. import helpers
 from ..helpers import assert_close, assert_same_gradients, gradients, randomise

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tiny_script import TinyModel
 from torch import nn
 
-from titans_pytorch.files import read_json, write_json
+from titans_pytorch.common.files import read_json, write_json
 from titans_pytorch.training import checkpoint as module
 from titans_pytorch.training.checkpoint import (
     Progress,

@@ -5,7 +5,7 @@ import torch
 from tiny_script import TinyModel
 from two_processes import Model, patterns
 
-from titans_pytorch.storing import memories_of, storing_off
+from titans_pytorch.analysis.storing import memories_of, storing_off
 from titans_pytorch.training.config import TrainConfig
 from titans_pytorch.training.errors import TrainingError
 from titans_pytorch.training.loop import Trainer

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ..files import replacing
-from .trace import MemoryTrace
+from titans_pytorch.analysis.trace import MemoryTrace
+from titans_pytorch.common.files import replacing
 
 __all__ = ["plot_traces"]
 

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import positive_int
-from ..memory_state import NeuralMemState
-from ..neural_memory import NeuralMemory
-from ..overshoot import watch_gains
-from ..rates import StoreRates
-from ..storing import memories_of
-from ..switches import evaluating, watched
+from titans_pytorch.analysis.overshoot import watch_gains
+from titans_pytorch.analysis.storing import memories_of
+from titans_pytorch.common.checks import positive_int
+from titans_pytorch.common.switches import evaluating, watched
+from titans_pytorch.memory.rates import StoreRates
+from titans_pytorch.memory.state import NeuralMemState
+from titans_pytorch.neural_memory import NeuralMemory
 
 __all__ = ["MemoryTrace", "trace_memories"]
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
+from titans_pytorch.analysis.overshoot import Gains, overshoot_note
 from titans_pytorch.analysis.plot import plot_traces
+from titans_pytorch.analysis.storing import memories_of
 from titans_pytorch.analysis.trace import trace_memories
 from titans_pytorch.cli.inputs import held_out_text, parser_for, whole
 from titans_pytorch.cli.runs import load_run
-from titans_pytorch.files import write_json
-from titans_pytorch.overshoot import Gains, overshoot_note
-from titans_pytorch.storing import memories_of
+from titans_pytorch.common.files import write_json
 from titans_pytorch.tasks.subject import task_of
 from titans_pytorch.training.config import TaskConfig
 from titans_pytorch.training.device import resolve_device

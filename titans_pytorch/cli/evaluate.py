@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
+from titans_pytorch.analysis.storing import memories_of, storing_off
 from titans_pytorch.cli.inputs import held_out_text, parser_for, whole
 from titans_pytorch.cli.runs import load_run
-from titans_pytorch.files import write_json
-from titans_pytorch.storing import memories_of, storing_off
+from titans_pytorch.common.files import write_json
 from titans_pytorch.tasks.subject import TaskSubject, task_of
 from titans_pytorch.training.config import RunConfig, TaskConfig
 from titans_pytorch.training.device import autocast_for, resolve_device

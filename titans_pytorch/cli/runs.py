@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from titans_pytorch.files import read_json
+from titans_pytorch.common.files import read_json
 from titans_pytorch.models.config import TitansConfig
 from titans_pytorch.models.family import build_model
 from titans_pytorch.training.checkpoint import WEIGHTS, check_sums, last_checkpoint, load_weights, read_last

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
+from titans_pytorch.analysis.storing import storing_off
 from titans_pytorch.cli.inputs import parser_for, read_bytes, seed_number, temperature, whole
 from titans_pytorch.cli.runs import load_run
-from titans_pytorch.storing import storing_off
 from titans_pytorch.training.device import resolve_device
 from titans_pytorch.training.errors import TrainingError
 from titans_pytorch.training.evaluate import readable

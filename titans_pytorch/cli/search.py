@@ -15,7 +15,7 @@ from typing import Any
 
 from titans_pytorch.cli.runs import model_of
 from titans_pytorch.cli.settings import read_arguments, replaced, settings_types
-from titans_pytorch.files import write_json
+from titans_pytorch.common.files import write_json
 from titans_pytorch.tasks.subject import checked_task, subject_of
 from titans_pytorch.training.checkpoint import Saved, read_last
 from titans_pytorch.training.config import RunConfig, TaskConfig

@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from titans_pytorch.attention import KeyValueCache, RotaryPositions, SegmentedAttention, position_after
-
-from .norm import norm_step
+from titans_pytorch.decoding.norm import norm_step
+from titans_pytorch.layers.attention import KeyValueCache, RotaryPositions, SegmentedAttention, position_after
 
 AHEAD = 64  # positions whose angles are computed together
 

@@ -10,9 +10,9 @@ from math import tanh
 import torch
 from torch import Tensor, nn
 
+from titans_pytorch.layers.residual_streams import HyperConnection
 from titans_pytorch.ops.sinkhorn import sinkhorn_columns
 from titans_pytorch.ops.streams import TINY
-from titans_pytorch.residual_streams import HyperConnection
 
 CODES = {torch.float32: "f", torch.float64: "d"}
 

@@ -11,16 +11,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from titans_pytorch.attention import SegmentedAttention
-from titans_pytorch.blocks import Earlier, LayerCache, MemoryAsContextLayer
-from titans_pytorch.longterm_tokens import places
+from titans_pytorch.decoding.attention import AttentionStep, Turns
+from titans_pytorch.decoding.connection import CODES, connection_step
+from titans_pytorch.decoding.memory import memory_step
+from titans_pytorch.decoding.norm import norm_step
+from titans_pytorch.layers.attention import SegmentedAttention
+from titans_pytorch.layers.longterm_tokens import places
+from titans_pytorch.layers.memory_as_context import Earlier, LayerCache, MemoryAsContextLayer
+from titans_pytorch.layers.residual_streams import FEW, HyperConnection
 from titans_pytorch.neural_memory import NeuralMemory
-from titans_pytorch.residual_streams import FEW, HyperConnection
-
-from .attention import AttentionStep, Turns
-from .connection import CODES, connection_step
-from .memory import memory_step
-from .norm import norm_step
 
 
 class LayerStep:

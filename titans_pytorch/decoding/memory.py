@@ -8,12 +8,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from titans_pytorch.engines.fast import FastEngine
-from titans_pytorch.memory_state import NeuralMemState
+from titans_pytorch.decoding.norm import norm_step
+from titans_pytorch.engines.chunkwise import FastEngine
+from titans_pytorch.memory.projections import output, queries
+from titans_pytorch.memory.state import NeuralMemState
 from titans_pytorch.neural_memory import NeuralMemory
-from titans_pytorch.projections import output, queries
-
-from .norm import norm_step
 
 
 class HeldWeights:

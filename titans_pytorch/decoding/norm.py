@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from titans_pytorch.norms import RMSNorm
+from titans_pytorch.layers.norms import RMSNorm
 
 
 class OneToken:

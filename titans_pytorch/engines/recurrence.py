@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..rates import StoreRates
+from titans_pytorch.memory.rates import StoreRates
 
 Scan = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..checks import Words, wrong
-from ..ops.modes import eager, inner_gradients, ordinary
-from ..surprise import surprising_step
+from titans_pytorch.common.checks import Words, wrong
+from titans_pytorch.memory.surprise import surprising_step
+from titans_pytorch.ops.modes import eager, inner_gradients, ordinary
 
 
 @dataclass(frozen=True)

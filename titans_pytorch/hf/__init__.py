@@ -9,7 +9,7 @@ Importing this registers the model with AutoConfig and AutoModelForCausalLM unde
 
 import sys
 
-from titans_pytorch.checks import missing
+from titans_pytorch.common.checks import missing
 
 try:
     import transformers
@@ -19,9 +19,9 @@ except ImportError as error:
         sys.exit(str(needed))
     raise needed from error
 
-from .cache import TitansCache
-from .configuration import TitansHFConfig
-from .modeling import TitansForCausalLM, TitansPreTrainedModel
+from titans_pytorch.hf.cache import TitansCache
+from titans_pytorch.hf.configuration import TitansHFConfig
+from titans_pytorch.hf.modeling import TitansForCausalLM, TitansPreTrainedModel
 
 __all__ = ["TitansCache", "TitansForCausalLM", "TitansHFConfig", "TitansPreTrainedModel"]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from titans_pytorch.checks import Words, wrong
+from titans_pytorch.common.checks import Words, wrong
 from titans_pytorch.models.config import ModelConfig, TitansConfig
 
 FIELDS = {field.name: field.default for field in dataclasses.fields(ModelConfig)}

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from titans_pytorch.cli.runs import load_run
-from titans_pytorch.files import replacing_folder
+from titans_pytorch.common.files import replacing_folder
 from titans_pytorch.training.errors import TrainingError
 from titans_pytorch.training.run import in_a_line
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from titans_pytorch.checks import Words, wrong
-
-from .cache import TitansCache
+from titans_pytorch.common.checks import Words, wrong
+from titans_pytorch.hf.cache import TitansCache
 
 
 @dataclass(frozen=True)

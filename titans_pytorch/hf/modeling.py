@@ -13,17 +13,16 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from titans_pytorch.attention import RotaryPositions
-from titans_pytorch.checks import Words, wrong
+from titans_pytorch.common.checks import Words, wrong
+from titans_pytorch.decoding.sampling import check_ids
+from titans_pytorch.hf.cache import TitansCache
+from titans_pytorch.hf.configuration import TitansHFConfig
+from titans_pytorch.hf.layout import Layout, lay_out
+from titans_pytorch.hf.offload import load_whole
+from titans_pytorch.layers.attention import RotaryPositions
 from titans_pytorch.models.family import build_model
 from titans_pytorch.models.language_model import Surprises
 from titans_pytorch.models.state import ModelState
-from titans_pytorch.sampling import check_ids
-
-from .cache import TitansCache
-from .configuration import TitansHFConfig
-from .layout import Layout, lay_out
-from .offload import load_whole
 
 IGNORE = -100  # the label of what is not predicted, as in torch's cross entropy
 PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")

@@ -12,9 +12,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from titans_pytorch.attention import KeyValueCache, RotaryPositions, check_keys, position_after
-from titans_pytorch.checks import Words, check_tokens, positive_int, wrong
-from titans_pytorch.identity import check_identity, identity
+from titans_pytorch.common.checks import Words, check_tokens, positive_int, wrong
+from titans_pytorch.common.identity import check_identity, identity
+from titans_pytorch.layers.attention import KeyValueCache, RotaryPositions, check_keys, position_after
 from titans_pytorch.ops.segmented_attention import attend, prepend, segmented_attention
 
 

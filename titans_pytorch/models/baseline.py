@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from .config import ModelConfig
-from .language_model import LanguageModel, Surprises
+from titans_pytorch.models.config import ModelConfig
+from titans_pytorch.models.language_model import LanguageModel, Surprises
 
 
 class PlainState(NamedTuple):

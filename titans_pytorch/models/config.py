@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from titans_pytorch.checks import Words, wrong
-from titans_pytorch.files import parse_json, write_text
+from titans_pytorch.common.checks import Words, wrong
+from titans_pytorch.common.files import parse_json, write_text
 from titans_pytorch.training.config import (
     DataConfig,
     ReportConfig,
@@ -142,7 +142,7 @@ class TitansConfig:
         """The preset of a `name`, tiny, small (170M parameters), medium (340M) or large (760M), with the given
         `settings`.
         """
-        from .presets import PRESETS, preset
+        from titans_pytorch.models.presets import PRESETS, preset
 
         if name not in PRESETS:
             raise ValueError(f"unknown preset {name}{nearest(name, PRESETS)}; there are {', '.join(PRESETS)}")
@@ -209,14 +209,14 @@ class TitansConfig:
 
     def to_yaml(self) -> str:
         """As YAML."""
-        from .yaml_text import write_yaml
+        from titans_pytorch.models.yaml_text import write_yaml
 
         return write_yaml(_lists(self.to_dict()))
 
     @classmethod
     def from_yaml(cls, text: str) -> "TitansConfig":
         """From YAML `text`. ValueError where it is not YAML, or not a configuration."""
-        from .yaml_text import read_yaml
+        from titans_pytorch.models.yaml_text import read_yaml
 
         found = read_yaml(text)
         return cls.from_dict({} if found is None else found)

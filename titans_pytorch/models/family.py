@@ -4,17 +4,16 @@ configuration names."""
 import torch
 from torch import nn
 
-from titans_pytorch.checks import Words, wrong
+from titans_pytorch.common.checks import Words, wrong
+from titans_pytorch.models.baseline import TransformerBaseline
+from titans_pytorch.models.config import ModelConfig, TitansConfig
+from titans_pytorch.models.language_model import LanguageModel
+from titans_pytorch.models.lmm import LMMLayer
+from titans_pytorch.models.mac import MACLayer
+from titans_pytorch.models.mag import MAGLayer
+from titans_pytorch.models.mal import MALLayer
+from titans_pytorch.models.memory import titans_memory
 from titans_pytorch.neural_memory import NeuralMemory
-
-from .baseline import TransformerBaseline
-from .config import ModelConfig, TitansConfig
-from .language_model import LanguageModel
-from .lmm import LMMLayer
-from .mac import MACLayer
-from .mag import MAGLayer
-from .mal import MALLayer
-from .memory import titans_memory
 
 __all__ = ["MODELS", "TitansLMM", "TitansMAC", "TitansMAG", "TitansMAL", "TransformerBaseline", "build_model"]
 

@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from titans_pytorch.checks import check_tokens, one_of, positive_int, wrong
-from titans_pytorch.norms import RMSNorm
+from titans_pytorch.common.checks import check_tokens, one_of, positive_int, wrong
+from titans_pytorch.layers.norms import RMSNorm
 
 GATES = ("normalised", "silu", "sigmoid")
 

@@ -22,17 +22,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from titans_pytorch.blocks import feed_forward
-from titans_pytorch.checks import Words, of_kind, wrong
-from titans_pytorch.diverged import label_memories
-from titans_pytorch.identity import check_identity, identity
-from titans_pytorch.norms import RMSNorm
-from titans_pytorch.sampling import check_ids, min_p_filter, sample
-from titans_pytorch.surprise import auxiliary_loss
-from titans_pytorch.switches import with_switches_of_now
-
-from .config import ModelConfig
-from .state import ModelState
+from titans_pytorch.common.checks import Words, of_kind, wrong
+from titans_pytorch.common.identity import check_identity, identity
+from titans_pytorch.common.switches import with_switches_of_now
+from titans_pytorch.decoding.sampling import check_ids, min_p_filter, sample
+from titans_pytorch.layers.memory_as_context import feed_forward
+from titans_pytorch.layers.norms import RMSNorm
+from titans_pytorch.memory.diverged import label_memories
+from titans_pytorch.memory.surprise import auxiliary_loss
+from titans_pytorch.models.config import ModelConfig
+from titans_pytorch.models.state import ModelState
 
 # what changes nothing in what a cache means: where parameters start, what may be set at any time, what trains
 NOT_OF_A_CACHE = (

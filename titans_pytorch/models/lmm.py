@@ -4,11 +4,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from titans_pytorch.identity import identity
-from titans_pytorch.memory_state import NeuralMemState
+from titans_pytorch.common.identity import identity
+from titans_pytorch.memory.state import NeuralMemState
+from titans_pytorch.models.memory import Layer, Remember, check_memory
 from titans_pytorch.neural_memory import NeuralMemory
-
-from .memory import Layer, Remember, check_memory
 
 
 class LMMState(NamedTuple):

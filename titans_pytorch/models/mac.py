@@ -24,15 +24,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from titans_pytorch.checks import positive_int, wrong
-from titans_pytorch.identity import identity
-from titans_pytorch.memory_state import NeuralMemState
+from titans_pytorch.common.checks import positive_int, wrong
+from titans_pytorch.common.identity import identity
+from titans_pytorch.layers.norms import RMSNorm
+from titans_pytorch.memory.state import NeuralMemState
+from titans_pytorch.models.attention import SegmentAttention, SegmentCache
+from titans_pytorch.models.gates import Gate
+from titans_pytorch.models.memory import Layer, PersistentTokens, Remember, check_memory
 from titans_pytorch.neural_memory import NeuralMemory
-from titans_pytorch.norms import RMSNorm
-
-from .attention import SegmentAttention, SegmentCache
-from .gates import Gate
-from .memory import Layer, PersistentTokens, Remember, check_memory
 
 
 class MACState(NamedTuple):

@@ -4,16 +4,15 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from titans_pytorch.attention import KeyValueCache
-from titans_pytorch.checks import positive_int
-from titans_pytorch.identity import identity
-from titans_pytorch.memory_state import NeuralMemState
+from titans_pytorch.common.checks import positive_int
+from titans_pytorch.common.identity import identity
+from titans_pytorch.layers.attention import KeyValueCache
+from titans_pytorch.layers.norms import RMSNorm
+from titans_pytorch.memory.state import NeuralMemState
+from titans_pytorch.models.attention import WindowAttention
+from titans_pytorch.models.gates import Gate
+from titans_pytorch.models.memory import Layer, Remember, check_memory
 from titans_pytorch.neural_memory import NeuralMemory
-from titans_pytorch.norms import RMSNorm
-
-from .attention import WindowAttention
-from .gates import Gate
-from .memory import Layer, Remember, check_memory
 
 
 class MAGState(NamedTuple):

@@ -6,13 +6,13 @@ Letters: b batch, n tokens, d features, h heads, p persistent tokens
 import torch
 from torch import Tensor, nn
 
-from titans_pytorch.attention import count
-from titans_pytorch.checks import Words, check_flags, check_tokens, positive_int, positive_number, wrong
-from titans_pytorch.identity import check_identity
+from titans_pytorch.common.checks import Words, check_flags, check_tokens, positive_int, positive_number, wrong
+from titans_pytorch.common.identity import check_identity
+from titans_pytorch.layers.attention import count
+from titans_pytorch.memory.presets import paper_memory_kwargs
+from titans_pytorch.memory.state import NeuralMemState
 from titans_pytorch.memory_models import MemoryMLP
-from titans_pytorch.memory_state import NeuralMemState
 from titans_pytorch.neural_memory import NeuralMemory
-from titans_pytorch.presets import paper_memory_kwargs
 
 NEVER = -100.0  # the sigmoid of this is 0 beside 1 in every precision
 

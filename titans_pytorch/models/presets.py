@@ -6,9 +6,8 @@ decay and number of tokens (15B, for large 30B). Not published, and chosen here:
 and chunk, persistent tokens, warm-up, clipping.
 """
 
+from titans_pytorch.models.config import ModelConfig, TitansConfig
 from titans_pytorch.training.config import DataConfig, TrainConfig
-
-from .config import ModelConfig, TitansConfig
 
 TOKENS_PER_STEP = 4096 * 8 * 16
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from titans_pytorch.memory_state import NeuralMemState, mem_state_detach
+from titans_pytorch.memory.state import NeuralMemState, mem_state_detach
 
 
 class ModelState(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from titans_pytorch.checks import Words, wrong
+from titans_pytorch.common.checks import Words, wrong
 
 __all__ = ["read_yaml", "write_yaml"]
 

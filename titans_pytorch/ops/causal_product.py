@@ -6,7 +6,7 @@ Letters: B rows, G groups of r queries, m chunks of p keys, d and e features.
 import torch
 from torch import Tensor
 
-from .modes import naive_gradients, plain_only, under_autocast, without_autocast
+from titans_pytorch.ops.modes import naive_gradients, plain_only, under_autocast, without_autocast
 
 BLOCK_TOKENS = 64  # queries that are taken together, and skip the same chunks
 

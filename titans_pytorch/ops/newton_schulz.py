@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .modes import in_transform, naive_gradients, no_autocast, without_autocast
+from titans_pytorch.ops.modes import in_transform, naive_gradients, no_autocast, without_autocast
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 FLOOR = 1e-7

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .modes import in_transform, naive_gradients, without_autocast
+from titans_pytorch.ops.modes import in_transform, naive_gradients, without_autocast
 
 
 def naive_rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:

@@ -8,8 +8,8 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from ..checks import wrong
-from .modes import in_transform, plain_only, without_autocast
+from titans_pytorch.common.checks import wrong
+from titans_pytorch.ops.modes import in_transform, plain_only, without_autocast
 
 
 def naive_scan(gates: Tensor, inputs: Tensor, prev: Tensor | None = None) -> Tensor:

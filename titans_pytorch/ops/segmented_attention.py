@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .modes import in_transform
+from titans_pytorch.ops.modes import in_transform
 
 
 def visible(query: Tensor, key: Tensor, window: int, sliding: bool) -> Tensor:

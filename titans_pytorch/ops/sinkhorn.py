@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .modes import naive_gradients, plain_only, without_autocast
+from titans_pytorch.ops.modes import naive_gradients, plain_only, without_autocast
 
 ITERATIONS = 20
 STILL = 1e-15  # of a scaling: less than rounding

@@ -14,7 +14,7 @@ Letters: N tokens, s (or i, j) streams, d features, k rows of a weight
 import torch
 from torch import Tensor
 
-from .modes import naive_gradients, plain_only, without_autocast
+from titans_pytorch.ops.modes import naive_gradients, plain_only, without_autocast
 
 TINY = 1e-12  # the least length that x is divided by
 

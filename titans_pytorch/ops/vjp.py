@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .modes import in_transform, naive_gradients, without_autocast
+from titans_pytorch.ops.modes import in_transform, naive_gradients, without_autocast
 
 NORMAL = 1.0 / math.sqrt(2.0 * math.pi)
 

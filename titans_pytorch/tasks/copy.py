@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..checks import positive_int, wrong
-from .task import Task, nothing_asked, pick, pick_distinct
+from titans_pytorch.common.checks import positive_int, wrong
+from titans_pytorch.tasks.task import Task, nothing_asked, pick, pick_distinct
 
 __all__ = ["Copy"]
 

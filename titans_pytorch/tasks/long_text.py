@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checks import positive_int, wrong
-from ..switches import evaluating
-from ..training.config import DataConfig
-from ..training.data import load_data
-from .task import Task, nothing_asked, pick
+from titans_pytorch.common.checks import positive_int, wrong
+from titans_pytorch.common.switches import evaluating
+from titans_pytorch.tasks.task import Task, nothing_asked, pick
+from titans_pytorch.training.config import DataConfig
+from titans_pytorch.training.data import load_data
 
 __all__ = ["LongText", "PasskeyInText"]
 

@@ -6,8 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..checks import positive_int, wrong
-from .task import Task, nothing_asked, pick
+from titans_pytorch.common.checks import positive_int, wrong
+from titans_pytorch.tasks.task import Task, nothing_asked, pick
 
 __all__ = ["Needle"]
 

@@ -5,14 +5,14 @@ from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any, get_type_hints
 
-from ..training.config import checked
-from .copy import Copy
-from .long_text import PasskeyInText
-from .needle import Needle
-from .patterns import Patterns
-from .recall import Recall
-from .task import Task
-from .variables import Variables
+from titans_pytorch.tasks.copy import Copy
+from titans_pytorch.tasks.long_text import PasskeyInText
+from titans_pytorch.tasks.needle import Needle
+from titans_pytorch.tasks.patterns import Patterns
+from titans_pytorch.tasks.recall import Recall
+from titans_pytorch.tasks.task import Task
+from titans_pytorch.tasks.variables import Variables
+from titans_pytorch.training.config import checked
 
 __all__ = ["TASKS", "build_task"]
 

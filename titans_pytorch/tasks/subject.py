@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..storing import memories_of, storing_off
-from ..training.config import RunConfig, TaskConfig, TrainConfig
-from ..training.errors import TrainingError
-from ..training.rows import Rows
-from ..training.subjects import Context
-from ..training.text import text_of
-from .registry import build_task
-from .task import Task
+from titans_pytorch.analysis.storing import memories_of, storing_off
+from titans_pytorch.tasks.registry import build_task
+from titans_pytorch.tasks.task import Task
+from titans_pytorch.training.config import RunConfig, TaskConfig, TrainConfig
+from titans_pytorch.training.errors import TrainingError
+from titans_pytorch.training.rows import Rows
+from titans_pytorch.training.subjects import Context
+from titans_pytorch.training.text import text_of
 
 __all__ = ["TaskSubject", "checked_task", "subject_of", "task_of"]
 

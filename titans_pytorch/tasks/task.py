@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checks import positive_int, wrong
-from ..switches import evaluating
-from ..training.rows import IGNORE, Rows
+from titans_pytorch.common.checks import positive_int, wrong
+from titans_pytorch.common.switches import evaluating
+from titans_pytorch.training.rows import IGNORE, Rows
 
 __all__ = ["IGNORE", "Rows", "Score", "Task"]
 

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from titans_pytorch.files import read_json, replacing, replacing_folder, write_json, write_text
+from titans_pytorch.common.files import read_json, replacing, replacing_folder, write_json, write_text
 from titans_pytorch.training.errors import Diverged, TrainingError
 from titans_pytorch.training.optim import AnyOptimizer
 from titans_pytorch.training.versions import versions

@@ -12,7 +12,7 @@ import unicodedata
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from titans_pytorch.checks import Words, wrong
+from titans_pytorch.common.checks import Words, wrong
 
 __all__ = [
     "DataConfig",

@@ -19,7 +19,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from titans_pytorch.files import replacing
+from titans_pytorch.common.files import replacing
 from titans_pytorch.training.checkpoint import sha256_of
 from titans_pytorch.training.config import DataConfig
 from titans_pytorch.training.download import Unreachable, download_enwik8

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from titans_pytorch.files import replacing
+from titans_pytorch.common.files import replacing
 from titans_pytorch.training.errors import TrainingError
 
 __all__ = ["Unreachable", "download_enwik8"]

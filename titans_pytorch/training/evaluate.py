@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from titans_pytorch.switches import evaluating
+from titans_pytorch.common.switches import evaluating
 
 __all__ = ["bits_per_byte", "compressors", "estimate_bits_per_byte", "sample_text"]
 

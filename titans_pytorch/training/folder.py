@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from titans_pytorch.files import NO_LINK
+from titans_pytorch.common.files import NO_LINK
 from titans_pytorch.training.checkpoint import remove
 from titans_pytorch.training.errors import TrainingError
 from titans_pytorch.training.processes import first_process

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from titans_pytorch.not_finite import first_not_finite
-from titans_pytorch.overshoot import overshoot_note, watch_gains
-from titans_pytorch.storing import page_switches
+from titans_pytorch.analysis.not_finite import first_not_finite
+from titans_pytorch.analysis.overshoot import overshoot_note, watch_gains
+from titans_pytorch.analysis.storing import page_switches
 from titans_pytorch.training.checkpoint import Progress, Saved, load_checkpoint, read_last, save_checkpoint
 from titans_pytorch.training.config import TrainConfig
 from titans_pytorch.training.device import autocast_for

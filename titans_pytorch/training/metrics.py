@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from titans_pytorch.files import appending, json_text, parse_json, write_text
+from titans_pytorch.common.files import appending, json_text, parse_json, write_text
 from titans_pytorch.training.errors import TrainingError
 
 __all__ = ["MetricsLog", "read_metrics"]

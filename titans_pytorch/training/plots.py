@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from titans_pytorch.files import replacing
+from titans_pytorch.common.files import replacing
 from titans_pytorch.training.metrics import read_metrics
 
 __all__ = ["draw_loss_curve"]

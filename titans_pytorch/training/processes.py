@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from titans_pytorch.checks import missing
+from titans_pytorch.common.checks import missing
 from titans_pytorch.training.errors import TrainingError
 from titans_pytorch.training.start import processes_of
 

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from titans_pytorch.checks import MissingPackage
-from titans_pytorch.files import parse_json, read_json, replacing, write_json, write_text
-from titans_pytorch.overshoot import overshoot_note, watch_gains
-from titans_pytorch.storing import page_switches
+from titans_pytorch.analysis.overshoot import overshoot_note, watch_gains
+from titans_pytorch.analysis.storing import page_switches
+from titans_pytorch.common.checks import MissingPackage
+from titans_pytorch.common.files import parse_json, read_json, replacing, write_json, write_text
 from titans_pytorch.training.checkpoint import SUMS, WEIGHTS, Saved, read_last, remove, write_sums, write_weights
 from titans_pytorch.training.config import RunConfig, from_dict, settings_of, updated
 from titans_pytorch.training.device import describe_device, resolve_device

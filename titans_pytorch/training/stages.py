@@ -6,7 +6,7 @@ alone or with the rest. With `core_steps` 0 there is one stage, in which everyth
 
 from torch import nn
 
-from titans_pytorch.storing import memories_of, stop_storing
+from titans_pytorch.analysis.storing import memories_of, stop_storing
 from titans_pytorch.training.config import TrainConfig
 from titans_pytorch.training.errors import TrainingError
 

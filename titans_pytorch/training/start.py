@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from titans_pytorch.checks import wrong
+from titans_pytorch.common.checks import wrong
 from titans_pytorch.training.config import DataConfig, RunConfig
 from titans_pytorch.training.device import resolve_device
 from titans_pytorch.training.errors import TrainingError

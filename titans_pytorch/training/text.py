@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from titans_pytorch.files import write_text
+from titans_pytorch.common.files import write_text
 from titans_pytorch.training.checkpoint import check_finite
 from titans_pytorch.training.config import ReportConfig, RunConfig, TrainConfig
 from titans_pytorch.training.data import ByteData, Windows, load_data

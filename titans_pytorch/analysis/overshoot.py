@@ -1,0 +1,173 @@
+"""Does a memory overshoot? How far one mini-batch of tokens moves what it predicts, as a multiple of its error.
+
+All surprises of a mini-batch (C = `batch_size` tokens) are taken at the same fast weights and add up. The gain of a
+mini-batch is |M(k) - A(k)| / |v - A(k)| over its keys k and values v, with A the memory at its start and M the memory
+after it. At 1 the error can vanish, at 2 it changes its sign, above 2 it grows.
+
+Where all tokens have the key k, the value v and the learning rate theta, the gain of a memory of one matrix is
+2 C theta |k|^2 / d (the gradient of eq. 12 of arXiv 2501.00663, as a mean over the d features of a head): text that
+repeats itself would be read with this gain, whatever the text at hand does. For deeper networks, and with momentum,
+which adds to it, or decay, which takes from it, this is a guide.
+
+Letters: B rows (batch and internal heads), m chunks, p pairs of a chunk, u keys and values per token, d features of a
+head.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from titans_pytorch.analysis.storing import memories_of
+from titans_pytorch.common.switches import watched
+from titans_pytorch.engines.written import Carry, StoreChunks, Tensors, Window
+from titans_pytorch.memory_models import ResidualNorm
+from titans_pytorch.neural_memory import NeuralMemory
+
+__all__ = ["OVERSHOOTS", "Gains", "overshoot_note", "watch_gains"]
+
+OVERSHOOTS = 2.0
+KNOWN = 1e-2  # an error below this share of the values counts as one of this share: rounding moves what is known
+
+
+class Gains(dict[str, float]):
+    """Memory's name -> its largest gain, infinite once it is not finite.
+
+    Args:
+        gains: name -> gain.
+        lost: memory's name -> the first position that reads a memory which is not finite.
+    """
+
+    def __init__(self, gains: Mapping[str, float] | None = None, lost: Mapping[str, int] | None = None):
+        super().__init__(gains or {})
+        self.lost: dict[str, int] = dict(lost or {})
+
+    def finite(self) -> dict[str, float | None]:
+        """The same for JSON, which has no infinity: None for a memory that is not finite."""
+        return {name: gain if math.isfinite(gain) else None for name, gain in self.items()}
+
+
+@contextmanager
+def watch_gains(model: nn.Module) -> Iterator[Gains]:
+    """Within this context, the largest gain of each memory of a model that stores tokens: memory's name -> gain.
+
+    Measured on every mini-batch that is stored, for every memory; without `batch_size` on every run of chunks that a
+    call writes at once, against the initial fast weights. For a memory that nothing limits (with `batch_size`, and
+    without `mem_model_norm_add_residual`, `max_grad_norm`, `spectral_norm_surprises` or a loss of one's own) the gain
+    is at least 2 C theta |k|^2 / d of each token. It costs two more reads, and on an accelerator one synchronisation,
+    for each mini-batch. The mapping is filled when the context ends.
+    """
+    watchers = {name: _Watcher(memory) for name, memory in memories_of(model).items()}
+    found = Gains()
+    try:
+        with watched({watcher.memory.engine: watcher for watcher in watchers.values()}):
+            yield found
+    finally:
+        for name, watcher in watchers.items():
+            if watcher.lost is not None:
+                found[name], found.lost[name] = math.inf, watcher.lost
+            elif watcher.largest is not None:
+                found[name] = float(watcher.largest)
+
+
+def overshoot_note(gains: Mapping[str, float]) -> str | None:
+    """A line on the memories whose gain is above 2, and on those that are not finite; None where there are none.
+
+    gains: as `watch_gains` found them.
+    """
+    lost = gains.lost if isinstance(gains, Gains) else {}
+    above = {name: gain for name, gain in gains.items() if gain > OVERSHOOTS and name not in lost}
+    notes = []
+    if lost:
+        notes.append("not finite: " + ", ".join(f"{_shown(name)} from token {at} on" for name, at in lost.items()))
+    if above:
+        shown = ", ".join(f"{gain:.2g} in {_shown(name)}" for name, gain in above.items())
+        notes.append(f"memories may overshoot: the gain of a mini-batch is {shown}, above 2")
+    return "; ".join(notes) + f"; {REMEDY}" if notes else None
+
+
+REMEDY = "lower the largest step (default_step_transform_max_lr; max_step) or the mini-batch (batch_size; chunk_size)"
+
+
+def _shown(name: str) -> str:
+    return name or "the memory"
+
+
+def _finite(weights: Tensors) -> Tensor:
+    return torch.stack([weights[name].isfinite().all() for name in weights]).all()
+
+
+class _Watcher:
+    """Sees every window that one memory's engine writes."""
+
+    def __init__(self, memory: NeuralMemory):
+        self.memory = memory
+        rule = memory.engine.rule
+        limited = rule.max_grad_norm is not None or rule.spectral_norm or rule.loss_fn is not None
+        self.unlimited = not limited and not isinstance(memory.engine.model, ResidualNorm)
+        self.largest: Tensor | None = None
+        self.lost: int | None = None
+
+    @torch.no_grad()
+    def wrote(self, chunks: StoreChunks, carry: Carry, window: Window, batch_chunks: int | None, share) -> None:
+        """chunks: what was written; carry: from where; window: to where; batch_chunks: chunks of a mini-batch; share:
+        of the memory that a gated transition lets pass, or None."""
+        if self.lost is not None:
+            return
+        end = {name: path.entry(len(chunks)) for name, path in window.paths.items()}
+        if not _finite(end):
+            self.lost = self._position(chunks, window)
+            return
+        gain = self._measured(chunks, carry.anchor, end, share)
+        if self.unlimited and batch_chunks is not None:
+            gain = torch.maximum(gain, self._of_repeats(chunks, window, batch_chunks))
+        gain = gain.nan_to_num(nan=math.inf)
+        self.largest = gain if self.largest is None else torch.maximum(self.largest, gain)
+
+    def _position(self, chunks: StoreChunks, window: Window) -> int:
+        """The first token that reads a memory which is not finite: once it is, it stays so."""
+        low, high = 0, len(chunks)
+        while low < high:
+            middle = (low + high) // 2
+            if _finite({name: path.entry(middle) for name, path in window.paths.items()}):
+                low = middle + 1
+            else:
+                high = middle
+        return max((chunks.first + low) * self.memory.store_chunk_size - 1, 0)
+
+    def _measured(self, chunks: StoreChunks, anchor: Tensors, end: Tensors, share: Tensor | None) -> Tensor:
+        if share is not None:
+            end = {name: torch.lerp(anchor[name], end[name], share.to(end[name].dtype)) for name in end}
+        keys, values = chunks.keys, chunks.values
+        read = partial(_read, self.memory.engine, keys, self.memory.tokenwise)
+        before, after = read(anchor), read(end)
+        moved, error, size = (_norm(x) for x in (after - before, values - before, values))
+        return torch.where(moved > 0, moved / torch.maximum(error, KNOWN * size), 0.0).amax()
+
+    def _of_repeats(self, chunks: StoreChunks, window: Window, batch_chunks: int) -> Tensor:
+        """2 C theta |k|^2 / d of the token where it is largest."""
+        rates, u = chunks.rates, self.memory.kv_per_token
+        gain = window.step * chunks.keys.square().mean(dim=-1)
+        if rates.modulation is not None:
+            gain = gain * rates.modulation.amax(dim=-1, keepdim=True)
+        if rates.active is not None:
+            gain = gain * rates.active.unsqueeze(-1)
+        gain = pad(gain, (0, -gain.shape[-1] % u)).unflatten(-1, (-1, u)).sum(dim=-1)
+        return 2 * batch_chunks * self.memory.store_chunk_size * gain.amax()
+
+
+def _read(engine, keys: Tensor, tokenwise: bool, weights: Tensors) -> Tensor:
+    """What the memory of these weights predicts for keys [B m p d]."""
+    window = engine.still(0, weights)
+    if tokenwise:
+        return window.read(keys.flatten(1, 2).unsqueeze(1), slice(0, 1)).view_as(keys)
+    return window.read(keys, torch.zeros(keys.shape[1], dtype=torch.long, device=keys.device))
+
+
+def _norm(x: Tensor) -> Tensor:
+    """Of [B m p d], over all but the rows; in double precision, as squares of large numbers overflow."""
+    return x.double().square().sum(dim=(1, 2, 3)).sqrt()

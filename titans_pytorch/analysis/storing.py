@@ -1,0 +1,61 @@
+"""Switching the storing of memories off: each stays as it starts, so that what a model does without memory shows.
+
+The switch belongs to the thread or task that turns it: what others compute with the same model meanwhile is not changed
+(docs/threads.md).
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from titans_pytorch.common.switches import Stop, set_stops, stops
+from titans_pytorch.neural_memory import NeuralMemory
+
+__all__ = ["memories_of", "page_switches", "stop_storing", "storing_off"]
+
+
+def memories_of(model: nn.Module) -> dict[str, NeuralMemory]:
+    """Every memory in a model, by its name there."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, NeuralMemory)}
+
+
+def page_switches(model: nn.Module) -> dict[str, int]:
+    """How often each memory with pages has turned one since it was made, by its name in the model."""
+    paged = {name: memory for name, memory in memories_of(model).items() if memory.num_pages > 1}
+    return {name: int(memory.page_switch_events) for name, memory in paged.items()}
+
+
+def stop_storing(model: nn.Module) -> Callable[[], None]:
+    """From here on, and in this thread or asyncio task alone, no memory of `model` stores a token and nothing decays.
+
+    Returns:
+        A function that ends it, to be called in the same thread or task: it raises RuntimeError in another. A second
+        call does nothing. Where several are open for one memory, it stores again after the last.
+    """
+    stop = Stop(memories_of(model).values())
+    set_stops((*stops(), stop))
+    ended = False
+
+    def resume() -> None:
+        nonlocal ended
+        if ended:
+            return
+        if stop not in stops():
+            raise RuntimeError("storing was stopped in another thread or task and must be resumed there")
+        ended = True
+        set_stops(tuple(other for other in stops() if other is not stop))
+
+    return resume
+
+
+@contextmanager
+def storing_off(model: nn.Module) -> Iterator[None]:
+    """Within this context, and in this thread or asyncio task alone, the memories of a model stay at their learned
+    initial weights.
+    """
+    resume = stop_storing(model)
+    try:
+        yield
+    finally:
+        resume()

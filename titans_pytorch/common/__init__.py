@@ -1,0 +1,1 @@
+"""Shared by all packages: checks of arguments, atomic files."""

@@ -1,0 +1,151 @@
+"""How one parameter of the memory moves through a window of chunks: entry 0 before the window, entry i after chunk i.
+
+A path is applied to grouped tokens x [B G r d], group g reading entry rows[g]; rows is a slice or a tensor of indices.
+Letters: B rows (batch and heads), G groups, r tokens per group, m chunks, p pairs per chunk, d and e the sides of a
+weight.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from titans_pytorch.ops.causal_product import causal_product
+from titans_pytorch.ops.coefficients import Coefficients
+
+Rows = slice | Tensor
+
+
+class Path(Protocol):
+    def matmul(self, x: Tensor, rows: Rows) -> Tensor: ...
+
+    def matmul_t(self, x: Tensor, rows: Rows) -> Tensor: ...
+
+    def mul(self, x: Tensor, rows: Rows) -> Tensor: ...
+
+    def entries(self, start: int, stop: int) -> Tensor: ...
+
+    def entry(self, i: int) -> Tensor: ...
+
+
+class BuiltPath:
+    """All entries in memory: [B m+1 ...]."""
+
+    def __init__(self, weights: Tensor):
+        self.weights = weights
+
+    def matmul(self, x, rows):
+        return _by_entry(x, self.weights[:, rows])
+
+    def matmul_t(self, x, rows):
+        return _by_entry(x, self.weights[:, rows].transpose(-1, -2))
+
+    def mul(self, x, rows):
+        return x * self.weights[:, rows].unsqueeze(2)
+
+    def entries(self, start, stop):
+        return self.weights[:, start:stop]
+
+    def entry(self, i):
+        return self.weights[:, i]
+
+
+def _by_entry(x: Tensor, weights: Tensor) -> Tensor:
+    """x [B G r d] @ weights [B G d e], without a copy of weights that lie in memory entry by entry."""
+    if weights.stride(1) <= weights.stride(0):
+        return x @ weights
+    return (x.transpose(0, 1) @ weights.transpose(0, 1)).transpose(0, 1)
+
+
+@dataclass(frozen=True)
+class DualPath:
+    """A weight that is never built: what enters it (a) and the gradient of what leaves it (delta), per stored pair.
+
+    x M_i = start_i (x M_0) + sum_l carry_il (x S^l_0) - sum over pairs t of chunks j <= i of
+    surprise_ij scale_j (x . a_t) delta_t: causal attention with keys a and values delta.
+
+    memory [B d e]; momentum: S^1_0 .. S^o_0, each [B d e], or None (zero); a [B m p d]; delta [B m p e]; surprise
+    [B m+1 m]: minus the coefficients' own, times scale.
+    """
+
+    memory: Tensor
+    momentum: Sequence[Tensor] | None
+    a: Tensor
+    delta: Tensor
+    coefficients: Coefficients
+    surprise: Tensor
+
+    def matmul(self, x, rows):
+        return self._apply(x, rows, self.a, self.delta, lambda weight: weight)
+
+    def matmul_t(self, x, rows):
+        return self._apply(x, rows, self.delta, self.a, lambda weight: weight.transpose(-1, -2))
+
+    def _apply(self, x, rows, keys, values, side):
+        B, G, r, _ = x.shape
+        flat, c = x.flatten(1, 2), self.coefficients
+        starts = [(c.memory_start, self.memory), *zip(c.memory_carry, self.momentum or (), strict=False)]
+        out = None
+        for share, weight in starts:
+            share = share[:, rows, None].expand(B, G, r).reshape(B, G * r, 1)
+            out = _add_scaled_product(out, flat, side(weight), share)
+        if not self.a.shape[1]:
+            return out.unflatten(1, (G, r))
+        surprise = self.surprise[:, rows]
+        return (out + causal_product(flat, keys, values, surprise, first_row(rows))).unflatten(1, (G, r))
+
+    def mul(self, x, rows):
+        raise NotImplementedError("elementwise parameters are built")
+
+    def entries(self, start, stop):
+        return torch.stack([self.entry(i) for i in range(start, stop)], dim=1)
+
+    def entry(self, i):
+        c = self.coefficients
+        out = c.memory_start[:, i, None, None] * self.memory
+        for carry, momentum in zip(c.memory_carry, self.momentum or (), strict=False):
+            out = torch.addcmul(out, carry[:, i, None, None], momentum)
+        return weighted_gradient(self.surprise[:, i], self.a, self.delta, out)
+
+
+def _add_scaled_product(out: Tensor | None, x: Tensor, weight: Tensor, share: Tensor) -> Tensor:
+    """out + share (x @ weight), the share [B t 1] taken on the narrower side."""
+    if weight.shape[-1] < weight.shape[-2]:
+        product = share * (x @ weight)
+        return product if out is None else out + product
+    x = share * x
+    return x @ weight if out is None else torch.baddbmm(out, x, weight)
+
+
+def weighted_gradient(weights: Tensor, a: Tensor, delta: Tensor, base: Tensor | None = None) -> Tensor:
+    """base + sum_j weights_j a_j^T delta_j: [B m], [B m p d], [B m p e] -> [B d e]."""
+    weights = weights[:, :, None, None]
+    a, delta = (a * weights, delta) if a.shape[-1] <= delta.shape[-1] else (a, delta * weights)
+    a, delta = a.flatten(1, 2).transpose(-1, -2), delta.flatten(1, 2)
+    return a @ delta if base is None else torch.baddbmm(base, a, delta)
+
+
+def first_row(rows: Rows) -> int | None:
+    return rows.start if isinstance(rows, slice) else None
+
+
+def group_rows(start: int, stop: int, group: int, chunk: int, first: int, device) -> Rows:
+    """Which entry of a window that begins before chunk `first` each read group start .. stop - 1 sees: a slice where
+    groups are chunks (a view then, no copy)."""
+    if group == chunk or stop - start == 1:
+        start = start * group // chunk - first
+        return slice(start, start + 1 if group != chunk else stop - first)
+    return torch.arange(start, stop, device=device) * group // chunk - first
+
+
+# in place of min and max, so that under torch.compile a length stays a plain symbol in the branch that is taken
+
+
+def smaller(a: int, b: int) -> int:
+    return a if a <= b else b
+
+
+def larger(a: int, b: int) -> int:
+    return a if a >= b else b

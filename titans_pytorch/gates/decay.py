@@ -1,0 +1,201 @@
+"""Complexity gates the decay: a chunk that turns the course of the sequence fades the memory less.
+
+    decay of a chunk *= 1 - scale * complexity,    complexity the largest over the chunk's tokens, scale learned
+
+Letters as in `stages`.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from einops import repeat
+from torch import Tensor, nn
+
+from titans_pytorch.common.checks import Words, wrong
+from titans_pytorch.gates.dmd import windowed_dmd_error
+from titans_pytorch.gates.stages import Gated, Score, Span, Stage
+from titans_pytorch.ops.modes import in_transform
+
+
+class ScoreOf(Protocol):
+    """How complex the tokens of a span are, given as many earlier ones as `context` says, or all there are."""
+
+    def context(self, host: nn.Module, chunk: int) -> int: ...
+
+    def scale(self, host: nn.Module) -> Tensor: ...
+
+    def __call__(self, host: nn.Module, span: Span, earlier: Tensor) -> Score: ...
+
+
+@dataclass(frozen=True)
+class GateScore:
+    """The scores of `host.symplectic_gate`, whatever module stands there. phase: ask for its manifold state too.
+
+    The module is called once for each part of the span that shares an anchor, on that part behind its context. One that
+    says `causal = True` is called once for all parts: more tokens change none of its scores.
+    """
+
+    phase: bool = False
+
+    def context(self, host, chunk):
+        return context_of(host.symplectic_gate)
+
+    def scale(self, host):
+        return host.symplectic_complexity_scale
+
+    def __call__(self, host, span, earlier):
+        gate, context = host.symplectic_gate, self.context(host, span.chunk)
+        tokens, k = _after(earlier, context, span)
+        if getattr(gate, "causal", False):
+            return self._of(gate, tokens, k, span.chunk)
+        parts = []
+        for first, end in span.parts():
+            first, end = k + first * span.chunk, k + end * span.chunk
+            seen = min(first, context)
+            parts.append(self._of(gate, tokens[:, first - seen : end], seen, span.chunk))
+        scores, angles = zip(*parts, strict=True)
+        return Score(torch.cat(scores, dim=1), None if any(a is None for a in angles) else torch.cat(angles, dim=1))
+
+    def _of(self, gate: nn.Module, tokens: Tensor, earlier: int, chunk: int) -> Score:
+        if not self.phase:
+            return Score(_own(gate(tokens), "complexity", tokens, earlier, chunk).squeeze(-1))
+        out = gate(tokens, return_manifold_state=True)
+        if not isinstance(out, tuple) or len(out) != 2:
+            got = Words(f"{type(out).__name__} from return_manifold_state = True")
+            raise wrong("symplectic_gate", got, "(complexity, manifold state or None)")
+        complexity, manifold = out
+        complexity = _own(complexity, "complexity", tokens, earlier, chunk).squeeze(-1)
+        if manifold is None:
+            return Score(complexity)
+        angles = manifold.get("phase_angle") if isinstance(manifold, dict) else None
+        angles = _own(angles, "phase_angle", tokens, earlier, chunk).detach()
+        return Score(complexity, circular_mean(angles.flatten(2)))
+
+
+@dataclass(frozen=True)
+class DmdScore:
+    """tanh of the DMD error over the last `window` tokens, at the end of each chunk."""
+
+    window: int
+
+    def context(self, host, chunk):
+        return max(0, self.window - chunk)
+
+    def scale(self, host):
+        return host.dmd_complexity_scale
+
+    def __call__(self, host, span, earlier):
+        tokens, k = _after(earlier, self.context(host, span.chunk), span)
+        return Score(windowed_dmd_error(tokens, self.window, span.chunk, context=k).tanh().unsqueeze(-1))
+
+
+@dataclass(frozen=True)
+class MeanScore:
+    """The mean of both scores, with the mean of both scales."""
+
+    gate: GateScore
+    dmd: DmdScore
+
+    def context(self, host, chunk):
+        return max(self.gate.context(host, chunk), self.dmd.context(host, chunk))
+
+    def scale(self, host):
+        return (self.gate.scale(host) + self.dmd.scale(host)) / 2
+
+    def __call__(self, host, span, earlier):
+        gate, dmd = self.gate(host, span, earlier), self.dmd(host, span, earlier)
+        return gate._replace(tokens=(gate.tokens + dmd.tokens) / 2)
+
+
+@dataclass(frozen=True)
+class DecayGate(Stage):
+    """The stage: scores the span, and takes the score out of the decay."""
+
+    score: ScoreOf
+
+    def __call__(self, host: nn.Module, span: Span, gated: Gated) -> Gated:
+        earlier = gated.carry.gate_tokens
+        earlier = span.tokens[:, :0] if earlier is None else earlier
+        score = self.score(host, span, earlier)
+        share = (between_0_and_1(self.score.scale(host)) * score.chunk).clamp(0.0, 1.0)  # whatever a user's gate says
+        keep = gated.rates.keep
+        keep = keep + (1.0 - keep) * repeat(share, "b m -> (b h) m", h=host.internal_heads).to(keep.dtype)
+        tokens = torch.cat((earlier.to(span.tokens.dtype), span.tokens), dim=1)
+        tokens = last_tokens(tokens, self.score.context(host, span.chunk))
+        return gated._replace(
+            rates=replace(gated.rates, keep=keep), carry=gated.carry._replace(gate_tokens=tokens.clone()), score=score
+        )
+
+
+def context_of(gate: nn.Module) -> int:
+    """How many earlier tokens the gate needs: 1 if it says nothing."""
+    context = getattr(gate, "context", 1)
+    if isinstance(context, bool) or not isinstance(context, int) or context < 0:
+        takes = "an integer of at least 0; a budget over the whole sequence has none: give it a budget_window"
+        raise wrong("symplectic_gate.context", context, takes)
+    return context
+
+
+class _Between0And1(torch.autograd.Function):
+    """A clamp that lets a gradient through where a step against it leads back inside."""
+
+    @staticmethod
+    def forward(x):
+        return x.clamp(0.0, 1.0)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return grad.masked_fill(((x > 1.0) & (grad < 0.0)) | ((x < 0.0) & (grad > 0.0)), 0.0)
+
+
+class _TransformedBetween0And1(_Between0And1):
+    """For torch.func and forward mode, which knows no gradient: there it is the plain clamp. torch.compile takes no
+    function with a jvp."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def jvp(ctx, x_t):
+        (x,) = ctx.saved_tensors
+        return x_t.masked_fill((x > 1.0) | (x < 0.0), 0.0)
+
+
+def between_0_and_1(x: Tensor) -> Tensor:
+    return (_TransformedBetween0And1 if in_transform() else _Between0And1).apply(x)
+
+
+def circular_mean(angles: Tensor) -> Tensor:
+    """The direction of the mean of unit vectors, in [-pi, pi]: [.. n] -> [..]."""
+    return torch.atan2(angles.sin().mean(dim=-1), angles.cos().mean(dim=-1))
+
+
+def last_tokens(tokens: Tensor, count: int) -> Tensor:
+    """The last `count` of [b n d], or all there are."""
+    n = tokens.shape[1]
+    return tokens[:, n - min(n, count) :]
+
+
+def _after(earlier: Tensor, context: int, span: Span) -> tuple[Tensor, int]:
+    """The span's tokens behind as many earlier ones as are wanted and there, and how many these are."""
+    earlier = last_tokens(earlier, context)
+    k = earlier.shape[1]
+    return (torch.cat((earlier.to(span.tokens.dtype), span.tokens), dim=1) if k else span.tokens), k
+
+
+def _own(values, what: str, tokens: Tensor, earlier: int, chunk: int) -> Tensor:
+    """All but the first, earlier tokens' part of what a gate says of each token: [b k+m*c x] -> [b m c x]."""
+    b, n, _ = tokens.shape
+    width = "1" if what == "complexity" else "pairs"
+    right = isinstance(values, Tensor) and values.ndim == 3 and values.shape[:2] == (b, n)
+    if not right or (width == "1" and values.shape[-1] != 1):
+        got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+        takes = f"{what} [b n {width}] of tokens {tuple(tokens.shape)}"
+        raise wrong("symplectic_gate", Words(f"a module that gives {what} of {got}"), takes)
+    return values[:, earlier:].unflatten(1, (-1, chunk))

@@ -1,0 +1,37 @@
+"""Kinetics: step and decay draw on one budget. Where a chunk's step is large beside its decay, decay shrinks and the
+step grows.
+
+Letters: B rows (batch and heads), m chunks, p pairs per chunk.
+"""
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from titans_pytorch.gates.stages import Gated, Span, Stage
+
+
+def kinetics(keep: Tensor, step: Tensor, mix: float, eps: float, max_step: float) -> tuple[Tensor, Tensor]:
+    """keep = 1 - decay [B m], step [B m p] -> the same, coupled.
+
+    With r = lr / (lr + decay + eps), lr the chunk's mean step: decay *= 1 - mix r, within [0, 1];
+    step += mix r (max_step - step), at least 0.
+    """
+    lr, decay = step.mean(dim=-1), 1.0 - keep
+    share = mix * (lr / (lr + decay + eps))
+    keep = (keep + decay * share).clamp(0.0, 1.0)
+    step = (step + share.unsqueeze(-1) * (max_step - step)).clamp(min=0.0)
+    return keep, step
+
+
+@dataclass(frozen=True)
+class Kinetics(Stage):
+    """The stage."""
+
+    mix: float
+    eps: float
+    max_step: float
+
+    def __call__(self, host: nn.Module, span: Span, gated: Gated) -> Gated:
+        keep, step = kinetics(gated.rates.keep, gated.rates.step, self.mix, self.eps, self.max_step)
+        return gated._replace(rates=replace(gated.rates, keep=keep, step=step))

@@ -1,0 +1,73 @@
+"""What a chunk's complexity has to exceed for its row to turn the page: a fixed threshold, or a quantile of the
+complexities before it.
+
+Letters: b batch, m chunks, w window.
+"""
+
+from dataclasses import dataclass
+from numbers import Real
+
+import torch
+from torch import Tensor, nn
+
+from titans_pytorch.common.checks import wrong
+from titans_pytorch.gates.scores import rounding
+from titans_pytorch.gates.stages import GateCarry
+
+FEWEST = 8  # complexities that a quantile is taken of
+
+
+@dataclass(frozen=True)
+class FixedLimit:
+    """`host.symplectic_page_threshold`."""
+
+    def __call__(self, host: nn.Module, complexity: Tensor, carry: GateCarry) -> tuple[Tensor | float, GateCarry]:
+        limit = host.symplectic_page_threshold  # may be set at any time
+        if not isinstance(limit, (Real, Tensor)):
+            raise wrong("symplectic_page_threshold", limit, "a number")
+        return limit, carry
+
+
+@dataclass(frozen=True)
+class QuantileLimit:
+    """The quantile of the last `window` complexities, those of the chunk's own row; none before `FEWEST` of them."""
+
+    quantile: float
+    window: int
+
+    def __call__(self, host, complexity, carry):
+        recent = complexity[:, :0] if carry.recent_complexity is None else carry.recent_complexity
+        everything = torch.cat((recent.to(complexity.dtype), complexity), dim=1)
+        known = everything.shape[1] - complexity.shape[1]
+        limit = trailing_quantile(everything, self.quantile, self.window, FEWEST)[:, known:-1]
+        keep = min(self.window, everything.shape[1])
+        # equal complexities differ by rounding, and by how a sequence was cut into calls
+        return limit + rounding(limit.dtype), carry._replace(
+            recent_complexity=everything[:, everything.shape[1] - keep :].clone()
+        )
+
+
+def trailing_quantile(x: Tensor, quantile: float, window: int, fewest: int = 1) -> Tensor:
+    """Quantile (linear between neighbours) of the last `window` entries before each place, of as many as there are;
+    infinite where there are fewer than `fewest`. [b n] -> [b n+1], the last being that of the next place."""
+    b, n = x.shape
+    padded = torch.nn.functional.pad(x, (window, 0), value=torch.inf)
+    ordered = padded.unfold(-1, window, 1).sort(dim=-1).values  # what is not there stands last
+    count = torch.arange(n + 1, device=x.device).clamp(max=window)
+    at = (count - 1).clamp(min=0).to(x.dtype) * quantile
+    low = at.floor()
+    share = at - low
+    low, high = low.long(), torch.minimum(low.long() + 1, (count - 1).clamp(min=0))
+    low, high = (ordered.gather(-1, i.expand(b, -1).unsqueeze(-1)).squeeze(-1) for i in (low, high))
+    limit = torch.where(share > 0, low + share * (high - low), low)
+    return limit.masked_fill(count < max(fewest, 1), torch.inf)
+
+
+def naive_trailing_quantile(x: Tensor, quantile: float, window: int, fewest: int = 1) -> Tensor:
+    """The same, place by place."""
+    outs = []
+    for i in range(x.shape[1] + 1):
+        part = x[:, max(0, i - window) : i]
+        few = part.shape[1] < max(fewest, 1)
+        outs.append(x.new_full(x.shape[:1], torch.inf) if few else part.quantile(quantile, dim=-1))
+    return torch.stack(outs, dim=1)

@@ -1,0 +1,88 @@
+"""The stage that turns pages: when (limits), where to (paging), and what that means for the rates.
+
+Letters as in `stages`.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from titans_pytorch.gates.limits import FixedLimit, QuantileLimit
+from titans_pytorch.gates.paging import Router, active_rows, first_of_window, turn_pages
+from titans_pytorch.gates.stages import GateCarry, Gated, PageChoice, Span, Stage
+
+
+@dataclass(frozen=True)
+class CallWindows:
+    """At most one switch in a call, or in each part of it that shares an anchor."""
+
+    def chunks_of(self, span: Span) -> int | None:
+        return span.anchor_chunks
+
+    def spent(self, windows: Tensor, carry: GateCarry) -> Tensor | None:
+        return None
+
+    def mark(self, windows: Tensor, switched: Tensor, carry: GateCarry) -> GateCarry:
+        return carry
+
+
+@dataclass(frozen=True)
+class FixedWindows:
+    """At most one switch in each `chunks` chunks, counted from the start of the sequence, however it is cut."""
+
+    chunks: int
+
+    def chunks_of(self, span):
+        return self.chunks
+
+    def spent(self, windows, carry):
+        return None if carry.last_switch is None else windows == carry.last_switch.unsqueeze(-1)
+
+    def mark(self, windows, switched, carry):
+        last = torch.where(switched, windows, -1).amax(dim=-1)
+        earlier = carry.last_switch
+        return carry._replace(last_switch=last if earlier is None else torch.maximum(last, earlier))
+
+
+@dataclass(frozen=True)
+class Pages(Stage):
+    """The stage. Only the active page is written: on the others nothing moves."""
+
+    pages: int
+    heads: int  # of one page
+    router: Router
+    limit: FixedLimit | QuantileLimit
+    windows: CallWindows | FixedWindows
+
+    def start(self, carry, batch, device):
+        if carry.active_page_indices is not None:
+            return carry
+        return carry._replace(active_page_indices=torch.zeros(batch, dtype=torch.long, device=device))
+
+    def windows_of(self, span: Span, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The number of each chunk's switch window, and that of its first chunk in this span: long [m]."""
+        size, absolute = self.windows.chunks_of(span), torch.arange(span.first, span.first + len(span), device=device)
+        if size is None:
+            return torch.zeros_like(absolute), torch.zeros_like(absolute)
+        return absolute // size, (absolute // size * size - span.first).clamp(min=0)
+
+    @torch.no_grad()
+    def choose(self, host: nn.Module, span: Span, gated: Gated) -> tuple[PageChoice, GateCarry]:
+        carry, complexity = gated.carry, gated.score.chunk.detach()
+        # thresholds are not rounded to half precision
+        complexity = complexity.float() if complexity.dtype.itemsize < 4 else complexity
+        windows, starts = self.windows_of(span, complexity.device)
+        limit, carry = self.limit(host, complexity, carry)
+        switched = first_of_window(complexity > limit, starts, self.windows.spent(windows, carry))
+        page, angle = carry.active_page_indices, gated.score.angle
+        page = turn_pages(page, switched, complexity, angle, self.router, self.pages)
+        carry = self.windows.mark(windows, switched, carry._replace(active_page_indices=page[:, -1].clone()))
+        return PageChoice(page, switched, limit), carry
+
+    def __call__(self, host: nn.Module, span: Span, gated: Gated) -> Gated:
+        choice, carry = self.choose(host, span, gated)
+        active, rows = active_rows(choice.page, self.pages, self.heads)
+        step = gated.rates.step.masked_fill(~active.unsqueeze(-1), 0.0)
+        rates = replace(gated.rates, step=step, active=active, active_rows=rows)
+        return gated._replace(rates=rates, carry=carry, choice=choice)

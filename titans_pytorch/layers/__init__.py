@@ -1,0 +1,1 @@
+"""Transformer layers: attention, norms, residual streams, positions."""

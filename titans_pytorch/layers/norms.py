@@ -1,0 +1,25 @@
+"""Norms."""
+
+import torch
+from torch import Tensor, nn
+
+from titans_pytorch.ops.rms_norm import rms_norm
+
+
+class RMSNorm(nn.RMSNorm):
+    """torch's, with its learned weight and default eps; faster on a CPU (ops/rms_norm.py)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+
+class MultiheadRMSNorm(nn.Module):
+    """RMSNorm without weight, times (gamma + 1); gamma [h 1 d] starts at zero. x [b h ... d]."""
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(heads, 1, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, _, d = self.gamma.shape
+        return rms_norm(x) * (self.gamma.view(h, *(1,) * (x.ndim - 3), d) + 1.0)

@@ -1,0 +1,266 @@
+"""What NeuralMemory is called with, checked at the door and brought into one form."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from titans_pytorch.common.checks import Words, wrong
+from titans_pytorch.engines.written import ResidualSource, Run, built_run
+from titans_pytorch.memory.state import NeuralMemState
+from titans_pytorch.ops.modes import HALF, under_autocast
+
+
+@dataclass(frozen=True)
+class Views:
+    """query [b n d] and store [b n d], or [2 b n d]: key and value views."""
+
+    query: Tensor
+    store: Tensor
+
+    @property
+    def batch(self) -> int:
+        return self.query.shape[0]
+
+
+def as_views(seq: Tensor, store_seq: Tensor | None, dim: int, diff_views: bool) -> Views:
+    """The query view and the store view of a call; no tokens are fine, no rows are not."""
+    shapes = f"[3 b n {dim}]" if diff_views else f"[b n {dim}] or one token [b {dim}]"
+    given = tuple(_floating(seq, "seq", shapes).shape)
+    if seq.ndim == 3 - (not diff_views):
+        seq = seq.unsqueeze(-2)
+    if seq.ndim != 3 + diff_views or given[-1] != dim or (diff_views and given[0] not in (1, 3)):
+        raise wrong("seq", given, shapes)
+    query = seq[0] if diff_views else seq
+    if diff_views and given[0] == 1 and store_seq is None:
+        raise wrong("seq", given, f"{shapes}, or the query view [1 b n {dim}] with a store_seq")
+    if query.shape[0] == 0:
+        raise wrong("seq", given, "at least one row")
+    store = (seq[1:] if diff_views else seq) if store_seq is None else as_store_view(store_seq, dim, diff_views)
+    if store.shape[-3:-1] != query.shape[:2]:
+        raise wrong("store_seq", tuple(store_seq.shape), f"as many rows and tokens as seq, {tuple(query.shape[:2])}")
+    return Views(query, store)
+
+
+def as_store_view(seq: Tensor, dim: int, diff_views: bool, name: str = "store_seq") -> Tensor:
+    shapes = f"[2 b n {dim}]" if diff_views else f"[b n {dim}]"
+    given = tuple(_floating(seq, name, shapes).shape)
+    if seq.ndim == 2 + diff_views:
+        seq = seq.unsqueeze(-2)
+    if seq.ndim != 3 + diff_views or given[-1] != dim or (diff_views and given[0] != 2):
+        raise wrong(name, given, shapes)
+    if seq.shape[-3] == 0:
+        raise wrong(name, given, "at least one row")
+    return seq
+
+
+def as_query_view(seq: Tensor, dim: int) -> Tensor:
+    shapes = f"[b n {dim}]"
+    given = tuple(_floating(seq, "seq", shapes).shape)
+    if seq.ndim != 3 or given[-1] != dim:
+        raise wrong("seq", given, shapes)
+    if given[0] == 0:
+        raise wrong("seq", given, "at least one row")
+    return seq
+
+
+def _floating(seq, name: str, shapes: str) -> Tensor:
+    if not isinstance(seq, Tensor) or not seq.is_floating_point():
+        got = seq.dtype if isinstance(seq, Tensor) else type(seq).__name__
+        raise wrong(name, Words(got), f"a floating point tensor {shapes}")
+    return seq
+
+
+def check_dtype(seq: Tensor, weight: Tensor, name: str) -> None:
+    """Without autocast tokens have the dtype of the weights that they meet."""
+    if weight.is_floating_point() and seq.dtype != weight.dtype and not under_autocast(seq.device):
+        raise wrong(name, seq.dtype, f"{weight.dtype}, the dtype of the memory's parameters")
+
+
+def checked_state(memory, state: NeuralMemState | None) -> NeuralMemState:
+    """The state of a call, of this memory's settings; an empty one where there is none."""
+    if state is None:
+        return NeuralMemState(0)
+    if not isinstance(state, NeuralMemState):
+        raise wrong("state", Words(type(state).__name__), "the NeuralMemState that the call before returned")
+    memory.check_made_by_this(state)
+    return state
+
+
+@dataclass(frozen=True)
+class StateShape:
+    """What a state must look like. shapes: name -> ((b h), ...); width: the shape of the tokens less their length;
+    tails: what convolutions look back on, field -> (tokens, channels), (0, 0) without."""
+
+    chunk: int
+    shapes: Mapping[str, tuple]
+    order: int
+    dtype: torch.dtype
+    width: tuple[int, ...]
+    tails: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def kept_in(self) -> torch.dtype:
+        return torch.float32 if self.dtype in HALF else self.dtype
+
+    def check(self, state: NeuralMemState) -> None:
+        """Refuses a state of another configuration, batch size or dtype."""
+        if not isinstance(state.seq_index, int) or state.seq_index < 0 or state.seq_index % self.chunk:
+            raise wrong("state.seq_index", state.seq_index, f"a multiple of the store chunk size, {self.chunk}")
+        self._check_waiting(state)
+        if state.weights is not None:
+            self.check_weights(state.weights, "state.weights")
+        if state.states is not None:
+            self.check_states(state.states, "state.states")
+        if state.read_weights is not None:
+            self.check_weights(state.read_weights, "state.read_weights")
+        self._check_rows(state)
+
+    def _check_waiting(self, state: NeuralMemState) -> None:
+        waiting, mask = state.cache_store_segment, state.cache_store_mask
+        if waiting is not None:
+            shape = tuple(waiting.shape)
+            if (*shape[:-2], shape[-1]) != self.width or shape[-2] >= self.chunk:
+                takes = f"{(*self.width[:-1], 'k', self.width[-1])} with k < {self.chunk}, the store chunk size"
+                raise wrong("state.cache_store_segment", shape, takes)
+        if mask is not None and tuple(mask.shape) != (self.width[-2], state.position - state.seq_index):
+            wanted = (self.width[-2], state.position - state.seq_index)
+            raise wrong("state.cache_store_mask", tuple(mask.shape), f"{wanted}, the mask of the waiting tokens")
+
+    def _check_rows(self, state: NeuralMemState) -> None:
+        b, d = self.width[-2:]
+        wanted = {"gate_tokens": (b, "k", d), "recent_complexity": (b, "k")}
+        wanted |= {"active_page_indices": (b,), "last_switch": (b,), "read_page": (b,)}
+        wanted |= {"last_token": (b, 1, d)} | {name: (b, *tail) for name, tail in self.tails.items()}
+        for name, shape in wanted.items():
+            value = getattr(state, name)
+            if value is None:
+                continue
+            got = tuple(value.shape)
+            if len(got) != len(shape) or any(w not in ("k", g) for w, g in zip(shape, got, strict=True)):
+                raise wrong(f"state.{name}", got, shape)
+
+    def check_weights(self, weights, name: str, entries: bool = False) -> None:
+        check_weights(weights, self.shapes, name, entries, self.kept_in)
+
+    def has_entries(self, weights, name: str) -> bool:
+        """Whether weights have one more dim than parameters do: one entry per chunk."""
+        _check_names(weights, self.shapes, name)
+        return all(weights[key].ndim == len(shape) + 1 for key, shape in self.shapes.items())
+
+    def check_states(self, states, name: str) -> None:
+        if not isinstance(states, tuple | list) or len(states) != 2:
+            raise wrong(name, Words(type(states).__name__), "a pair: (memory, momentum)")
+        memory, momentum = states
+        self.check_weights(memory, f"{name}[0]")
+        orders = {k: (self.order, *v) for k, v in self.shapes.items()} if self.order else {}
+        check_weights(momentum, orders, f"{name}[1]", dtype=self.kept_in)
+
+
+def check_weights(weights, shapes: Mapping[str, tuple], name: str, entries: bool = False, dtype=None):
+    """name -> tensor of exactly these shapes; with `entries`, of a further dim 1."""
+    if not entries and isinstance(weights, Mapping) and weights.keys() == shapes.keys():
+        given = [(weights[key], shape) for key, shape in shapes.items()]
+        if all(isinstance(v, Tensor) and v.shape == shape and dtype in (None, v.dtype) for v, shape in given):
+            return weights  # what almost every call finds
+    _check_names(weights, shapes, name)
+    for key, wanted in shapes.items():
+        value = weights[key]
+        shape = tuple(value.shape)
+        if shape[:1] + shape[1 + entries :] != tuple(wanted) or len(shape) != len(wanted) + entries:
+            takes = f"shape {(wanted[0], 'entries', *wanted[1:]) if entries else tuple(wanted)}"
+            raise wrong(f"{name}[{key!r}]", shape, takes)
+        if dtype is not None and value.dtype != dtype:
+            raise wrong(f"{name}[{key!r}]", value.dtype, f"{dtype}, the dtype of the memory")
+    return weights
+
+
+def _check_names(weights, shapes: Mapping[str, tuple], name: str) -> None:
+    if not isinstance(weights, Mapping) and not hasattr(weights, "keys"):
+        raise wrong(name, Words(type(weights).__name__), "a mapping from parameter names to tensors")
+    names = list(weights.keys())
+    if set(names) != set(shapes):
+        got = ", ".join(map(str, names)) or "none"
+        raise wrong(name, Words(f"the parameters {got}"), f"the parameters {', '.join(shapes) or 'none'}")
+    for key in shapes:
+        if not isinstance(weights[key], Tensor):
+            raise wrong(f"{name}[{key!r}]", Words(type(weights[key]).__name__), "a tensor")
+
+
+def check_mask(mask, batch: int, n: int, name: str) -> None:
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != (batch, n):
+        got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise wrong(name, Words(got), f"a bool tensor of shape {(batch, n)}")
+
+
+def join_masks(mask: Tensor | None, state: NeuralMemState, batch: int, n: int) -> Tensor | None:
+    """The mask of the waiting and the new tokens [b k+n], or None if nothing is masked."""
+    waiting = state.position - state.seq_index
+    if mask is None and state.cache_store_mask is None:
+        return None
+    device = state.cache_store_mask.device if mask is None else mask.device
+    before = state.cache_store_mask
+    before = torch.ones(batch, waiting, dtype=torch.bool, device=device) if before is None else before
+    now = torch.ones(batch, n, dtype=torch.bool, device=device) if mask is None else mask
+    return torch.cat((before, now), dim=1)
+
+
+def residual_source(prev_weights, expected: StateShape, first: int, count: int) -> ResidualSource:
+    """An earlier layer's updates, from chunk `first` on. A plain mapping begins at this call's first chunk."""
+    run = _source_run(prev_weights, expected, first)
+    if run.first > first or run.last < first + count - 1:
+        got = Words(f"the memory before chunks {run.first} to {run.last}")
+        raise wrong("prev_weights", got, f"updates that cover chunks {first} to {first + count - 1}, counted from 0")
+    return ResidualSource(run)
+
+
+def _source_run(prev_weights, expected: StateShape, first: int) -> Run:
+    source = getattr(prev_weights, "source", None)
+    if source is None:
+        expected.check_weights(prev_weights, "prev_weights", entries=True)
+        own = getattr(prev_weights, "first_chunk", None)
+        return built_run({k: prev_weights[k] for k in expected.shapes}, first if own is None else own)
+    if dict(source.shapes) != dict(expected.shapes):
+        got, takes = (", ".join(f"{k} {v}" for k, v in shapes.items()) for shapes in (source.shapes, expected.shapes))
+        raise wrong("prev_weights", Words(f"the parameters {got}"), f"the parameters {takes}")
+    return source
+
+
+class Earlier(NamedTuple):
+    """What reads look back on, fields of NeuralMemState: the queries of the unfinished read group, and the tail of the
+    queries' convolution."""
+
+    query_group: Tensor | None = None
+    query_conv: Tensor | None = None
+
+
+def group_progress(position: int, group: int) -> int:
+    """How many queries before `position` read the same memory as the one at it (group 0 lacks its first slot)."""
+    return position - max((position + 1) // group * group - 1, 0)
+
+
+def with_earlier_queries(queries: Tensor, earlier: Tensor | None, position: int, group: int) -> tuple[Tensor, int]:
+    """queries [b h n d] behind the earlier ones of their read group, and the position of the first."""
+    wanted = group_progress(position, group)
+    got = 0 if earlier is None else earlier.shape[2]
+    if got != wanted:
+        raise wrong("state.query_group", Words(f"{got} earlier queries"), f"{wanted} at position {position}")
+    return (torch.cat((earlier, queries), dim=2) if got else queries), position - got
+
+
+def older_page(state: NeuralMemState) -> Tensor:
+    """The page of the unfinished read group, older than the state's own."""
+    if state.read_page is None:
+        raise wrong("state.read_page", None, "the page that goes with read_weights, as the call before returned it")
+    return state.read_page
+
+
+def older_window(state: NeuralMemState, entry: int, engine):
+    """The memory of the unfinished read group, older than the state's own."""
+    if state.read_weights is None:
+        raise wrong("state.read_weights", None, f"the memory after {entry} chunks, as the call before returned it")
+    return engine.still(entry, state.read_weights)

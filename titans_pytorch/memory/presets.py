@@ -1,0 +1,58 @@
+"""The memory as the Titans paper describes it, as keywords of NeuralMemory."""
+
+from torch import nn
+
+from titans_pytorch.common.checks import positive_int, positive_number
+
+MOST_PER_SEGMENT = 4.0  # what the steps of one segment may add up to
+
+
+def paper_memory_kwargs(
+    dim_head: int,
+    segment: int = 64,
+    *,
+    depth: int = 2,
+    expansion_factor: float = 4.0,
+    max_step: float | None = None,
+    **changes,
+) -> dict:
+    """Keywords of `NeuralMemory(dim, **paper_memory_kwargs(dim_head))`: the memory of Titans (arXiv 2501.00663).
+
+    - Step theta, momentum eta and decay alpha of each token (eq. 13 and 14): chunk_size 1.
+    - Surprises taken at the weights as they were at the start of each `segment` tokens (eq. 16): batch_size.
+    - A plain MLP of `depth` layers as memory, the loss |M(k) - v|^2 (eq. 12). Ours is the mean over features: steps are
+      larger by dim_head, which comes to the same.
+    - Causal convolution over 4 tokens, SiLU, unit norm of queries and keys, normalised and gated output (section 4.4).
+
+    The paper gives neither kernel nor initial values. Ours let a memory be trained and stay finite: it forgets slowly
+    (decay 0.007 at first), and steps start at an eighth of `max_step`. The steps of a segment all start from the same
+    weights and add up, so that the largest has to shrink as segments grow; with steps near 1 over 64 tokens a constant
+    sequence diverges.
+
+    Args:
+        dim_head: features per head.
+        segment: C, tokens between moves of the anchor.
+        depth, expansion_factor: of MemoryMLP.
+        max_step: the largest theta of the paper's loss; default 4 / segment.
+        changes: any keywords of NeuralMemory, in place of these or beside them.
+
+    Raises:
+        ValueError: for an argument of the wrong type, shape or range, by name.
+    """
+    positive_int(dim_head, "dim_head")
+    positive_int(segment, "segment")
+    step = MOST_PER_SEGMENT / segment if max_step is None else positive_number(max_step, "max_step")
+    return {
+        "chunk_size": 1,
+        "batch_size": segment,
+        "dim_head": dim_head,
+        "default_model_kwargs": {"depth": depth, "expansion_factor": expansion_factor},
+        "mem_model_norm_add_residual": False,
+        "default_step_transform_max_lr": step * dim_head,
+        "init_adaptive_step_bias": -2.0,
+        "init_decay_bias": -5.0,
+        "qkv_conv_kernel": 4,
+        "activation": nn.SiLU(),
+        "qk_l2norm": True,
+        "output_gate": "silu",
+    } | changes

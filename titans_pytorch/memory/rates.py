@@ -1,0 +1,153 @@
+"""Learned rates: how far each token moves the memory, how long surprise echoes, how fast the memory fades.
+
+Letters: b batch, n tokens, m chunks, c tokens per chunk, h heads, u keys and values per token, o momentum order,
+w parameters of the memory model.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from titans_pytorch.common.checks import Words, wrong
+from titans_pytorch.ops.modes import at_least_float32
+
+
+@dataclass(frozen=True)
+class StoreRates:
+    """Rates of m complete chunks. Rows are (b h).
+
+    step [(b h) m c*u]; keep = 1 - decay [(b h) m]; momentum [(b h) m o] or None; combine [(b h) m o (+1)], weights over
+    the momentum orders, raw surprise first where it takes part, or None for the last order; modulation [(b h) m w] or
+    None; residual_mix [(b h) m] or None. With pages: active bool [(b h) m], False where a chunk leaves a memory as it
+    is, and active_rows long [r m], where it is True, as many rows in every chunk.
+    """
+
+    step: Tensor
+    keep: Tensor
+    momentum: Tensor | None = None
+    combine: Tensor | None = None
+    modulation: Tensor | None = None
+    residual_mix: Tensor | None = None
+    active: Tensor | None = None
+    active_rows: Tensor | None = None
+
+    def chunks(self, start: int, stop: int) -> "StoreRates":
+        """The rates of chunks start .. stop - 1."""
+        parts = {k: v[:, start:stop] for k, v in vars(self).items() if v is not None}
+        return replace(self, **parts)
+
+    def still(self) -> "StoreRates":
+        """The rates with which a memory stays as it is. A step of 0 alone would still let it decay."""
+        return replace(self, step=torch.zeros_like(self.step), keep=torch.ones_like(self.keep))
+
+
+class AveragePool(nn.Module):
+    """A chunk stands for the mean of its tokens: [b m c d] -> [b m d]."""
+
+    def forward(self, chunks: Tensor) -> Tensor:
+        return chunks.mean(dim=2)
+
+
+class AttentionPool(nn.Module):
+    """A learned softmax over the chunk's tokens, per feature: [b m c d] -> [b m d]. Starts as the mean."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        # no bias: the softmax over tokens would not see it
+        self.to_attn_logits = nn.Linear(dim, dim, bias=False)
+        nn.init.zeros_(self.to_attn_logits.weight)
+
+    def forward(self, chunks: Tensor) -> Tensor:
+        return (chunks * self.to_attn_logits(chunks).softmax(dim=2)).sum(dim=2)
+
+
+@dataclass(frozen=True)
+class RateOptions:
+    """The constructor's keywords that concern rates."""
+
+    heads: int
+    kv_per_token: int
+    momentum_order: int  # 0: no momentum
+    learned_combine: bool
+    combine_zeroth: bool
+    modulated_params: int  # 0: no modulation
+    max_modulation: float
+    attn_pool: bool
+    residual_mix: bool
+    step_transform: Callable[[Tensor], Tensor]
+    step_bias: float | None
+    momentum_bias: float | None
+    decay_bias: float | None
+
+
+class Rates(nn.Module):
+    """All rates from the normalised key view."""
+
+    def __init__(self, dim: int, options: RateOptions):
+        super().__init__()
+        o = options
+        self.options = o
+        self.step_transform = o.step_transform  # a module among us, where it is one
+        self.reduce_to_chunk_rep = AttentionPool(dim) if o.attn_pool else AveragePool()
+        self.to_adaptive_step = _linear(dim, o.heads * o.kv_per_token, o.step_bias)
+        self.to_decay_factor = _linear(dim, o.heads, o.decay_bias)
+        order = o.momentum_order
+        self.to_momentum = _linear(dim, o.heads * order, o.momentum_bias) if order else None
+        combined = (order + o.combine_zeroth) * o.learned_combine if order else 0
+        # a mixture of one is that one
+        self.to_learned_momentum_combine = nn.Linear(dim, o.heads * combined) if combined > 1 else None
+        self.to_layer_modulation = nn.Linear(dim, o.heads * o.modulated_params) if o.modulated_params else None
+        self.to_learned_weight_residual_mix = nn.Linear(dim, o.heads) if o.residual_mix else None
+
+    def forward(self, tokens: Tensor, chunk: int, with_residual: bool) -> StoreRates:
+        """tokens [b m*c d], m complete chunks of `chunk` tokens."""
+        h = self.options.heads
+        step = self._step(tokens)
+        chunks = self.reduce_to_chunk_rep(tokens.unflatten(1, (-1, chunk)))
+
+        def per_head(linear, x=chunks):
+            if linear is None:
+                return None
+            return at_least_float32(linear(x)).unflatten(-1, (h, -1)).transpose(1, 2).flatten(0, 1)  # [(b h) m k]
+
+        momentum, combine = per_head(self.to_momentum), per_head(self.to_learned_momentum_combine)
+        modulation = per_head(self.to_layer_modulation)
+        mix = per_head(self.to_learned_weight_residual_mix) if with_residual else None
+        return StoreRates(
+            step=step.unflatten(1, (-1, chunk)).unflatten(-1, (h, -1)).permute(0, 3, 1, 2, 4).flatten(3).flatten(0, 1),
+            # sigmoid(-x), not 1 - sigmoid(x): exact where the decay is small
+            keep=(-per_head(self.to_decay_factor)).sigmoid().squeeze(-1),
+            momentum=None if momentum is None else momentum.sigmoid(),
+            combine=None if combine is None else combine.softmax(dim=-1),
+            modulation=None if modulation is None else modulation.sigmoid() * self.options.max_modulation,
+            residual_mix=None if mix is None else mix.sigmoid().squeeze(-1),
+        )
+
+    def _step(self, tokens: Tensor) -> Tensor:
+        logits = at_least_float32(self.to_adaptive_step(tokens))
+        step = self.step_transform(logits)
+        if not isinstance(step, Tensor) or step.shape != logits.shape:
+            got = f"shape {tuple(step.shape)}" if isinstance(step, Tensor) else type(step).__name__
+            raise wrong("adaptive_step_transform", Words(got), f"one step per logit: shape {tuple(logits.shape)}")
+        return step
+
+
+class SigmoidStep:
+    """sigmoid(x) times the largest step."""
+
+    def __init__(self, max_step: float):
+        self.max_step = max_step
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x.sigmoid() * self.max_step
+
+
+def _linear(dim: int, width: int, start_bias: float | None) -> nn.Linear:
+    """A linear map; with `start_bias`, its weight starts at zero and its bias at that value."""
+    linear = nn.Linear(dim, width)
+    if start_bias is not None:
+        nn.init.zeros_(linear.weight)
+        nn.init.constant_(linear.bias, start_bias)
+    return linear

@@ -1,0 +1,249 @@
+"""What a memory carries from one call to the next.
+
+Letters: b batch, h heads, d features, k waiting tokens (fewer than a chunk), o momentum order, i chunk index.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from titans_pytorch.common.checks import Words, wrong
+from titans_pytorch.common.identity import check_identity
+from titans_pytorch.ops.modes import hooks_on_saved_tensors, no_autocast_anywhere, saved_as_they_are
+
+
+class LazyTensors(Mapping):
+    """A mapping name -> tensor whose entries are built when read, each once, under the grad mode of its making, and
+    without autocast. Where the reader is checkpointed and the maker was not part of that, no checkpoint sees the
+    building: when the reader is computed again, it is not repeated.
+
+    `first_chunk` is the absolute index of the chunk that entry 0 along dim 1 stands before (updates only).
+    """
+
+    def __init__(self, names, build: Callable[[str], Tensor], first_chunk: int | None = None, source: Any = None):
+        self._names = tuple(names)
+        self._build: Callable[[str], Tensor] | None = build
+        self._built: dict[str, Tensor] = {}
+        self.first_chunk = first_chunk
+        self.source = source  # the run that can apply these weights without building them
+        self._compiled = torch.compiler.is_compiling()  # a graph has one mode
+        if not self._compiled:
+            self._grad = torch.is_grad_enabled()
+            self._inference = torch.is_inference_mode_enabled()
+            self._hooks = hooks_on_saved_tensors()
+
+    def __getitem__(self, name: str) -> Tensor:
+        build = self._build  # None where all are built, by another thread perhaps
+        if name not in self._built and build is not None:
+            if name not in self._names:
+                raise KeyError(name)
+            with no_autocast_anywhere():
+                made = build(name) if self._compiled else self._build_in_mode(build, name)
+            self._built.setdefault(name, made)
+            if len(self._built) == len(self._names):
+                self._build = None  # lets go of what the tensors were built from
+        return self._built[name]
+
+    def _build_in_mode(self, build: Callable[[str], Tensor], name: str) -> Tensor:
+        hooks = hooks_on_saved_tensors() in (None, self._hooks)
+        if hooks and (self._grad, self._inference) == (torch.is_grad_enabled(), torch.is_inference_mode_enabled()):
+            return build(name)
+        with ExitStack() as modes:
+            if not hooks:
+                modes.enter_context(saved_as_they_are())
+            modes.enter_context(torch.inference_mode(self._inference))
+            if not self._inference:
+                modes.enter_context(torch.set_grad_enabled(self._grad))
+            return build(name)
+
+    def __contains__(self, name) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> "LazyTensors":
+        """fn applied to every entry, still lazily."""
+        return LazyTensors(self._names, lambda name: fn(self[name]), self.first_chunk)
+
+    def to(self, device: torch.device | str | int, **options: Any) -> Mapping[str, Tensor]:
+        """Itself where its tensors are on the device already, else copies there: accelerate moves what it passes on."""
+        device = torch.empty(0, device=device).device
+        if all(tensor.device == device for tensor in self.values()):
+            return self
+        return {name: tensor.to(device, **options) for name, tensor in self.items()}
+
+    def __reduce__(self):  # pickle, deepcopy: the tensors alone
+        return _rebuild, (dict(self), self.first_chunk)
+
+    def __repr__(self):
+        return f"LazyTensors({', '.join(self._names)})"
+
+
+def _rebuild(tensors: dict[str, Tensor], first_chunk: int | None) -> LazyTensors:
+    return LazyTensors(tensors, tensors.__getitem__, first_chunk)
+
+
+# fields that are tensors of rows
+ROWS = (
+    "active_page_indices",
+    "cache_store_mask",
+    "query_group",
+    "gate_tokens",
+    "last_switch",
+    "recent_complexity",
+    "query_conv",
+    "store_conv",
+    "last_token",
+    "read_page",
+)
+
+
+class NeuralMemState(NamedTuple):
+    """The state of a NeuralMemory between calls. It is never modified by a call that is given it.
+
+    Save it with torch.save, or as a TensorDict; where a graph hangs on it, `mem_state_detach` first.
+
+    seq_index: tokens stored so far, a multiple of the chunk; the next token's position is this plus the waiting tokens.
+    weights: name -> [(b h) ...], the anchor: where surprises are taken.
+    cache_store_segment: tokens waiting for their chunk [b k d] ([2 b k d] with diff views).
+    states: (memory, momentum): name -> [(b h) ...] and name -> [o (b h) ...] (empty without momentum).
+    updates: name -> [(b h) (chunks + 1) ...], the memory before each chunk of the last call and after it; built when
+        read.
+    active_page_indices: long [b], the page being written (pages only).
+    cache_store_mask: [b k] bool, the store mask of the waiting tokens; None if nothing was masked.
+    query_group: [b h k d], earlier queries of the unfinished read group (memory models that are not tokenwise only).
+    read_weights: name -> [(b h) ...], the memory that the unfinished read group reads, where that is an older one (a
+        retrieve chunk that is not the store chunk only).
+    gate_tokens: [b k d], the last stored tokens, normalised, as many as gates look back on (gates only).
+    last_switch: long [b], the switch window of the last switch, -1 for none (page_switch_every only).
+    recent_complexity: [b k], of the last chunks (page_threshold_quantile only).
+    query_conv: [b kernel-1 w], the queries' convolution's last inputs; store_conv: [b kernel-1 2 w u], those of the
+        keys and the values behind them, of the tokens stored (qkv_conv_kernel only); None before the first.
+    last_token: [b 1 d], the last stored token, normalised (surprise_source = "prediction" only).
+    read_page: long [b], the page that was active in read_weights (read_active_page_only only).
+    configuration: JSON, the settings of the memory that made it; a memory of other settings refuses it. None for a
+        state made by hand (or by `_replace(configuration=None)`), of which shapes alone are checked.
+    """
+
+    seq_index: int
+    weights: Mapping[str, Tensor] | None = None
+    cache_store_segment: Tensor | None = None
+    states: tuple[Mapping[str, Tensor], Mapping[str, Tensor]] | None = None
+    updates: Mapping[str, Tensor] | None = None
+    active_page_indices: Tensor | None = None
+    cache_store_mask: Tensor | None = None
+    query_group: Tensor | None = None
+    read_weights: Mapping[str, Tensor] | None = None
+    gate_tokens: Tensor | None = None
+    last_switch: Tensor | None = None
+    recent_complexity: Tensor | None = None
+    query_conv: Tensor | None = None
+    store_conv: Tensor | None = None
+    last_token: Tensor | None = None
+    read_page: Tensor | None = None
+    configuration: str | None = None
+
+    @property
+    def position(self) -> int:
+        """Absolute position of the next token."""
+        waiting = 0 if self.cache_store_segment is None else self.cache_store_segment.shape[-2]
+        return self.seq_index + waiting
+
+    def to_tensordict(self, batch: int | None = None):
+        """A TensorDict of batch size [batch] with everything but `updates`: to save, stack, or select rows of.
+
+        batch: rows; known where tokens were read, so that only a state made by hand needs it.
+        """
+        from tensordict import TensorDict
+
+        rows = batch if self.cache_store_segment is None else self.cache_store_segment.shape[-3]
+        if rows is None or batch not in (None, rows):
+            raise wrong("batch", batch, f"the number of rows{'' if rows is None else f', {rows}'}")
+        batch = rows
+        out: dict[str, Any] = {"seq_index": torch.full((batch,), self.seq_index)}
+        for name in ROWS:
+            if (value := getattr(self, name)) is not None:
+                out[name] = value
+        if (waiting := self.cache_store_segment) is not None:
+            out["cache_store_segment"] = waiting if waiting.ndim == 3 else waiting.transpose(0, 1)
+        for name in ("weights", "read_weights"):
+            if (value := getattr(self, name)) is not None:
+                out[name] = {k: _rows_first(v, batch) for k, v in value.items()}
+        if self.states is not None:
+            memory, momentum = self.states
+            out["memory"] = {k: _rows_first(v, batch) for k, v in memory.items()}
+            out["momentum"] = {k: _rows_first(v.transpose(0, 1), batch) for k, v in momentum.items()}
+        if self.configuration is not None:
+            out["configuration"] = self.configuration
+        return TensorDict(out, batch_size=[batch])
+
+    @classmethod
+    def from_tensordict(cls, td) -> "NeuralMemState":
+        """The state again from what `to_tensordict` gave, td, without `updates`. All rows must stand at the same
+        position, and be of memories of one configuration (ValueError).
+        """
+        if tuple(td.batch_size) != (td.numel(),) or td.numel() == 0:
+            raise wrong(
+                "td", Words(f"batch size {tuple(td.batch_size)}"), "one dim of rows, at least one (see flatten)"
+            )
+        index = td["seq_index"]
+        if (index != index[0]).any():
+            raise wrong("td", Words(f"rows at positions {index.tolist()}"), "rows that stand at one position")
+
+        names = set(td.keys())
+
+        def merged(key):
+            return {k: v.flatten(0, 1) for k, v in td[key].items()} if key in names else None
+
+        waiting = td.get("cache_store_segment", None)
+        momentum = merged("momentum")
+        states = None
+        if (memory := merged("memory")) is not None:
+            states = (memory, {k: v.transpose(0, 1) for k, v in (momentum or {}).items()})
+        return cls(
+            seq_index=int(index[0]),
+            weights=merged("weights"),
+            cache_store_segment=waiting if waiting is None or waiting.ndim == 3 else waiting.transpose(0, 1),
+            states=states,
+            read_weights=merged("read_weights"),
+            configuration=_configuration(td["configuration"]) if "configuration" in names else None,
+            **{name: td.get(name, None) for name in ROWS},
+        )
+
+
+def _configuration(rows: str | list) -> str:
+    """That of all rows of a table, which gives one text, or a list of one for each row where they were joined."""
+    if isinstance(rows, str):
+        return rows
+    first, *others = rows
+    for other in others:
+        check_identity(first, other, "td")
+    return first
+
+
+def _rows_first(x: Tensor, batch: int) -> Tensor:
+    return x.unflatten(0, (batch, -1))
+
+
+def mem_state_detach(state: NeuralMemState) -> NeuralMemState:
+    """The same state cut from the graph: for truncated backpropagation through time."""
+    return NeuralMemState(*(_detach(value) for value in state))
+
+
+def _detach(value):
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, LazyTensors):
+        return value.map(Tensor.detach)
+    if isinstance(value, Mapping):
+        return {k: v.detach() for k, v in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_detach(v) for v in value)
+    return value
