@@ -66,5 +66,5 @@ def float64(values):
 def rates(memory, seq, state=None, first=0):
     """(as they would be without gates, as they are), of complete chunks from the given one on."""
     span = memory.span(seq, first)
-    carry = memory.gating.start(GateCarry.of(state or NeuralMemState(0)), len(seq), seq.device)
+    carry = memory.gates.start(GateCarry.of(state or NeuralMemState(0)), len(seq), seq.device)
     return memory.rates(span.tokens, span.chunk, False), memory.gated_rates(span, carry)

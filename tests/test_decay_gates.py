@@ -22,8 +22,8 @@ def test_complexity_takes_its_share_of_the_decay():
     scale = memory.symplectic_complexity_scale.item()
     factor = 1 - scale * float64([0.25, 0.0, 1.0, 0.5])
     assert 0 < scale < 1
-    assert_close(1 - gated.rates.keep, (1 - before.keep) * factor, 1e-12)
-    assert torch.equal(gated.rates.step, before.step)
+    assert_close(1 - gated.rates.retention, (1 - before.keep) * factor, 1e-12)
+    assert torch.equal(gated.rates.learning_rate, before.step)
     assert NeuralMemory(DIM, use_symplectic_gating=True).symplectic_complexity_scale.item() == 0.5
 
 
@@ -33,7 +33,7 @@ def test_the_scale_acts_within_0_and_1(scale, effect):
     with torch.no_grad():
         memory.symplectic_complexity_scale.fill_(scale)
     before, gated = rates(memory, told([0.25, 1.0]))
-    assert_close(1 - gated.rates.keep, (1 - before.keep) * (1 - effect * float64([0.25, 1.0])), 1e-12)
+    assert_close(1 - gated.rates.retention, (1 - before.keep) * (1 - effect * float64([0.25, 1.0])), 1e-12)
 
 
 def test_a_gate_may_say_more_than_1_or_less_than_0():
@@ -45,7 +45,7 @@ def test_a_gate_may_say_more_than_1_or_less_than_0():
     memory.symplectic_gate = Loud()
     before, gated = rates(memory, told([0.5, 9.0, -9.0]))
     scale = memory.symplectic_complexity_scale.item()
-    assert_close(1 - gated.rates.keep, (1 - before.keep) * (1 - float64([scale / 2, 1.0, 0.0])), 1e-12)
+    assert_close(1 - gated.rates.retention, (1 - before.keep) * (1 - float64([scale / 2, 1.0, 0.0])), 1e-12)
 
 
 def test_a_scale_outside_finds_its_way_back():
@@ -60,7 +60,7 @@ def test_the_score_of_a_chunk_is_its_largest_and_counts_the_token_before():
     memory = randomise(NeuralMemory(DIM, 3, use_symplectic_gating=True).double(), 2, 0.2)
     seq = torch.randn(2, 12, DIM, dtype=torch.float64)
     _, gated = rates(memory, seq)
-    wanted = memory.symplectic_gate(memory.store_norm(seq)).squeeze(-1).unflatten(1, (-1, 3))
+    wanted = memory.symplectic_gate(memory.projections.store_norm(seq)).squeeze(-1).unflatten(1, (-1, 3))
     assert_close(gated.score.tokens, wanted, 1e-12)
     assert_close(gated.score.chunk, wanted.amax(dim=-1), 1e-12)
 
@@ -70,7 +70,7 @@ def test_dmd_looks_back_over_a_window_that_ends_with_the_chunk(window):
     memory = randomise(NeuralMemory(DIM, 4, use_dmd_gating=True, dmd_window=window).double(), 2, 0.2)
     seq = torch.randn(2, 24, DIM, dtype=torch.float64)
     before, gated = rates(memory, seq)
-    tokens = memory.store_norm(seq)
+    tokens = memory.projections.store_norm(seq)
     wanted = torch.stack(
         [
             torch.stack([naive_dmd_error(row[max(0, end - (window or 16)) : end]) for end in range(4, 25, 4)])
@@ -79,7 +79,7 @@ def test_dmd_looks_back_over_a_window_that_ends_with_the_chunk(window):
     ).tanh()
     assert_close(gated.score.chunk, wanted, 1e-9)
     factor = 1 - memory.dmd_complexity_scale * wanted
-    assert_close(1 - gated.rates.keep, (1 - before.keep) * factor, 1e-9)
+    assert_close(1 - gated.rates.retention, (1 - before.keep) * factor, 1e-9)
 
 
 def test_both_gates_share_score_and_scale():
@@ -91,10 +91,10 @@ def test_both_gates_share_score_and_scale():
         memory.dmd_complexity_scale.fill_(0.8)
     seq = torch.randn(1, 24, DIM, dtype=torch.float64)
     before, gated = rates(memory, seq)
-    tokens = memory.store_norm(seq)
+    tokens = memory.projections.store_norm(seq)
     twist = memory.symplectic_gate(tokens).squeeze(-1).unflatten(1, (-1, 4)).amax(dim=-1)
     error = torch.stack([naive_dmd_error(tokens[0, max(0, end - 16) : end]) for end in range(4, 25, 4)]).tanh()
-    assert_close(1 - gated.rates.keep, (1 - before.keep) * (1 - 0.5 * (twist + error) / 2), 1e-9)
+    assert_close(1 - gated.rates.retention, (1 - before.keep) * (1 - 0.5 * (twist + error) / 2), 1e-9)
 
 
 @pytest.mark.parametrize(
@@ -252,9 +252,9 @@ def test_kinetics_come_after_the_gate_and_before_mask_and_pages():
     decay = (1 - before.keep) * (1 - scale * float64([0.25, 0.5, 1.0, 0.5]))
     keep, step = kinetics(1 - decay, before.step, 0.6, 1e-6, 0.2)
     active = torch.tensor([[True, True, False, False], [False, False, True, True]])
-    assert_close(gated.rates.keep, keep, 1e-12)
+    assert_close(gated.rates.retention, keep, 1e-12)
     assert torch.equal(gated.rates.active, active)
-    assert_close(gated.rates.step, step * active.unsqueeze(-1), 1e-12)
+    assert_close(gated.rates.learning_rate, step * active.unsqueeze(-1), 1e-12)
 
     mask = torch.tensor([[True, False] * 4])
     _, _, (_, masked) = memory(seq, store_mask=mask, return_surprises=True)

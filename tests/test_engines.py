@@ -39,9 +39,9 @@ def test_engine_is_chosen():
     assert kinds(NeuralMemory(8, 64, engine="dual"), seq) == [DualPath]
     assert set(kinds(NeuralMemory(8, 1, engine="matrix"), seq)) == {BuiltPath}
     assert set(kinds(NeuralMemory(8, 1, spectral_norm_surprises=True), seq)) == {BuiltPath}
-    for model, wanted in ((ForeignModel(8), "ReferenceEngine"), (GhostModel(8), "FastEngine"), (None, "FastEngine")):
+    for model, wanted in ((ForeignModel(8), "SequentialEngine"), (GhostModel(8), "ChunkwiseEngine"), (None, "ChunkwiseEngine")):
         assert type(NeuralMemory(8, model=model).engine).__name__ == wanted
-    assert type(NeuralMemory(8, engine="reference").engine).__name__ == "ReferenceEngine"
+    assert type(NeuralMemory(8, engine="reference").engine).__name__ == "SequentialEngine"
 
 
 def test_plan_counts_operations():

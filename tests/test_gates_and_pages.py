@@ -36,7 +36,7 @@ def test_off_is_off():
         return NeuralMemory(DIM, 2, batch_size=4, **options)
 
     plain, off = build(), build(**OFF)
-    assert off.gating.stages == ()
+    assert off.gates.stages == ()
     assert off.symplectic_gate is None
     assert off.page_switch_events == 0
     assert list(off.named_buffers()) == []
@@ -130,10 +130,10 @@ def test_compiles_without_a_graph_break():
     memory, seq = used_memory(**EVERYTHING), torch.randn(2, 30, DIM)
 
     def decide(seq):
-        carry = memory.gating.start(GateCarry(), len(seq), seq.device)
+        carry = memory.gates.start(GateCarry(), len(seq), seq.device)
         gated = memory.gated_rates(memory.span(seq, 0), carry)
-        memory.gating.count(memory, gated)
-        return gated.rates.keep, gated.rates.step, gated.carry, gated.choice.page
+        memory.gates._count(gated)
+        return gated.rates.retention, gated.rates.learning_rate, gated.carry, gated.choice.page
 
     wanted, counted = decide(seq), int(memory.page_switch_events)
     assert counted > 0

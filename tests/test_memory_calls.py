@@ -268,9 +268,9 @@ def test_masked_tokens_are_not_learned_from():
     _, state, (_, step) = memory(x, store_mask=seen, return_surprises=True)
     _, _, (_, free) = memory(x, return_surprises=True)
     assert_close(step[:, 0], free[:, 0] * seen)
-    m, rates = 2, memory.rates(memory.store_norm(x), 1, False)
+    m, rates = 2, memory.rates(memory.projections.store_norm(x), 1, False)
     for name, entries in state.updates.items():
-        keep, eta = (r[:, m].view(2, *(1,) * (entries.ndim - 2)) for r in (rates.keep, rates.momentum[..., 0]))
+        keep, eta = (r[:, m].view(2, *(1,) * (entries.ndim - 2)) for r in (rates.retention, rates.momentum[..., 0]))
         echo = memory(x[:, :m])[1].states[1][name][0]
         assert_close(entries[:, m + 1], keep * entries[:, m] + eta * echo, 1e-12, name)
     nothing = memory(x, store_mask=torch.zeros(2, 6, dtype=torch.bool))[1]

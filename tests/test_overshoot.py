@@ -58,8 +58,8 @@ def test_the_largest_of_all_calls_and_tokens():
     assert apart[3] == {}
     assert not memory.rates._forward_hooks
     with torch.no_grad():
-        tokens = memory.store_norm(seq)
-        keys, step = memory.to_keys(tokens).unflatten(-1, (2, DIM)), memory.rates(tokens, 1, False).step
+        tokens = memory.projections.store_norm(seq)
+        keys, step = memory.projections.to_keys(tokens).unflatten(-1, (2, DIM)), memory.rates(tokens, 1, False).learning_rate
     wanted = 2 * WINDOW / DIM * (step * keys.square().sum(-1)).sum(-1).max()
     assert apart[0]["0"] == pytest.approx(float(wanted), rel=1e-9)
 

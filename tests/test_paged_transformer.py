@@ -35,7 +35,7 @@ def switches(model):
 def test_pages_are_turned_in_windows_of_the_sequence(options, kwargs, every):
     model = build(LAYERS | options | {"neural_memory_kwargs": PAGES | kwargs})
     for memory in memories(model):
-        stage = memory.gating.stages[-1]
+        stage = memory.gates.stages[-1]
         windows = getattr(stage, "windows", None)
         chunks = getattr(windows, "chunks", None)
         assert every == (None if chunks is None else chunks * memory.store_chunk_size)

@@ -206,7 +206,7 @@ def test_hierarchical_pages(mix, phase):
 )
 def test_pages_split_into_coarse_and_fine(given, split):
     memory = told_memory(pages=6, hierarchical_paging=True, coarse_pages=given[0], fine_pages=given[1])
-    router = memory.gating.stages[-1].router
+    router = memory.gates.stages[-1].router
     assert (router.coarse, router.fine) == split
 
 

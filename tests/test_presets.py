@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from titans_pytorch import NeuralMemory, auxiliary_loss, paper_memory_kwargs
-from titans_pytorch.engines.chunkwise import FastEngine
+from titans_pytorch.engines.chunkwise import ChunkwiseEngine
 from titans_pytorch.engines.weight_paths import DualPath
 
 from .helpers import assert_close, assert_same_gradients, gradients, randomise, refusal
@@ -69,7 +69,7 @@ def test_the_fast_engine_runs_it():
     """No weight is built, no token looped over."""
     memory = NeuralMemory.paper(64, heads=2, dim_head=32)
     assert (memory.store_chunk_size, memory.batch_size, memory.heads, memory.dim_head) == (1, 64, 2, 32)
-    assert isinstance(memory.engine, FastEngine)
+    assert isinstance(memory.engine, ChunkwiseEngine)
     windows = run_of(memory, torch.randn(2, 256, 64)).windows
     assert [window.chunks for window in windows] == [64] * 4
     assert {type(path) for window in windows for path in window.paths.values()} == {DualPath}
@@ -108,7 +108,7 @@ def test_keywords_can_be_changed():
     assert changed["default_step_transform_max_lr"] == 4.0
     assert changed["default_model_kwargs"] == {"depth": 1, "expansion_factor": 4.0}
     memory = NeuralMemory.paper(8, 16, max_step=0.5, depth=1, qkv_conv_kernel=None, momentum=False)
-    assert memory.queries_conv is None
+    assert memory.projections.queries_conv is None
     assert not memory.momentum_order
     for name, bad in (("dim_head", (0, 16)), ("segment", (8, 0)), ("max_step", (8, 16))):
         with pytest.raises(ValueError, match=refusal(name)):

@@ -29,9 +29,8 @@ from titans_pytorch.layers.memory_as_context import (
 )
 from titans_pytorch.layers.norms import RMSNorm
 from titans_pytorch.layers.residual_streams import residual_streams
-from titans_pytorch.memory.config import batch_chunks
+from titans_pytorch.memory.config import NOT_OF_A_STATE, mini_batch_chunks
 from titans_pytorch.memory.diverged import label_memories
-from titans_pytorch.memory.parts import NOT_OF_A_STATE
 from titans_pytorch.neural_memory import NeuralMemory
 
 __all__ = ["MacCache", "MemoryAsContextTransformer", "SegmentedAttention", "flex_attention"]
@@ -138,7 +137,7 @@ class MemoryAsContextTransformer(nn.Module):
         positive_int(neural_memory_segment_len, "neural_memory_segment_len")
         memory_layers = _memory_layers(neural_memory_layers, depth)
         if memory_layers:
-            batch_chunks(neural_memory_batch_size, neural_memory_segment_len, "neural_memory_batch_size")
+            mini_batch_chunks(neural_memory_batch_size, neural_memory_segment_len, "neural_memory_batch_size")
             of_kind(neural_memory_model, (nn.Module, type(None)), "neural_memory_model", "a torch.nn.Module, or None")
         if token_emb is not None and not callable(token_emb):
             raise wrong("token_emb", token_emb, "a module, ids [b n] -> [b n dim], or None")

@@ -1,153 +1,329 @@
-"""NeuralMemory: a memory whose weights are written by gradient descent while a sequence is read. Start here.
+"""NeuralMemory: a layer whose fast weights are rewritten by gradient descent while a sequence is read. Start here.
 
-Titans, arXiv 2501.00663, equations 8 to 18. Letters: b batch, n tokens, h heads, d features, c chunk, u keys and values
-per token, o momentum order, k waiting tokens.
+One call, top to bottom: check the arguments, project tokens to keys and values, compute rates, write complete chunks,
+read every token, return the state. docs/architecture.md draws it with all shapes.
+
+Titans, arXiv 2501.00663, equations 8 to 18. Letters: b batch, n tokens, h heads (of all pages), d features, c tokens of
+a store chunk, m chunks, p key-value pairs of a chunk, o momentum orders, k waiting tokens.
 """
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from einops import repeat
+from torch import Tensor, nn
 
-from titans_pytorch.common.checks import Words, wrong
-from titans_pytorch.common.switches import tell
-from titans_pytorch.engines.written import Carry, Run, built_run, still_run, store
-from titans_pytorch.gates.reading import EntryPages, entry_pages, given_page
-from titans_pytorch.gates.stages import GateCarry
-from titans_pytorch.memory import arguments as inputs
-from titans_pytorch.memory.arguments import Earlier
-from titans_pytorch.memory.chunks import ChunkCarry, MemoryChunks
-from titans_pytorch.memory.config import batch_chunks
+from titans_pytorch.common.checks import (
+    Words,
+    callable_or_none,
+    check_flags,
+    number_or_none,
+    of_kind,
+    one_of,
+    positive_int,
+    positive_number,
+    wrong,
+)
+from titans_pytorch.common.identity import check_identity, identity
+from titans_pytorch.common.switches import stores, tell
+from titans_pytorch.engines.base import Carry, Chunks
+from titans_pytorch.engines.lazy import LazyTensors
+from titans_pytorch.engines.written import Written, given_entries, nothing_written, write
+from titans_pytorch.memory import arguments
+from titans_pytorch.memory.config import (
+    GATE_ATTRIBUTES,
+    GATE_KEYWORDS,
+    NOT_OF_A_STATE,
+    ChunkConfig,
+    choose_engine,
+    mini_batch_chunks,
+)
 from titans_pytorch.memory.diverged import warn_if_diverged
+from titans_pytorch.memory.earlier_names import rename_earlier
+from titans_pytorch.memory.network import InitialWeights, default_model, template_of, wrapped
 from titans_pytorch.memory.presets import paper_memory_kwargs
-from titans_pytorch.memory.projections import conv_tails, output, queries
-from titans_pytorch.memory.state import LazyTensors, NeuralMemState, mem_state_detach
-from titans_pytorch.memory.surprise import of_rows
+from titans_pytorch.memory.projections import ProjectionConfig, Projections
+from titans_pytorch.memory.rates import RateConfig, Rates, SigmoidStep
+from titans_pytorch.memory.state import NeuralMemState, mem_state_detach
+from titans_pytorch.memory.surprise import SOURCES, NextToken, of_pairs, of_rows
 from titans_pytorch.ops.modes import no_autocast
+from titans_pytorch.ops.positions import Reads
 from titans_pytorch.ops.scan import AssocScan
+from titans_pytorch.rules.base import UpdateRule
+from titans_pytorch.rules.rates import WriteRates, skip_below_threshold
+from titans_pytorch.rules.titans import TitansRule
 
 __all__ = ["AssocScan", "NeuralMemState", "NeuralMemory", "mem_state_detach"]
 
 
-class NeuralMemory(MemoryChunks):
-    """Reads [b n d], writes what it reads into the weights of a small network M, and answers from them: [b n d].
+class KeyValueViews(NamedTuple):
+    """Normalised tokens of complete chunks: keys (which rates and gates see too) and values, each [b m*c d]."""
 
-    The rule of Titans (arXiv 2501.00663): surprise is the gradient of |M(k) - v|^2 (eq. 12) and echoes, S_t = eta
-    S_{t-1} - theta gradient; the memory fades and learns, M_t = (1 - alpha) M_{t-1} + S_t (eq. 13, 14); a read is M(q)
-    (eq. 15); the tokens of a chunk are written at once (eq. 16 to 18). `paper` builds it as published; the defaults are
-    those of the package titans-pytorch. Every option is causal, and any way of cutting a sequence into calls gives the
-    same outputs (with pages: see page_switch_every).
+    keys: Tensor
+    values: Tensor
+
+
+class NeuralMemory(nn.Module):
+    """Writes a sequence [b n d] into the weights of a small network, and reads them at every token: [b n d].
+
+    The rule of Titans (arXiv 2501.00663): the inner loss of a key k and value v is |M(k) - v|^2 (eq. 12), its negative
+    gradient is the surprise, S_t = eta S_{t-1} - theta gradient (momentum, eq. 10), M_t = (1 - alpha) M_{t-1} + S_t
+    (forget gate, eq. 13), and a read is M(q) (eq. 15). The tokens of a chunk are written together (eq. 16 to 18).
+    `NeuralMemory.paper` builds the memory as published; the defaults are those of the package titans-pytorch. Every
+    option is causal, and any way of cutting a sequence into calls gives the same outputs (with pages: see
+    page_switch_every).
 
     Args: Size and network
         dim: features of the sequence.
-        chunk_size: tokens per chunk, an int or (retrieve, store). Momentum and decay act once per store chunk.
-        batch_size: tokens between moves of the anchor, at which surprises are taken, to the memory; None: the anchor
-            stays at the initial weights. A multiple of the store chunk. chunk_size = 1 with a batch size is the paper's
-            rule. The updates of these tokens add up: with steps near 1 the memory can diverge, by default within some
-            hundred tokens. Long streams need qk_rmsnorm with default_step_transform_max_lr below 1 / batch_size, and
+        chunk_size: tokens of a chunk, an int or (retrieve, store). Momentum and forget gate act once per store chunk.
+        batch_size: tokens of a mini-batch: gradients are taken at the fast weights at its start. None: at the initial
+            weights. A multiple of the store chunk. chunk_size = 1 with a batch size is the paper's rule. The updates of
+            a mini-batch add up: with learning rates near 1 the fast weights can diverge, by default within some hundred
+            tokens. Long streams need qk_rmsnorm with default_step_transform_max_lr below 1 / batch_size, and an
             init_decay_bias of about -6 with mem_model_norm_add_residual (docs/stability.md).
-        heads: memories side by side, each with its own keys, values, queries and weights.
-        dim_head: features per head (default dim, with any number of heads).
+        heads: memories side by side, each with its own keys, values, queries and fast weights.
+        dim_head: features of a head; default dim, with any number of heads.
         model: the memory network, [.. n dim_head] -> [.. n dim_head], a module without buffers; default
             MemoryMLP(dim_head, **default_model_kwargs).
-        default_model_kwargs: of that MemoryMLP: depth, and expansion_factor.
-        mem_model_norm_add_residual: wrap the model as LayerNorm(model(x)) (gamma + 1) + x.
-        per_head_learned_parameters: own initial weights for each head.
+        default_model_kwargs: depth and expansion_factor of that MemoryMLP.
+        mem_model_norm_add_residual: wrap the network as LayerNorm(model(x)) (gamma + 1) + x.
+        per_head_learned_parameters: learn initial weights for each head.
         num_kv_per_token: keys and values per token.
 
     Args: Rates
-        default_step_transform_max_lr: the largest step theta: a sigmoid times this.
-        adaptive_step_transform: in place of that, what turns the step's logits [b n h*u] into steps.
-        per_parameter_lr_modulation: a learned factor of the surprise per chunk, head and parameter of the model.
-        max_mem_layer_modulation: its largest value; it is a sigmoid times this.
-        momentum: surprise echoes, eq. 10.
-        momentum_order: how often: the echo is repeated on its own output.
-        learned_momentum_combine: mix the orders per chunk by a learned softmax; else the last is used.
-        learned_combine_include_zeroth: the raw surprise joins that mixture.
-        attn_pool_chunks: for momentum and decay a chunk stands for the learned softmax pool of its tokens instead of
-            their mean.
-        init_adaptive_step_bias: the step's logit at the start, its weights at zero; None: as nn.Linear starts.
-        init_momentum_bias: the same of momentum.
-        init_decay_bias: the same of decay.
+        default_step_transform_max_lr: the largest learning rate theta, which is a sigmoid times this.
+        adaptive_step_transform: a function of the learning rate's logits [b n h*u] to use in its place.
+        per_parameter_lr_modulation: learn a factor of the surprise per chunk, head and parameter of the network.
+        max_mem_layer_modulation: the largest such factor, which is a sigmoid times this.
+        momentum: carry momentum eta, eq. 10.
+        momentum_order: how often momentum is applied, each time to its own output.
+        learned_momentum_combine: mix the orders by a learned softmax per chunk; else the last is used.
+        learned_combine_include_zeroth: include the surprise itself in that mixture.
+        attn_pool_chunks: pool a chunk's tokens for its rates by a learned softmax instead of the mean.
+        init_adaptive_step_bias: initial logit of the learning rate, with zero weights; None: as nn.Linear starts.
+        init_momentum_bias: the same for momentum.
+        init_decay_bias: the same for the forget gate.
 
     Args: What is written
-        store_memory_loss_fn: (prediction, target) [.. d] -> [..]; default the mean squared error over d.
-        max_grad_norm: soft limit of each chunk's gradient per parameter.
-        spectral_norm_surprises: orthogonalise each matrix update by Newton-Schulz, as Muon does.
-        gated_transition: at each batch boundary the memory becomes anchor + sigmoid(g) (memory - anchor), g learned.
-        accept_weight_residual: forward takes `prev_weights`, an earlier memory layer's `updates`, mixed into the
-            anchor.
-        store_with_lookahead_value: key t goes with value t + 1 within a chunk.
-        surprise_threshold: a pair whose surprise is below it is not learned from (its step is 0), and a chunk of such
-            pairs alone neither fades the memory nor moves its momentum; may be set at any time. Masks do not matter to
-            it.
-        surprise_source: "memory", the pair's loss at the anchor (eq. 12); or "prediction", the mean square error of a
-            learned linear prediction of the normalised token, made one token before, which all pairs of the token
-            share. The predictor learns from `auxiliary_loss` alone.
+        store_memory_loss_fn: inner loss (prediction, target) [.. d] -> [..]; default the mean squared error over d.
+        max_grad_norm: soft limit of the norm of each chunk's gradient, per parameter.
+        spectral_norm_surprises: orthogonalise the update of each matrix by Newton-Schulz, as Muon does.
+        gated_transition: at the end of each mini-batch the fast weights become start + sigmoid(g) (weights - start),
+            with a learned scalar g.
+        accept_weight_residual: let forward take `prev_weights`, an earlier memory layer's `updates`, a learned share of
+            which is added to the weights at which gradients are taken.
+        store_with_lookahead_value: pair each key with the value of the next token of its chunk.
+        surprise_threshold: skip pairs whose surprise is below it (their learning rate is 0); a chunk of such pairs
+            changes neither fast weights nor momentum. May be set at any time. Masks do not matter to it.
+        surprise_source: what the threshold looks at. "memory": the pair's inner loss (eq. 12). "prediction": the mean
+            squared error of a learned linear prediction of the normalised token from the one before, for all pairs of
+            the token. The predictor is trained by `auxiliary_loss` alone.
+        update_rule: an UpdateRule to use in place of the paper's; see rules/base.py. The keywords of momentum,
+            spectral norm, max_grad_norm and inner loss then have to be at their defaults.
 
     Args: Queries, keys, values, output
-        pre_rmsnorm: RMSNorm of the sequence before store and before retrieve.
+        pre_rmsnorm: RMSNorm of the sequence before writes and before reads.
         post_rmsnorm: RMSNorm of what each head reads.
-        qk_rmsnorm: RMSNorm of queries and keys. It fixes the size of a key and does not keep a stream finite by itself:
-            see batch_size.
-        qk_l2norm: queries and keys of unit norm, after the activation (section 4.4). Better without
-            mem_model_norm_add_residual, whose LayerNorm magnifies the gradients at what is so small.
-        activation: after the key, value and query maps (and their convolutions).
-        qkv_conv_kernel: a causal convolution over this many tokens, each channel on its own, after the query, key and
-            value maps and before the activation (section 4.4); what it looks back on is carried in the state. It sees
-            tokens that are masked.
-        output_gate: "sigmoid" or "silu": RMSNorm of what each head reads, times this of a linear map of the query view
-            [dim -> heads * dim_head], then the output projection, also with one head (section 4.4). It takes the place
-            of the gate per head.
-        qkv_receives_diff_views: seq is [3 b n d], the query, key and value views.
+        qk_rmsnorm: RMSNorm of queries and keys. It fixes the size of keys; by itself it keeps no stream finite, see
+            batch_size.
+        qk_l2norm: give queries and keys unit norm, after the activation (section 4.4). Better without
+            mem_model_norm_add_residual, whose LayerNorm magnifies gradients at inputs so small.
+        activation: applied after the linear maps of queries, keys and values (and their convolutions).
+        qkv_conv_kernel: tokens of a causal depthwise convolution after those linear maps (section 4.4). It sees masked
+            tokens too.
+        output_gate: "sigmoid" or "silu": RMSNorm of what each head reads, times this function of a linear map of the
+            query view, then the output projection, also with one head (section 4.4). Replaces the gate per head.
+        qkv_receives_diff_views: seq is [3 b n d]: the query, key and value views.
 
-    Args: Gates of the decay
-        use_symplectic_gating: a chunk's decay is multiplied by 1 - scale * complexity, the largest of its tokens'.
-            scale is learned, from 0.5.
-        symplectic_gate_kwargs: complexity is by SymplecticGating(dim, **symplectic_gate_kwargs).
-        symplectic_gate: or by this module of one's own. It is given tokens [b n d], the normalised key view of the
-            complete chunks being stored behind as many earlier tokens as its attribute `context` says (1), and gives [b
-            n 1]; with keyed or hierarchical paging it is called with return_manifold_state = True and gives ([b n 1],
-            dict(phase_angle = [b n pairs]) or None). It is called once in each call that completes a chunk, with a
-            batch_size once for each batch window of it, unless its attribute `causal` is True: that more tokens change
-            none of its scores.
+    Args: Gates of the forget gate (research)
+        use_symplectic_gating: multiply a chunk's forget gate by 1 - scale * complexity, the largest complexity of its
+            tokens. scale is learned and starts at 0.5.
+        symplectic_gate_kwargs: keywords of the SymplecticGating(dim) that gives the complexity.
+        symplectic_gate: a module of your own in its place. It is given tokens [b n d], the normalised key view of the
+            complete chunks being written behind as many earlier tokens as its attribute `context` says (1), and returns
+            [b n 1]. With keyed or hierarchical paging it is called with return_manifold_state = True and returns ([b n
+            1], dict(phase_angle = [b n pairs]) or None). It is called once per call that completes a chunk, with a
+            batch_size once per mini-batch, unless its attribute `causal` is True (later tokens change no score).
         use_dmd_gating: the same with tanh of the DMD error of the last tokens.
-        dmd_window: how many these are (16, or the chunk if longer).
-        combine_symplectic_and_dmd: needed with both gates together: the mean of scores and of scales.
-        kinetics_coupling: where steps are large beside the decay, decay shrinks and steps grow (gating/kinetics.py).
+        dmd_window: how many tokens these are (16, or the chunk if longer).
+        combine_symplectic_and_dmd: needed with both: uses the mean of the scores and of the scales.
+        kinetics_coupling: where learning rates are large beside the forget gate, shrink the forget gate and raise the
+            learning rates (gates/kinetics.py).
         kinetics_mix: how much, in [0, 1]; 0 changes nothing.
-        kinetics_eps: keeps its ratio of step to step and decay finite.
+        kinetics_eps: keeps the ratio of learning rate to learning rate and forget gate finite.
 
-    Args: Pages
-        num_pages: copies of the heads, all read together, of which each row writes one: it starts on page 0 and turns
-            to another where a chunk's complexity exceeds a threshold. On the other pages nothing moves. Needs a gate.
-            `page_switch_events`, a tensor, counts the switches; 0 without pages.
+    Args: Pages (research)
+        num_pages: copies of the heads. All are read together; each row writes one, starting with page 0, and turns to
+            another where a chunk's complexity exceeds a threshold. Nothing changes on the other pages. Needs a gate.
+            `page_switch_events`, a tensor, counts the turns; it is 0 without pages.
         symplectic_page_threshold: that threshold (0.5, with DMD 0.4); may be set at any time, see
             `calibrate_page_threshold`.
-        page_threshold_quantile: or, in its place, this quantile of the complexities of the last chunks.
-        page_threshold_window: how many these are.
-        page_switch_every: at most one switch in each window of as many tokens, a multiple of the store chunk, counted
-            from position 0. None: at most one in a call, or a batch window of it, so that pages depend on how a
-            sequence is cut into calls.
-        manifold_state_keyed_paging: turn to the page in whose share of the circle the gate's phase angle lies; without
-            a phase, and by default, to the next page.
-        hierarchical_paging: turn to a coarse page by complexity, in it to a fine one by the phase.
+        page_threshold_quantile: use this quantile of the last chunks' complexities as the threshold.
+        page_threshold_window: how many chunks these are.
+        page_switch_every: at most one turn in each window of as many tokens, a multiple of the store chunk, counted
+            from position 0. None: at most one per call, or mini-batch of it, so that pages depend on how a sequence is
+            cut into calls.
+        manifold_state_keyed_paging: turn to the page whose share of the circle the gate's phase angle lies in; by
+            default, and without a phase, to the next page.
+        hierarchical_paging: turn to a coarse page by complexity, and to a fine page within it by the phase.
         coarse_pages: how many; coarse_pages * fine_pages is num_pages. Default: 1, or what fine_pages leaves.
         fine_pages: how many in each. Default: what coarse_pages leaves.
         hierarchy_mix: share of that page in a mixture with the next page, in [0, 1].
-        page_router: turn to a page of one's own choice, (page, complexity, angle) -> page, elementwise; angle is None
+        page_router: a function (page, complexity, angle) -> page, elementwise, that selects the page; angle is None
             unless it has `uses_phase = True`.
-        read_active_page_only: a token reads the page that was active when the last chunk was written that it reads, and
-            no other; by default all pages, joined as heads are. Tokens of a chunk that turns a page read the new one
-            from its last token on. Pages that are not read get no gradient there.
+        read_active_page_only: read only the page that was active when the entry was written; by default all pages are
+            read and joined as heads are. Pages that are not read get no gradient there.
 
     Args: Computation
-        engine: "auto" chooses by counting operations; "dual", "matrix" and "reference" give the same numbers.
-        use_accelerated_scan: the accelerated-scan kernel in the reference engine, where it runs.
+        engine: "auto" takes the cheapest by counting operations; "dual", "matrix" and "sequential" give the same
+            numbers.
+        use_accelerated_scan: use the accelerated-scan kernel, where it runs (CUDA, with Triton).
 
     Raises:
         ValueError: for an argument of the wrong type, shape or range, by name.
     """
+
+    label = ""  # its name in the model that holds it, for warnings
+    told_diverged = False  # whether the warning of memory/diverged.py was given
+    stopped = False  # True in a replica of a memory whose storing was off
+
+    def __init__(
+        self,
+        dim: int,
+        chunk_size: int | tuple[int, int] = 1,
+        *,
+        batch_size: int | None = None,
+        dim_head: int | None = None,
+        heads: int = 1,
+        model: nn.Module | None = None,
+        store_memory_loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
+        adaptive_step_transform: Callable[[Tensor], Tensor] | None = None,
+        default_step_transform_max_lr: float = 1.0,
+        per_parameter_lr_modulation: bool = False,
+        max_mem_layer_modulation: float = 1.0,
+        per_head_learned_parameters: bool = True,
+        attn_pool_chunks: bool = False,
+        momentum: bool = True,
+        momentum_order: int = 1,
+        learned_momentum_combine: bool = False,
+        learned_combine_include_zeroth: bool = False,
+        num_kv_per_token: int = 1,
+        qkv_receives_diff_views: bool = False,
+        pre_rmsnorm: bool = True,
+        post_rmsnorm: bool = False,
+        qk_rmsnorm: bool = False,
+        max_grad_norm: float | None = None,
+        use_accelerated_scan: bool = False,
+        activation: nn.Module | None = None,
+        init_adaptive_step_bias: float | None = None,
+        init_momentum_bias: float | None = None,
+        init_decay_bias: float | None = None,
+        accept_weight_residual: bool = False,
+        spectral_norm_surprises: bool = False,
+        gated_transition: bool = False,
+        mem_model_norm_add_residual: bool = True,
+        store_with_lookahead_value: bool = False,
+        default_model_kwargs: Mapping = MappingProxyType({"depth": 2, "expansion_factor": 4.0}),
+        use_symplectic_gating: bool = False,
+        symplectic_gate_kwargs: Mapping | None = None,
+        use_dmd_gating: bool = False,
+        combine_symplectic_and_dmd: bool = False,
+        manifold_state_keyed_paging: bool = False,
+        hierarchical_paging: bool = False,
+        coarse_pages: int | None = None,
+        fine_pages: int | None = None,
+        hierarchy_mix: float = 1.0,
+        kinetics_coupling: bool = False,
+        kinetics_mix: float = 0.0,
+        kinetics_eps: float = 1e-6,
+        num_pages: int = 1,
+        symplectic_page_threshold: float | None = None,
+        page_switch_every: int | None = None,
+        dmd_window: int | None = None,
+        symplectic_gate: nn.Module | None = None,
+        page_router: Callable | None = None,
+        page_threshold_quantile: float | None = None,
+        page_threshold_window: int = 64,
+        read_active_page_only: bool = False,
+        qkv_conv_kernel: int | None = None,
+        qk_l2norm: bool = False,
+        output_gate: str | None = None,
+        surprise_threshold: float | None = None,
+        surprise_source: str = "memory",
+        engine: str = "auto",
+        update_rule: UpdateRule | None = None,
+    ):
+        given = dict(locals())
+        check_flags(NeuralMemory.__init__, given)
+        super().__init__()
+        self.dim, self.heads = positive_int(dim, "dim"), positive_int(heads, "heads")
+        self.dim_head = dim if dim_head is None else positive_int(dim_head, "dim_head")
+        self.chunk_config = ChunkConfig(chunk_size, batch_size, num_kv_per_token, store_with_lookahead_value)
+        self.diff_views = qkv_receives_diff_views
+        self.accept_weight_residual = accept_weight_residual
+        self.num_pages = positive_int(num_pages, "num_pages")
+        positive_int(momentum_order, "momentum_order")
+        positive_number(default_step_transform_max_lr, "default_step_transform_max_lr")
+        positive_number(max_mem_layer_modulation, "max_mem_layer_modulation")
+        new_gates = self._new_gates(given)  # before anything is created: it may refuse
+
+        rule = self._rule(given)
+        self.store_memory_loss_fn = rule.loss_fn  # registered as a submodule if it is an nn.Module
+        if model is None:
+            model = default_model(self.dim_head, default_model_kwargs)
+        template = wrapped(template_of(model, self.dim_head), self.dim_head, mem_model_norm_add_residual)
+        initial = wrapped(model, self.dim_head, mem_model_norm_add_residual)
+        self.memory_model_parameters = InitialWeights(initial, self.internal_heads, per_head_learned_parameters)
+        self.tokenwise = getattr(template, "tokenwise", False)
+        # not registered: the template has no weights of its own
+        self.engine = choose_engine(engine, template, rule, use_accelerated_scan)
+        self.projections = Projections(
+            ProjectionConfig(
+                dim=dim,
+                heads=self.internal_heads,
+                dim_head=self.dim_head,
+                kv_per_token=num_kv_per_token,
+                activation=activation,
+                pre_rmsnorm=pre_rmsnorm,
+                post_rmsnorm=post_rmsnorm,
+                qk_rmsnorm=qk_rmsnorm,
+                qk_l2norm=qk_l2norm,
+                conv_kernel=qkv_conv_kernel,
+                output_gate=output_gate,
+            )
+        )
+        self.rates = Rates(
+            dim,
+            RateConfig(
+                heads=self.internal_heads,
+                kv_per_token=num_kv_per_token,
+                momentum_order=rule.slots,
+                learned_combine=learned_momentum_combine,
+                combine_zeroth=learned_combine_include_zeroth,
+                modulated_params=len(self.memory_model_parameters) if per_parameter_lr_modulation else 0,
+                max_modulation=max_mem_layer_modulation,
+                attn_pool=attn_pool_chunks and self.store_chunk_size > 1,  # one token is its own pool
+                residual_mix=accept_weight_residual,
+                step_transform=callable_or_none(adaptive_step_transform, "adaptive_step_transform")
+                or SigmoidStep(default_step_transform_max_lr),
+                step_bias=number_or_none(init_adaptive_step_bias, "init_adaptive_step_bias"),
+                momentum_bias=number_or_none(init_momentum_bias, "init_momentum_bias"),
+                decay_bias=number_or_none(init_decay_bias, "init_decay_bias"),
+            ),
+        )
+        used = gated_transition and batch_size is not None
+        self.transition_gate = nn.Parameter(torch.tensor(-5.0)) if used else None
+        # optional parameters are created last, so that they do not change how the others are initialised
+        self.gates = None if new_gates is None else new_gates()
+        self.projections.add_convolutions()
+        self.surprise_threshold = number_or_none(surprise_threshold, "surprise_threshold")
+        self.predictor = NextToken(dim) if one_of(surprise_source, SOURCES, "surprise_source") == "prediction" else None
+        self.configuration = self._identity(given, model)
+        self.register_load_state_dict_pre_hook(rename_earlier)
 
     @classmethod
     def paper(cls, dim: int, segment: int = 64, *, dim_head: int | None = None, **changes) -> "NeuralMemory":
@@ -155,14 +331,127 @@ class NeuralMemory(MemoryChunks):
 
         Args:
             dim: features of the sequence.
-            segment: C, tokens between moves of the weights at which gradients are taken (eq. 16).
-            dim_head: features per head (default dim).
-            changes: any keywords of the constructor, or of `presets.paper_memory_kwargs`, in place of its own or beside
-                them.
+            segment: C, tokens of a mini-batch (eq. 16).
+            dim_head: features of a head (default dim).
+            changes: keywords of the constructor, or of `paper_memory_kwargs`, that replace or extend its own.
         """
         return cls(dim, **paper_memory_kwargs(dim if dim_head is None else dim_head, segment, **changes))
 
-    # the three calls
+    def _rule(self, given: Mapping) -> UpdateRule:
+        """The update rule of the keywords."""
+        own = {
+            "loss_fn": callable_or_none(given["store_memory_loss_fn"], "store_memory_loss_fn"),
+            "max_grad_norm": given["max_grad_norm"],
+            "spectral_norm": given["spectral_norm_surprises"],
+            "momentum_order": given["momentum_order"] if given["momentum"] else 0,
+        }
+        if own["max_grad_norm"] is not None:
+            positive_number(own["max_grad_norm"], "max_grad_norm")
+        if given["update_rule"] is None:
+            return TitansRule(**own)
+        rule = of_kind(given["update_rule"], UpdateRule, "update_rule", "an UpdateRule, or None for the paper's")
+        for keyword in ("store_memory_loss_fn", "max_grad_norm", "spectral_norm_surprises"):
+            if given[keyword]:
+                raise ValueError(f"update_rule cannot be combined with {keyword}: set it on the rule")
+        return rule
+
+    def _identity(self, given: Mapping, model: nn.Module) -> str:
+        """The configuration that states carry. model: the network, also where none was given."""
+        return identity(
+            NeuralMemory.__init__,
+            given,
+            NOT_OF_A_STATE,
+            chunk_size=self.chunk_config.chunk_size,
+            dim_head=self.dim_head,
+            momentum_order=given["momentum_order"] if given["momentum"] else 1,
+            symplectic_gate_kwargs=given["symplectic_gate_kwargs"] or None,
+            model=model,
+        )
+
+    def check_made_by_this(self, state: NeuralMemState) -> None:
+        """Raise ValueError for a state that a memory of other settings made."""
+        check_identity(self.configuration, state.configuration, "state", NeuralMemory.__init__)
+
+    def _new_gates(self, given: Mapping) -> Callable[[], nn.Module] | None:
+        """Builds the gates; None, and no module of the gates package imported, where their keywords are at defaults."""
+        parameters = inspect.signature(NeuralMemory.__init__).parameters
+        keywords = {name: given[name] for name in GATE_KEYWORDS}
+        if all(
+            value is parameters[name].default or value == parameters[name].default for name, value in keywords.items()
+        ):
+            return None
+        from titans_pytorch.gates.gates import Gates
+        from titans_pytorch.gates.options import GateConfig
+
+        config = GateConfig(
+            self.dim, self.heads, self.store_chunk_size, given["default_step_transform_max_lr"], **keywords
+        )
+        return partial(Gates, config)
+
+    def __getattr__(self, name: str):
+        """Attributes of the gates are attributes of the memory."""
+        if name in GATE_ATTRIBUTES:
+            gates = super().__getattr__("gates")
+            return GATE_ATTRIBUTES[name] if gates is None else getattr(gates, name)
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value) -> None:
+        if name in GATE_ATTRIBUTES:
+            if self.gates is None:
+                raise ValueError(f"{name} needs a memory with gates")
+            setattr(self.gates, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    # what other code asks for
+
+    def _replicate_for_data_parallel(self):  # a replica computes in a thread of its own, for the caller of this one
+        replica = super()._replicate_for_data_parallel()
+        replica.stopped = not stores(self)
+        return replica
+
+    @property
+    def internal_heads(self) -> int:
+        """Heads of all pages: head index = page * heads + head."""
+        return self.num_pages * self.heads
+
+    @property
+    def retrieve_chunk_size(self) -> int:
+        """Tokens of a read group."""
+        return self.chunk_config.chunk_size[0]
+
+    @property
+    def store_chunk_size(self) -> int:
+        """Tokens of a store chunk."""
+        return self.chunk_config.store
+
+    @property
+    def batch_size(self) -> int | None:
+        """Tokens of a mini-batch."""
+        return self.chunk_config.batch_size
+
+    @property
+    def kv_per_token(self) -> int:
+        """Keys and values per token."""
+        return self.chunk_config.kv_per_token
+
+    @property
+    def mini_batch(self) -> int | None:
+        """Store chunks of a mini-batch."""
+        return mini_batch_chunks(self.batch_size, self.store_chunk_size)
+
+    def init_weights(self, batch: int) -> dict[str, Tensor]:
+        """The learned initial fast weights for each row of a batch and each head: name -> [(batch h) ...]."""
+        return self.memory_model_parameters.for_batch(batch)
+
+    def init_momentum(self, batch: int) -> dict[str, Tensor]:
+        """Zeros for each row of a batch: name -> [o (batch h) ...]; empty without momentum."""
+        slots = self.engine.rule.slots
+        if not slots:
+            return {}
+        return {k: torch.zeros_like(v).expand(slots, *v.shape) for k, v in self.init_weights(batch).items()}
+
+    # one call
 
     def forward(
         self,
@@ -175,50 +464,201 @@ class NeuralMemory(MemoryChunks):
         return_surprises: bool = False,
         ttt_batch_size: int | None = None,
     ):
-        """Stores the sequence chunk by chunk and reads the memory at every token.
+        """Write the sequence chunk by chunk, and read at every token.
 
-        A token at absolute position t reads the memory after floor((t + 1) / c) complete chunks. Any way of cutting a
-        sequence into calls, the state carried, gives the same outputs.
+        A token at absolute position t reads the fast weights after floor((t + 1) / c) complete chunks. Any way of
+        cutting a sequence into calls, with the state carried, gives the same outputs.
 
         Args:
             seq: [b n d], or one token [b d]; [3 b n d] with qkv_receives_diff_views.
-            store_seq: what is stored instead of seq, of the same length; [2 b n d] with qkv_receives_diff_views.
-            state: what the call before returned.
-            detach_mem_state: cut the returned state from the graph.
+            store_seq: what is written instead of seq, of the same length; [2 b n d] with qkv_receives_diff_views.
+            state: the state that the call before returned.
+            detach_mem_state: detach the returned state from the graph.
             prev_weights: `updates` of an earlier memory layer (accept_weight_residual).
-            store_mask: [b n] bool; False: the token is not learned from (its step is 0).
-            return_surprises: also return (loss, step), each [b h n*u] over the complete chunks stored, and with
-                surprise_source = "prediction" the predictor's error [b n]: `auxiliary_loss` makes a scalar of them.
+            store_mask: [b n] bool; tokens that are False are not written (their learning rate is 0).
+            return_surprises: also return (inner loss, learning rate), each [b h n*u] over the complete chunks written,
+                and with surprise_source = "prediction" the predictor's error [b n]. `auxiliary_loss` makes a scalar of
+                them.
             ttt_batch_size: batch_size for this call.
 
         Returns:
-            (retrieved [b n d], next_state), and (loss, step) if asked for.
+            (retrieved [b n d], next_state), and (loss, learning rate) if asked for.
 
         Raises:
             ValueError: for another shape or dtype, or a state of another memory, batch size or position.
         """
-        views = inputs.as_views(seq, store_seq, self.dim, self.diff_views)
-        state, expected = inputs.checked_state(self, state), self._expected(views.store)
-        expected.check(state)
-        inputs.check_mask(store_mask, *views.query.shape[:2], "store_mask")
-        inputs.check_dtype(views.query, self.to_queries.weight, "seq")
-        inputs.check_dtype(views.store, self.to_keys.weight, "store_seq")
-        position = state.position
-        run, next_state, surprises, pages = self._store(views.store, state, prev_weights, store_mask, ttt_batch_size)
-        entry = self._entry_at(position)
-        if entry < run.first:
-            run.before = inputs.older_window(state, entry, self.engine)
-            pages = pages and pages._replace(older=inputs.older_page(state))
-        earlier = Earlier(state.query_group, state.query_conv)
-        retrieved, earlier = self._retrieve(views.query, run, position, earlier, pages)
-        entry = self._entry_at(next_state.position)
-        older = run.entry(entry) if entry < run.last else None
-        older_page = pages.at(entry) if pages and entry < run.last else None
-        next_state = next_state._replace(**earlier._asdict(), read_weights=older, read_page=older_page)
+        query, store = arguments.as_views(seq, store_seq, self.dim, self.diff_views)
+        state = arguments.checked_state(self, state, self._expected(store))
+        arguments.check_mask(store_mask, *query.shape[:2], "store_mask")
+        arguments.check_dtype(query, self.dtype, "seq")
+        arguments.check_dtype(store, self.dtype, "store_seq")
+        written, next_state, surprises, pages = self._write(store, state, prev_weights, store_mask, ttt_batch_size)
+        retrieved, next_state = self._read(query, written, state, next_state, pages)
         if detach_mem_state:
             next_state = mem_state_detach(next_state)
         tell(self, "stored", next_state, surprises)
         return (retrieved, next_state, surprises) if return_surprises else (retrieved, next_state)
+
+    def _write(self, tokens: Tensor, state: NeuralMemState, prev_weights, mask, ttt_batch_size):
+        """Write the complete chunks of the waiting tokens and tokens [(2) b n d].
+
+        Returns what was written, the next state (but for what reads carry), (loss, learning rate), and the pages of the
+        entries, where they matter to reads.
+        """
+        chunk, (b, n) = self.store_chunk_size, tokens.shape[-3:-1]
+        warn_if_diverged(self, state, n)
+        mini_batch = self.mini_batch
+        if ttt_batch_size is not None:
+            mini_batch = mini_batch_chunks(ttt_batch_size, chunk, "ttt_batch_size")
+        mask = arguments.join_masks(mask, state, b, n)
+        if state.cache_store_segment is not None:
+            tokens = torch.cat((state.cache_store_segment, tokens), dim=-2)
+        first, count = state.seq_index // chunk, tokens.shape[-2] // chunk
+        complete, waiting = tokens.split([count * chunk, tokens.shape[-2] - count * chunk], dim=-2)
+        residual = self._residual(prev_weights, complete, first, count)
+
+        views = self.chunk_views(complete)
+        rates = self.rates_of(views.keys, residual is not None) if count else None
+        gate_fields, pages = {}, None
+        if self.gates is not None:
+            rates, gate_fields, pages = self.gates(views.keys, rates, state, first, mini_batch)
+        carry = self._carry(state, b)
+        if count:
+            allowed = None if mask is None else mask[:, : count * chunk]
+            chunks, chunk_fields, errors = self._chunks(views, rates, allowed, residual, first, state)
+            share = None if self.transition_gate is None else self.transition_gate.sigmoid()
+            with no_autocast(tokens.device):
+                written = write(self.engine, chunks, carry, mini_batch, share)
+            surprises = tuple(of_rows(x, b) for x in written.surprises())
+        else:
+            written = nothing_written(self.engine, first, carry)
+            chunk_fields = {"store_conv": state.store_conv, "last_token": state.last_token}
+            surprises = (tokens.new_zeros(b, self.internal_heads, 0),) * 2
+            errors = None if self.predictor is None else tokens.new_zeros(b, 0)
+
+        unchanged = count == 0 and state.states is not None
+        next_state = NeuralMemState(
+            seq_index=state.seq_index + count * chunk,
+            weights=written.final.start,
+            cache_store_segment=waiting.clone(),
+            states=(written.final.weights, state.states[1] if unchanged else self._slots(written, b)),
+            updates=written.updates(),
+            cache_store_mask=None if mask is None else mask[:, count * chunk :].clone(),
+            configuration=self.configuration,
+            **gate_fields,
+            **chunk_fields,
+        )
+        return written, next_state, surprises if errors is None else (*surprises, errors), pages
+
+    def _read(self, query: Tensor, written: Written, state: NeuralMemState, next_state: NeuralMemState, pages):
+        """Read at tokens [b n d] that follow `state`: (retrieved [b n d], next_state with what later reads need)."""
+        reads, position = self.chunk_config.reads, state.position
+        entry = reads.entry(position)
+        if entry < written.first:  # the unfinished read group reads an entry from before this call
+            written.before = self.engine.still(entry, arguments.older_weights(state, entry))
+            pages = pages and pages._replace(older=arguments.older_page(state))
+        hidden = None if pages is None else pages.hidden(position, query.shape[1], reads)
+        earlier = arguments.EarlierQueries(state.query_group, state.query_conv)
+        retrieved, earlier = self._retrieve(query, written, position, reads, earlier, hidden)
+        entry = reads.entry(next_state.position)
+        older = older_page = None
+        if entry < written.last:
+            older, older_page = written.entry(entry), pages and pages.at(entry)
+        return retrieved, next_state._replace(**earlier._asdict(), read_weights=older, read_page=older_page)
+
+    # the parts of a call
+
+    def chunk_views(self, complete: Tensor) -> KeyValueViews:
+        """Normalised views of complete chunks [(2) b m*c d]."""
+        if complete.shape[-2]:
+            complete = self.projections.store_norm(complete)
+        return KeyValueViews(*complete) if self.diff_views else KeyValueViews(complete, complete)
+
+    def rates_of(self, tokens: Tensor, with_residual: bool) -> WriteRates:
+        """Rates of complete chunks, tokens [b m*c d] normalised; where storing is off, rates that change nothing.
+        with_residual: also of an earlier layer's weights."""
+        rates = self.rates(tokens, self.store_chunk_size, with_residual)
+        if not stores(self) or self.stopped:
+            rates = rates.still()
+        tell(self, "rates", rates)
+        return rates.pairs(self.chunk_config.pairs) if self.chunk_config.lookahead else rates
+
+    def _chunks(self, views: KeyValueViews, rates: WriteRates, mask, residual, first: int, state: NeuralMemState):
+        """What the engine writes; what the next call's chunks need, as fields of its state; the predictor's error
+        [b m*c], where there is a predictor. mask [b m*c] bool, or None."""
+        config, h = self.chunk_config, self.internal_heads
+        keys, values, tail = self.projections.keys_and_values(*views, config.store, state.store_conv)
+        if config.lookahead:
+            keys, values = keys[:, :, :-1], values[:, :, 1:]
+        if mask is not None:
+            allowed = repeat(mask, "b (m c) -> (b h) m (c u)", c=config.store, h=h, u=config.kv_per_token)
+            rates = rates.masked(allowed[:, :, : config.pairs])
+        threshold, errors, last = self.surprise_threshold, None, None
+        if self.predictor is not None:
+            errors, last = self.predictor(views.keys, state.last_token)
+            of_pair = of_pairs(errors, config.store, h, config.kv_per_token, config.pairs)
+            rates, threshold = skip_below_threshold(rates, of_pair, threshold), None
+        chunks = Chunks(keys, values, rates, first, residual, threshold)
+        return chunks, {"store_conv": tail, "last_token": last}, errors
+
+    def _residual(self, prev_weights, complete: Tensor, first: int, count: int):
+        """The earlier layer's fast weights for chunks first .. first + count - 1."""
+        if prev_weights is None:
+            return None
+        if not self.accept_weight_residual:
+            raise ValueError("prev_weights needs a memory built with accept_weight_residual = True")
+        return arguments.earlier_layer(prev_weights, self._expected(complete), first, count) if count else None
+
+    def _carry(self, state: NeuralMemState, batch: int) -> Carry:
+        """What the first chunk continues from."""
+        start = self.init_weights(batch) if state.weights is None else state.weights
+        if state.states is None:
+            return Carry(start, start, None)
+        weights, slots = state.states
+        slots = LazyTensors(weights, lambda name: slots[name].unbind(0)) if self.engine.rule.slots else None
+        return Carry(start, weights, slots)
+
+    def _slots(self, written: Written, batch: int) -> Mapping[str, Tensor]:
+        """The rule's carried tensors after a call (momentum): name -> [o (b h) ...]."""
+        if not self.engine.rule.slots:
+            return {}
+        slots = written.final.slots
+        if slots is None:
+            return LazyTensors(written.shapes, lambda name: self.init_momentum(batch)[name])
+        return LazyTensors(written.shapes, lambda name: torch.stack(tuple(slots[name])))
+
+    def _retrieve(self, seq: Tensor, written: Written, position: int, reads: Reads, earlier, hidden: Tensor | None):
+        """Read at tokens [b n d] from `position` on: (retrieved [b n d], what later reads need).
+
+        earlier: the EarlierQueries of these. hidden: bool [b h n], heads that a token does not read; None: all are.
+        """
+        b, n, _ = seq.shape
+        if n == 0:
+            return seq, earlier
+        tokens = self.projections.retrieve_norm(seq)
+        queries, tail = self.projections.queries(tokens, earlier.query_conv)
+        if not self.tokenwise:
+            queries, position = arguments.with_earlier_queries(queries, earlier.query_group, position, reads)
+        with no_autocast(seq.device):
+            out = written.read(queries.flatten(0, 1), position, reads).unflatten(0, (b, -1))[:, :, -n:]
+        group = None
+        if not self.tokenwise:
+            group = queries[:, :, queries.shape[2] - reads.earlier(position + queries.shape[2]) :]
+        return self.projections.output(out, tokens, hidden), arguments.EarlierQueries(group, tail)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the slow parameters."""
+        return self.memory_model_parameters[0].dtype
+
+    def _expected(self, tokens: Tensor) -> arguments.StateShape:
+        """What a state or weights must look like to go with tokens [(2) b n d]."""
+        width = (*tokens.shape[:-2], tokens.shape[-1])
+        shapes = self.memory_model_parameters.shapes(tokens.shape[-3])
+        tails = self.projections.conv_tails()
+        return arguments.StateShape(self.store_chunk_size, shapes, self.engine.rule.slots, self.dtype, width, tails)
+
+    # writing without reading, reading without writing
 
     def store_memories(
         self,
@@ -230,46 +670,46 @@ class NeuralMemory(MemoryChunks):
         mask: Tensor | None = None,
         return_surprises: bool = True,
     ):
-        """Stores complete chunks without reading.
+        """Write complete chunks without reading.
 
         Args:
             seq: [b n d] ([2 b n d] with diff views), which begins at token `seq_index`.
-            weights: the anchor, name -> [(b h) ...]; None: the initial weights.
-            past_state: (memory, momentum), as `states` of a NeuralMemState; None: the memory starts at the anchor.
+            weights: the mini-batch start weights, name -> [(b h) ...]; None: the initial weights.
+            past_state: (fast weights, momentum), as `states` of a NeuralMemState; None: the fast weights are `weights`.
             seq_index: a multiple of the store chunk.
             prev_weights: as in forward.
             mask: [b n] bool, as store_mask in forward.
-            return_surprises: return (loss, step) too, as in forward.
+            return_surprises: return (inner loss, learning rate) too, as in forward.
 
         Returns:
-            (updates, next_state), and (loss, step) if asked for. updates: name -> [(b h) (chunks + 1) ...], the memory
-            before each chunk and after the last.
+            (updates, next_state), and (loss, learning rate) if asked for. updates: name -> [(b h) (chunks + 1) ...],
+            the fast weights before each chunk and after the last.
 
         Raises:
             ValueError: for another shape, dtype or position.
         """
         if not isinstance(seq_index, int) or seq_index < 0 or seq_index % self.store_chunk_size:
             raise wrong("seq_index", seq_index, f"a multiple of the store chunk size, {self.store_chunk_size}")
-        view = inputs.as_store_view(seq, self.dim, self.diff_views, "seq")
-        inputs.check_dtype(view, self.to_keys.weight, "seq")
+        view = arguments.as_store_view(seq, self.dim, self.diff_views, "seq")
+        arguments.check_dtype(view, self.dtype, "seq")
         expected = self._expected(view)
         if weights is not None:
             expected.check_weights(weights, "weights")
         if past_state is not None:
             expected.check_states(past_state, "past_state")
-        inputs.check_mask(mask, *view.shape[-3:-1], "mask")
+        arguments.check_mask(mask, *view.shape[-3:-1], "mask")
         state = NeuralMemState(seq_index, weights, states=past_state)
-        _, next_state, surprises, _ = self._store(view, state, prev_weights, mask, None)
+        _, next_state, surprises, _ = self._write(view, state, prev_weights, mask, None)
         return (next_state.updates, next_state, surprises) if return_surprises else (next_state.updates, next_state)
 
     def retrieve_memories(self, seq: Tensor, weights: Mapping[str, Tensor], page: Tensor | None = None) -> Tensor:
-        """Reads from given weights.
+        """Read from given weights.
 
         Args:
             seq: [b n d].
             weights: name -> [(b h) ...], the same for every token, or `updates` [(b h) (chunks + 1) ...], seq then
                 beginning at their first chunk.
-            page: the one that is read, long [b] or [b n] (read_active_page_only, which needs it).
+            page: the page that is read, long [b] or [b n] (read_active_page_only, which needs it).
 
         Returns:
             [b n d].
@@ -277,125 +717,25 @@ class NeuralMemory(MemoryChunks):
         Raises:
             ValueError: for other shapes, or updates that lack what these tokens read.
         """
-        seq = inputs.as_query_view(seq, self.dim)
-        inputs.check_dtype(seq, self.to_queries.weight, "seq")
+        seq = arguments.as_query_view(seq, self.dim)
+        arguments.check_dtype(seq, self.dtype, "seq")
         expected = self._expected(seq)
-        page = given_page(page, self.num_pages, *seq.shape[:2]) if self.reads_one_page else None
-        entries = expected.has_entries(weights, "weights")
-        expected.check_weights(weights, "weights", entries)
-        if not entries:
-            chunk, run = seq.shape[1] + 1, still_run(self.engine, 0, Carry(weights, weights, None))
-            return self._retrieve(seq, run, 0, Earlier(), page, chunk)[0]
+        hidden = None if self.gates is None else self.gates.hidden(page, *seq.shape[:2])
+        has_entries = expected.has_entries(weights, "weights")
+        expected.check_weights(weights, "weights", has_entries)
+        none = arguments.EarlierQueries()
+        if not has_entries:
+            reads = Reads(*(seq.shape[1] + 1,) * 2)  # all tokens are one read group of entry 0
+            written = nothing_written(self.engine, 0, Carry(weights, weights, None))
+            return self._retrieve(seq, written, 0, reads, none, hidden)[0]
         first = getattr(weights, "first_chunk", None) or 0
-        run = built_run({name: weights[name] for name in expected.shapes}, first, self.engine.reader)
-        start = first * self.store_chunk_size
-        needed = self._entry_at(start), self._entry_at(start + max(seq.shape[1], 1) - 1)
-        if needed[0] < first or needed[1] > run.last:
-            got = Words(f"the memory before chunks {first} to {run.last}")
+        written = given_entries({name: weights[name] for name in expected.shapes}, first, self.engine)
+        reads, position = self.chunk_config.reads, first * self.store_chunk_size
+        needed = reads.entry(position), reads.stop(position, max(seq.shape[1], 1)) - 1
+        if needed[0] < first or needed[1] > written.last:
+            got = Words(f"the memory before chunks {first} to {written.last}")
             raise wrong("weights", got, f"the memory before chunks {needed[0]} to {needed[1]}, which these tokens read")
-        if first and (not self.tokenwise or self.queries_conv is not None):
+        if first and (not self.tokenwise or self.projections.looks_back):
             takes = "updates from chunk 0 on: this memory's reads depend on the queries before"
             raise wrong("weights", Words(f"the memory from chunk {first} on"), takes)
-        return self._retrieve(seq, run, start, Earlier(), page)[0]
-
-    # storing
-
-    def _store(self, tokens: Tensor, state: NeuralMemState, prev_weights, mask, ttt_batch_size):
-        """tokens [(2) b n d] behind those that wait in the state: (run, next_state, surprises, the pages that are read
-        or None)."""
-        chunk, b, n = self.store_chunk_size, tokens.shape[-3], tokens.shape[-2]
-        warn_if_diverged(self, state, n)
-        anchor_chunks = batch_chunks(self.batch_size, chunk)
-        if ttt_batch_size is not None:
-            anchor_chunks = batch_chunks(ttt_batch_size, chunk, "ttt_batch_size")
-        mask = inputs.join_masks(mask, state, b, n)
-        if state.cache_store_segment is not None:
-            tokens = torch.cat((state.cache_store_segment, tokens), dim=-2)
-
-        first, count = state.seq_index // chunk, tokens.shape[-2] // chunk
-        complete, waiting = tokens.split([count * chunk, tokens.shape[-2] - count * chunk], dim=-2)
-        if prev_weights is not None and not self.accept_weight_residual:
-            raise ValueError("prev_weights needs a memory built with accept_weight_residual = True")
-        residual = None
-        if prev_weights is not None and count:
-            residual = inputs.residual_source(prev_weights, self._expected(tokens), first, count)
-        carry, gate_carry = self._carry(state, b), self.gating.start(GateCarry.of(state), b, tokens.device)
-        chunk_carry, page, choice = ChunkCarry.of(state), gate_carry.active_page_indices, None
-        if count:
-            span = self.span(complete, first, anchor_chunks)
-            gated = self.gated_rates(span, gate_carry, residual is not None)
-            gate_carry, choice = gated.carry, gated.choice
-            self.gating.count(self, gated)
-            allowed = None if mask is None else mask[:, : count * chunk]
-            chunks, chunk_carry, error = self.chunks(span, gated, allowed, residual, chunk_carry)
-            share = None if self.transition_gate is None else self.transition_gate.sigmoid()
-            with no_autocast(tokens.device):
-                run = store(self.engine, chunks, carry, anchor_chunks, share)
-            surprises = tuple(of_rows(x, b) for x in run.surprises())
-        else:
-            run = still_run(self.engine, first, carry)
-            surprises = (tokens.new_zeros(b, self.internal_heads, 0),) * 2
-            error = None if self.predictor is None else tokens.new_zeros(b, 0)
-        stood_still = count == 0 and state.states is not None
-        momentum = state.states[1] if stood_still else self._momentum_of(run, b)
-        next_state = NeuralMemState(
-            seq_index=state.seq_index + count * chunk,
-            weights=run.final.anchor,
-            cache_store_segment=waiting.clone(),
-            states=(run.final.memory, momentum),
-            updates=run.updates(),
-            cache_store_mask=None if mask is None else mask[:, count * chunk :].clone(),
-            configuration=self.configuration,
-            **gate_carry._asdict(),
-            **chunk_carry._asdict(),
-        )
-        pages = entry_pages(first, page, choice and choice.page) if self.reads_one_page else None
-        return run, next_state, surprises if error is None else (*surprises, error), pages
-
-    def _momentum_of(self, run: Run, batch: int) -> Mapping[str, Tensor]:
-        if not self.momentum_order:
-            return {}
-        orders = run.final.momentum
-        if orders is None:
-            return LazyTensors(run.shapes, lambda name: self.init_momentum(batch)[name])
-        return LazyTensors(run.shapes, lambda name: torch.stack(tuple(orders[name])))
-
-    def _carry(self, state: NeuralMemState, batch: int) -> Carry:
-        anchor = self.init_weights(batch) if state.weights is None else state.weights
-        if state.states is None:
-            return Carry(anchor, anchor, None)
-        memory, momentum = state.states
-        orders = LazyTensors(memory, lambda name: momentum[name].unbind(0)) if self.momentum_order else None
-        return Carry(anchor, memory, orders)
-
-    def _expected(self, tokens: Tensor) -> inputs.StateShape:
-        """What a state or weights must look like to go with tokens [(2) b n d]."""
-        width = (*tokens.shape[:-2], tokens.shape[-1])
-        dtype = self.memory_model_parameters[0].dtype
-        shapes, tails = self._shapes(tokens.shape[-3]), conv_tails(self)
-        return inputs.StateShape(self.store_chunk_size, shapes, self.momentum_order, dtype, width, tails)
-
-    # reading
-
-    def _entry_at(self, position: int) -> int:
-        """How many chunks the memory has read that a query at this position reads."""
-        group = self.retrieve_chunk_size
-        return (position + 1) // group * group // self.store_chunk_size
-
-    def _retrieve(self, seq: Tensor, run: Run, position: int, before: Earlier, pages=None, chunk: int | None = None):
-        """seq [b n d] from absolute `position` on: (retrieved [b n d], what the reads that follow look back on). pages:
-        those that are read, EntryPages or one for each token [b n]; None for all."""
-        group, chunk = (chunk or self.retrieve_chunk_size), (chunk or self.store_chunk_size)
-        b, n, _ = seq.shape
-        if n == 0:
-            return seq, before
-        tokens = self.retrieve_norm(seq)
-        page = pages.read(position, n, group, chunk) if isinstance(pages, EntryPages) else pages
-        asked, tail = queries(self, tokens, before.query_conv)
-        if not self.tokenwise:
-            asked, position = inputs.with_earlier_queries(asked, before.query_group, position, group)
-        with no_autocast(seq.device):
-            out = run.read(asked.flatten(0, 1), position, group, chunk).unflatten(0, (b, -1))[:, :, -n:]
-        end = position + asked.shape[2]
-        unfinished = None if self.tokenwise else asked[:, :, asked.shape[2] - inputs.group_progress(end, group) :]
-        return output(self, out, tokens, page), Earlier(unfinished, tail)
+        return self._retrieve(seq, written, position, reads, none, hidden)[0]

@@ -58,8 +58,8 @@ def simple(chunk: int, per_token: bool, depth: int, wrapped: bool, eta: float, a
         init_momentum_bias=logit(eta),
         init_decay_bias=logit(alpha),
     ).double()
-    nn.init.eye_(memory.to_keys.weight)
-    nn.init.orthogonal_(memory.to_values.weight)
+    nn.init.eye_(memory.projections.to_keys.weight)
+    nn.init.orthogonal_(memory.projections.to_values.weight)
     return memory
 
 

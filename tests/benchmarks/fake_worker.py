@@ -19,7 +19,7 @@ ANSWERS = {
     "time": {"calls": [0.5, 0.25], "tokens": 10},
     "memory": {"idle": 100, "peak": 300, "over_idle": 200},
     "matmul": 1e9,
-    "engines": ["FastEngine"],
+    "engines": ["ChunkwiseEngine"],
 }
 
 

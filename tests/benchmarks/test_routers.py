@@ -58,7 +58,7 @@ def trained(steps, seed=0):
             tell(memory, which, task.context, task.pairs)
             pairs = torch.cat((batch.keys, values), dim=-1)
             tokens = torch.cat((batch.context[which].expand(len(pairs), -1, -1), pairs), dim=1)
-            gate(memory.store_norm(tokens))
+            gate(memory.projections.store_norm(tokens))
         losses.append(lesson(memory, []))
         optimizer.zero_grad()
         losses[-1].backward()

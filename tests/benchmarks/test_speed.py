@@ -223,7 +223,7 @@ def test_a_run_end_to_end(tmp_path, capsys):
         assert arm["train"]["status"] == arm["memory"]["status"] == "ok"
         assert arm["train"]["best"] == min(arm["train"]["calls"]) > 0
         assert arm["memory"]["peak"] >= arm["memory"]["idle"] > 0
-    assert case["engines"] == ["FastEngine"]
+    assert case["engines"] == ["ChunkwiseEngine"]
     assert case["shares"]["train"] > 0
 
     words = [*argv, "memory", "--output-json", str(out)]

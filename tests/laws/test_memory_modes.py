@@ -308,7 +308,7 @@ def test_autocast_keeps_small_decays():
     subject.memory.rates.to_decay_factor.weight.data.zero_()
     subject.memory.rates.to_decay_factor.bias.data.fill_(-7.0)
     with torch.autocast("cpu", torch.bfloat16):
-        keep = subject.memory.rates(tokens, 3, False).keep
+        keep = subject.memory.rates(tokens, 3, False).retention
     assert_close(1 - keep, torch.full_like(keep, -7.0).sigmoid(), 1e-3)
 
 

@@ -109,7 +109,7 @@ def test_without_momentum_or_decay(name):
     """Frozen decay: the memory keeps everything, whatever it reads."""
     torch.manual_seed(0)
     memory = titans_memory(8, momentum=False, decay=False).double()
-    keep = memory.rates(sequence(5) * 100, 1, False).keep
+    keep = memory.rates(sequence(5) * 100, 1, False).retention
     assert (keep == 1).all()
     layer = LAYERS[name](8, heads=2, memory=memory).double()
     out, state = layer(sequence(9))

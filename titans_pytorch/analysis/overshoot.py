@@ -24,7 +24,7 @@ from torch.nn.functional import pad
 
 from titans_pytorch.analysis.storing import memories_of
 from titans_pytorch.common.switches import watched
-from titans_pytorch.engines.written import Carry, StoreChunks, Tensors, Window
+from titans_pytorch.engines.base import Carry, Chunks, Tensors, Window
 from titans_pytorch.memory_models import ResidualNorm
 from titans_pytorch.neural_memory import NeuralMemory
 
@@ -113,7 +113,7 @@ class _Watcher:
         self.lost: int | None = None
 
     @torch.no_grad()
-    def wrote(self, chunks: StoreChunks, carry: Carry, window: Window, batch_chunks: int | None, share) -> None:
+    def wrote(self, chunks: Chunks, carry: Carry, window: Window, batch_chunks: int | None, share) -> None:
         """chunks: what was written; carry: from where; window: to where; batch_chunks: chunks of a mini-batch; share:
         of the memory that a gated transition lets pass, or None."""
         if self.lost is not None:
@@ -122,13 +122,13 @@ class _Watcher:
         if not _finite(end):
             self.lost = self._position(chunks, window)
             return
-        gain = self._measured(chunks, carry.anchor, end, share)
+        gain = self._measured(chunks, carry.start, end, share)
         if self.unlimited and batch_chunks is not None:
             gain = torch.maximum(gain, self._of_repeats(chunks, window, batch_chunks))
         gain = gain.nan_to_num(nan=math.inf)
         self.largest = gain if self.largest is None else torch.maximum(self.largest, gain)
 
-    def _position(self, chunks: StoreChunks, window: Window) -> int:
+    def _position(self, chunks: Chunks, window: Window) -> int:
         """The first token that reads a memory which is not finite: once it is, it stays so."""
         low, high = 0, len(chunks)
         while low < high:
@@ -139,7 +139,7 @@ class _Watcher:
                 high = middle
         return max((chunks.first + low) * self.memory.store_chunk_size - 1, 0)
 
-    def _measured(self, chunks: StoreChunks, anchor: Tensors, end: Tensors, share: Tensor | None) -> Tensor:
+    def _measured(self, chunks: Chunks, anchor: Tensors, end: Tensors, share: Tensor | None) -> Tensor:
         if share is not None:
             end = {name: torch.lerp(anchor[name], end[name], share.to(end[name].dtype)) for name in end}
         keys, values = chunks.keys, chunks.values
@@ -148,10 +148,10 @@ class _Watcher:
         moved, error, size = (_norm(x) for x in (after - before, values - before, values))
         return torch.where(moved > 0, moved / torch.maximum(error, KNOWN * size), 0.0).amax()
 
-    def _of_repeats(self, chunks: StoreChunks, window: Window, batch_chunks: int) -> Tensor:
+    def _of_repeats(self, chunks: Chunks, window: Window, batch_chunks: int) -> Tensor:
         """2 C theta |k|^2 / d of the token where it is largest."""
         rates, u = chunks.rates, self.memory.kv_per_token
-        gain = window.step * chunks.keys.square().mean(dim=-1)
+        gain = window.learning_rate * chunks.keys.square().mean(dim=-1)
         if rates.modulation is not None:
             gain = gain * rates.modulation.amax(dim=-1, keepdim=True)
         if rates.active is not None:
@@ -162,10 +162,10 @@ class _Watcher:
 
 def _read(engine, keys: Tensor, tokenwise: bool, weights: Tensors) -> Tensor:
     """What the memory of these weights predicts for keys [B m p d]."""
-    window = engine.still(0, weights)
+    paths = engine.still(0, weights).paths
     if tokenwise:
-        return window.read(keys.flatten(1, 2).unsqueeze(1), slice(0, 1)).view_as(keys)
-    return window.read(keys, torch.zeros(keys.shape[1], dtype=torch.long, device=keys.device))
+        return engine.read(paths, keys.flatten(1, 2).unsqueeze(1), slice(0, 1)).view_as(keys)
+    return engine.read(paths, keys, torch.zeros(keys.shape[1], dtype=torch.long, device=keys.device))
 
 
 def _norm(x: Tensor) -> Tensor:

@@ -95,8 +95,8 @@ class _Watcher:
 
     def rates(self, rates: StoreRates) -> None:
         trace = self.trace
-        trace.step += _over_rows(rates.step.mean(dim=-1))
-        trace.decay += _over_rows(1 - rates.keep)
+        trace.step += _over_rows(rates.learning_rate.mean(dim=-1))
+        trace.decay += _over_rows(1 - rates.retention)
         if rates.momentum is not None:
             trace.momentum += _over_rows(rates.momentum[..., -1])
 

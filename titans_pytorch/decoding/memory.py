@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from titans_pytorch.decoding.norm import norm_step
-from titans_pytorch.engines.chunkwise import FastEngine
-from titans_pytorch.memory.projections import output, queries
+from titans_pytorch.engines.chunkwise import ChunkwiseEngine
 from titans_pytorch.memory.state import NeuralMemState
 from titans_pytorch.neural_memory import NeuralMemory
 
@@ -32,7 +31,7 @@ class MemoryStep:
     """Views [b 1 d], or [3 b 1 d], one after the other, from `state` on; `state` gives it back."""
 
     def __init__(self, memory: NeuralMemory, state: NeuralMemState):
-        self.memory, self.norm = memory, norm_step(memory.retrieve_norm)
+        self.memory, self.norm = memory, norm_step(memory.projections.retrieve_norm)
         waiting = state.cache_store_segment
         self.waiting, self.count = [waiting], waiting.shape[-2]
         self.stored = state._replace(cache_store_segment=None)
@@ -46,14 +45,14 @@ class MemoryStep:
         self.count += 1
         if self.count == memory.store_chunk_size:
             chunk = torch.cat(self.waiting, dim=-2)
-            _, state, _, _ = memory._store(chunk, self.stored, prev_weights, None, None)
+            _, state, _, _ = memory._write(chunk, self.stored, prev_weights, None, None)
             self.waiting, self.count, updates = [state.cache_store_segment], 0, state.updates
             self.stored = state._replace(cache_store_segment=None, updates=None)
             self.weights = HeldWeights(state.states[0])
         tokens = self.norm(query)
-        asked = queries(memory, tokens, None)[0]
+        asked = memory.projections.queries(tokens, None)[0]
         read = memory.engine.model.with_weights(asked.flatten(0, 1), self.weights)
-        return output(memory, read.view(asked.shape), tokens), updates
+        return memory.projections.output(read.view(asked.shape), tokens), updates
 
     def state(self) -> NeuralMemState:
         return self.stored._replace(cache_store_segment=torch.cat(self.waiting, dim=-2))
@@ -79,9 +78,9 @@ def memory_step(memory: NeuralMemory, state: NeuralMemState) -> MemoryStep | Any
     plain = (
         memory.retrieve_chunk_size == memory.store_chunk_size
         and memory.tokenwise
-        and memory.queries_conv is None
+        and not memory.projections.looks_back
         and not memory.reads_one_page
-        and isinstance(memory.engine, FastEngine)
+        and isinstance(memory.engine, ChunkwiseEngine)
         and state.cache_store_mask is None
     )
     return (MemoryStep if plain else AnyMemoryStep)(memory, state)

@@ -1,9 +1,12 @@
-"""The fast engine: for memory models made of matrix products. One forward and one backward of the model at the anchor,
-batched over all tokens of a window, give for each weight what entered it (a) and the gradient of what left it (delta);
-everything else follows from these and from the window's coefficients (ops/coefficients.py, paths.py).
+"""The chunkwise engine: for memory networks made of matrix products, and rules with a closed form (TitansRule).
 
-Letters: B rows (batch and heads), m chunks, p pairs per chunk, G groups, r tokens per group, d and e the sides of a
-weight.
+One forward and one backward pass of the network at the mini-batch start weights, batched over all tokens of a window,
+give for each weight its inputs a and the gradients delta of its outputs. Every chunk's surprise is a product of the two,
+and the fast weights after each chunk are sums of surprises with the window's coefficients (ops/coefficients.py): they
+are applied without being built, or built, whichever costs less (plan.py). Derivation: docs/fast_path.md.
+
+Letters: B rows (batch and heads), m chunks, p pairs per chunk, G read groups, r queries per group, d and e the sides of
+a weight.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,86 +14,109 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from titans_pytorch.engines.plan import Plan, plan
-from titans_pytorch.engines.recurrence import combined_update, on_active, where_active
-from titans_pytorch.engines.update_rule import UpdateRule, clamp_scale
-from titans_pytorch.engines.weight_paths import BuiltPath, DualPath, Path, Rows, weighted_gradient
-from titans_pytorch.engines.written import Carry, ResidualSource, StoreChunks, Tensors, Window, built_run
-from titans_pytorch.memory.rates import StoreRates
-from titans_pytorch.memory.surprise import admit, surprising_step
 from titans_pytorch.ops.coefficients import Coefficients, coefficients
-from titans_pytorch.ops.modes import eager, enable_inner_grad, in_transform, inner_gradients, ordinary
+from titans_pytorch.ops.modes import (
+    at_least_float32,
+    eager,
+    enable_inner_grad,
+    in_transform,
+    inner_gradients,
+    ordinary,
+)
 from titans_pytorch.ops.newton_schulz import newton_schulz
+from titans_pytorch.ops.positions import Rows
 from titans_pytorch.ops.scan import scan
+from titans_pytorch.rules.base import clamp_scale
+from titans_pytorch.rules.rates import WriteRates, skip_below_threshold, skip_pairs
+from titans_pytorch.rules.titans import TitansRule
 
-LONG = 4096  # tokens
+from .base import Carry, Chunks, Engine, Tensors, Window
+from .plan import Plan, plan
+from .recurrence import combined_update, on_active, where_active
+from .weight_paths import BuiltPath, DualPath, Path, weighted_gradient
+from .written import EarlierLayer, given_entries
+
+LONG = 4096  # tokens of a window under torch.compile
 
 
-class FastEngine:
-    """form: "dual" never builds a weight, "matrix" builds one per chunk, "auto" counts operations (costs.py)."""
+class ChunkwiseEngine(Engine):
+    """Chunkwise parallel.
 
-    def __init__(self, model, rule: UpdateRule, taped: bool, form: str = "auto"):
-        self.model, self.rule, self.taped, self.form = model, rule, taped, form
+    Args:
+        model: a network with `with_vjp` or `with_weights` (memory_models.py).
+        rule: how the fast weights change.
+        has_vjp: whether the network has `with_vjp`; else autograd differentiates it (per-example gradients).
+        form: "dual" never builds a weight, "matrix" builds one per chunk, "auto" counts operations (plan.py).
+        use_accelerated_scan: scan built weights with the accelerated-scan kernel, where it runs.
+    """
+
+    def __init__(self, model, rule: TitansRule, has_vjp: bool, form: str = "auto", use_accelerated_scan: bool = False):
+        super().__init__(model, rule)
+        self.has_vjp, self.form, self.use_accelerated_scan = has_vjp, form, use_accelerated_scan
         self.shapes = tuple(tuple(p.shape) for p in model.parameters() if p.ndim == 2)
 
-    def plan(self, chunks: StoreChunks, span: int) -> Plan:
+    def plan(self, chunks: Chunks, mini_batch: int) -> Plan:
         form = "spectral" if self.rule.spectral_norm else self.form
         rows, count, pairs, _ = chunks.keys.shape
-        shapes = () if count == 1 and form == "auto" else self.shapes
         if torch.compiler.is_compiling():  # one plan for all lengths
-            return plan(
-                self.shapes, 1, min(span, LONG // pairs) if isinstance(span, int) else LONG // pairs, pairs, form
-            )
-        return plan(shapes, rows, min(span, count), pairs, form)
+            most = LONG // pairs
+            return plan(self.shapes, 1, min(mini_batch, most) if isinstance(mini_batch, int) else most, pairs, form)
+        shapes = () if count == 1 and form == "auto" else self.shapes
+        return plan(shapes, rows, min(mini_batch, count), pairs, form)
 
-    def still(self, first: int, memory: Tensors) -> Window:
-        paths = {k: BuiltPath(v.unsqueeze(1)) for k, v in memory.items()}
-        return Window(first, 0, paths, self.reader(paths), lambda name: ())
-
-    def window(self, chunks: StoreChunks, carry: Carry, plan: Plan) -> Window:
-        loss, records = self._surprise(chunks, carry.anchor)
-        rates = admit(chunks.rates, loss, chunks.threshold)
+    def window(self, chunks: Chunks, carry: Carry, plan: Plan) -> Window:
+        loss, products = self._surprise(chunks, carry.start)
+        rates = skip_below_threshold(chunks.rates, loss, chunks.threshold)
         c = None
         if plan.dual or len(chunks) > 1:  # one chunk is built as it is
-            c = coefficients(*(upcast(x) for x in (rates.keep, rates.momentum, rates.combine)), rates.active)
-        paths, finals = {}, {}
-        for index, name in enumerate(carry.anchor):
-            modulation = None if rates.modulation is None else rates.modulation[..., index]
-            momentum = carry.momentum and carry.momentum[name]
-            dual = plan.dual and carry.memory[name].ndim == 3
-            paths[name], finals[name] = self._path(
-                records[name], carry.memory[name], momentum, modulation, rates, c, dual
+            c = coefficients(
+                *(x if x is None else at_least_float32(x) for x in (rates.retention, rates.momentum, rates.combine)),
+                rates.active,
             )
-        return Window(
-            chunks.first, len(chunks), paths, self.reader(paths), lambda name: finals[name](), loss, rates.step
-        )
+        paths, finals = {}, {}
+        for index, name in enumerate(carry.start):
+            modulation = None if rates.modulation is None else rates.modulation[..., index]
+            momentum = None if carry.slots is None else carry.slots[name]
+            dual = plan.dual and carry.weights[name].ndim == 3
+            paths[name], finals[name] = self._path(
+                products[name], carry.weights[name], momentum, modulation, rates, c, dual
+            )
+        return Window(chunks.first, len(chunks), paths, lambda name: finals[name](), loss, rates.learning_rate)
 
-    def _path(self, record, memory: Tensor, momentum: Sequence[Tensor] | None, modulation, rates, c, dual: bool):
-        """The parameter's way through the window, and how to build the momentum at its end."""
-        a, delta = record
+    def read(self, paths: Mapping[str, Path], queries: Tensor, rows: Rows) -> Tensor:
+        return self.model.with_weights(queries, WeightsOfEntries(paths, rows))
+
+    def _path(self, product, weights: Tensor, momentum: Sequence[Tensor] | None, modulation, rates, c, dual: bool):
+        """A parameter's fast weights through the window, and a function that builds its momentum after it."""
+        a, delta = product
         scale = self._scale(a, delta, modulation)
-        if memory.ndim == 2 and c is not None:
-            return vector_path(c, memory, momentum, a, scale)
+        if weights.ndim == 2 and c is not None:
+            return vector_path(c, weights, momentum, a, scale)
         if not dual:
-            return self._built_path(built_surprise(a, delta, scale), memory, momentum, rates)
+            return self._built_path(built_surprise(a, delta, scale), weights, momentum, rates)
         surprise = -c.memory_surprise if scale is None else -c.memory_surprise * scale.unsqueeze(1)
 
-        def gradient(weights, base):
-            return weighted_gradient(-weights if scale is None else -weights * scale, a, delta, base)
+        def gradient(shares, base):
+            return weighted_gradient(-shares if scale is None else -shares * scale, a, delta, base)
 
-        path = DualPath(memory, momentum, a, delta, c, surprise)
+        path = DualPath(weights, momentum, a, delta, c, surprise)
         return path, lambda: final_momentum(c, momentum, gradient)
 
-    def _built_path(self, surprise: Tensor, memory: Tensor, momentum: Sequence[Tensor] | None, rates: StoreRates):
-        """Every entry, from one surprise per chunk [B m ...]: a pass over them per recurrence."""
-        update, final = combined_update(surprise, rates, momentum, scan)
-        if self.rule.spectral_norm and memory.ndim == 3:
+    def _built_path(self, surprise: Tensor, weights: Tensor, momentum: Sequence[Tensor] | None, rates: WriteRates):
+        """Build every entry from the chunks' surprises [B m ...]: one pass per recurrence."""
+
+        def recur(gate, x, start):
+            return scan(gate, x, start, self.use_accelerated_scan)
+
+        update, final = combined_update(surprise, rates, momentum, recur)
+        if self.rule.spectral_norm and weights.ndim == 3:
             update = on_active(newton_schulz, update, rates.active_rows)
-        gate, update = where_active(rates.active, rates.keep, update)
-        return BuiltPath(scan(gate, update, memory, with_start=True)), lambda: final
+        gate, update = where_active(rates.active, rates.retention, update)
+        entries = scan(gate, update, weights, self.use_accelerated_scan, with_start=True)
+        return BuiltPath(entries), lambda: final
 
     def _scale(self, a, delta, modulation: Tensor | None) -> Tensor | None:
-        """What each chunk's gradient is multiplied by [B m]: the clamp's factor, then the modulation."""
+        """The factor of each chunk's gradient [B m]: that of the clamp, times the modulation."""
         if self.rule.max_grad_norm is None:
             return modulation
         if delta is None:
@@ -100,60 +126,57 @@ class FastEngine:
         clamp = clamp_scale(square, self.rule.max_grad_norm)
         return clamp if modulation is None else clamp * modulation
 
-    def _surprise(self, chunks: StoreChunks, anchor: Tensors):
-        """The loss per pair [B m p], and per parameter (a, delta), or (gradient per token, None) for a vector."""
-        if self.taped:
-            weights = TapedAnchor(anchor, chunks)
-            prediction, back = self.model.with_vjp(chunks.keys, weights)
-            loss, slope = self.rule.loss_and_slope(prediction, chunks.values, chunks.rates.step, chunks.threshold)
-            back(slope)
-            return loss, weights.records()
-        return self._ghost_surprise(chunks, anchor)
+    def _surprise(self, chunks: Chunks, start: Tensors):
+        """The inner loss of each pair [B m p], and per parameter (a, delta), or (gradient per pair, None) of a vector."""
+        if not self.has_vjp:
+            return self._surprise_by_autograd(chunks, start)
+        weights = StartWeightsWithVjp(start, chunks)
+        prediction, back = self.model.with_vjp(chunks.keys, weights)
+        loss, slope = self.rule.loss_and_slope(prediction, chunks.values, chunks.rates.learning_rate, chunks.threshold)
+        back(slope)
+        return loss, weights.products()
 
     @eager
-    def _ghost_surprise(self, chunks: StoreChunks, anchor: Tensors):
-        """For models that give no way back: gradients of each product's output from one call of autograd."""
+    def _surprise_by_autograd(self, chunks: Chunks, start: Tensors):
+        """For networks without `with_vjp`: one call of autograd gives the gradient of every product's output."""
         if in_transform():
-            return self._offset_surprise(chunks, anchor)
+            return self._surprise_by_offsets(chunks, start)
         differentiable = torch.is_grad_enabled()
         with enable_inner_grad():
-            weights = GhostAnchor({k: ordinary(v) for k, v in anchor.items()}, chunks)
+            weights = StartWeightsForAutograd({k: ordinary(v) for k, v in start.items()}, chunks)
             prediction = self.model.with_weights(ordinary(chunks.keys), weights)
             loss = self.rule.loss(prediction, ordinary(chunks.values))
-            total = (loss * surprising_step(ordinary(chunks.rates.step), loss, chunks.threshold)).sum()
+            total = (loss * skip_pairs(ordinary(chunks.rates.learning_rate), loss, chunks.threshold)).sum()
             deltas = torch.autograd.grad(
                 total, [z for _, _, z in weights.used], create_graph=differentiable, materialize_grads=True
             )
         for (name, x, _), delta in zip(weights.used, deltas, strict=True):
             weights.record(name, x, delta)
-        return loss, weights.records()
+        return loss, weights.products()
 
-    def _offset_surprise(self, chunks: StoreChunks, anchor: Tensors):
-        """The same for torch.func, which differentiates with respect to arguments alone: to offsets of the outputs."""
+    def _surprise_by_offsets(self, chunks: Chunks, start: Tensors):
+        """The same for torch.func, which differentiates with respect to arguments only: to offsets of the outputs."""
 
-        def products(offsets: Sequence[Tensor]) -> tuple[OffsetAnchor, Tensor]:
-            weights = OffsetAnchor(anchor, chunks, offsets)
+        def products(offsets: Sequence[Tensor]) -> tuple[StartWeightsWithOffsets, Tensor]:
+            weights = StartWeightsWithOffsets(start, chunks, offsets)
             return weights, self.model.with_weights(chunks.keys, weights)
 
         def total(offsets: tuple[Tensor, ...]):
             weights, prediction = products(offsets)
             loss = self.rule.loss(prediction, chunks.values)
-            step = surprising_step(chunks.rates.step, loss, chunks.threshold)
-            return (loss * step).sum(), (loss, tuple(x for _, x, _ in weights.used))
+            learning_rate = skip_pairs(chunks.rates.learning_rate, loss, chunks.threshold)
+            return (loss * learning_rate).sum(), (loss, tuple(x for _, x, _ in weights.used))
 
         weights, _ = products(())
         zeros = tuple(torch.zeros_like(z) for _, _, z in weights.used)
         deltas, (loss, inputs) = inner_gradients(total, lambda: zeros)
         for (name, _, _), x, delta in zip(weights.used, inputs, deltas, strict=True):
             weights.record(name, x, delta)
-        return loss, weights.records()
-
-    def reader(self, paths: Mapping[str, Path]):
-        return lambda x, rows: self.model.with_weights(x, PathWeights(paths, rows))
+        return loss, weights.products()
 
 
-class PathWeights:
-    """`Weights` for reading: every parameter as the memory has it at each group's entry."""
+class WeightsOfEntries:
+    """`Weights` for a read: each read group has the parameters of the entry it reads."""
 
     def __init__(self, paths: Mapping[str, Path], rows: Rows):
         self.paths, self.rows = paths, rows
@@ -165,38 +188,40 @@ class PathWeights:
         return self.paths[name].mul(x, self.rows)
 
 
-class Anchor:
-    """The weights a surprise is taken at: the anchor, and a weight residual where there is one (applied, not built)."""
+class StartWeights:
+    """The weights at which surprises are computed: the mini-batch start weights, plus a share of an earlier layer's fast
+    weights (applied, not built). Records what the surprises are made of."""
 
-    def __init__(self, anchor: Tensors, chunks: StoreChunks):
-        self.anchor, self.first, self.residual = anchor, chunks.first, chunks.residual
+    def __init__(self, start: Tensors, chunks: Chunks):
+        self.start, self.first, self.residual = start, chunks.first, chunks.residual
         if self.residual is not None:
             self.mix = chunks.rates.residual_mix[:, :, None, None]
-        self._records: dict[str, list] = {name: [] for name in anchor}
+        self._records: dict[str, list] = {name: [] for name in start}
         self._empty = chunks.keys[:, :, :0]
 
     def forward(self, x: Tensor, name: str) -> Tensor:
-        y = through(x, self.anchor[name])
+        y = through(x, self.start[name])
         return y if self.residual is None else y + self.mix * self.residual.matmul(x, name, self.first)
 
     def backward(self, dy: Tensor, name: str) -> Tensor:
-        dx = through(dy, self.anchor[name].transpose(-1, -2))
+        dx = through(dy, self.start[name].transpose(-1, -2))
         return dx if self.residual is None else dx + self.mix * self.residual.matmul_t(dy, name, self.first)
 
     def scaled(self, x: Tensor, name: str) -> Tensor:
-        y = x * self.anchor[name][:, None, None]
+        y = x * self.start[name][:, None, None]
         return y if self.residual is None else y + self.mix * self.residual.mul(x, name, self.first)
 
     def record(self, name: str, a: Tensor, delta: Tensor):
-        self._records[name].append((a, delta) if self.anchor[name].ndim == 3 else (a * delta, None))
+        self._records[name].append((a, delta) if self.start[name].ndim == 3 else (a * delta, None))
 
-    def records(self):
+    def products(self):
+        """name -> (a [B m p d], delta [B m p e]), or (gradient [B m p d], None) of a vector."""
         return {name: self._join(name, uses) for name, uses in self._records.items()}
 
     def _join(self, name: str, uses):
         """A parameter used twice has the pairs of both uses; one that is not used has none."""
         if not uses:
-            sides = self.anchor[name].shape[1:]
+            sides = self.start[name].shape[1:]
             blank = [self._empty.new_zeros(*self._empty.shape[:3], side) for side in sides]
             return (blank[0], blank[1] if len(sides) == 2 else None)
         if len(uses) == 1:
@@ -205,17 +230,17 @@ class Anchor:
         return torch.cat(a, dim=2), None if delta[0] is None else torch.cat(delta, dim=2)
 
 
-class TapedAnchor(Anchor):
-    """With the way back written out (memory_models.TapedWeights)."""
+class StartWeightsWithVjp(StartWeights):
+    """Every product returns its vector-Jacobian product (memory_models.TapedWeights)."""
 
-    def __init__(self, anchor, chunks):
-        super().__init__(anchor, chunks)
-        self.root = chunks.keys
+    def __init__(self, start, chunks):
+        super().__init__(start, chunks)
+        self.keys = chunks.keys
 
     def matmul(self, x, name):
         def back(dy):
             self.record(name, x, dy)
-            return 0.0 if x is self.root else self.backward(dy, name)  # nobody asks for the gradient of the keys
+            return 0.0 if x is self.keys else self.backward(dy, name)  # the gradient of the keys is not needed
 
         return self.forward(x, name), back
 
@@ -227,38 +252,38 @@ class TapedAnchor(Anchor):
         return self.scaled(x, name), back
 
 
-class GhostAnchor(Anchor):
-    """Remembers each product's output, for autograd to give its gradient (memory_models.Weights)."""
+class StartWeightsForAutograd(StartWeights):
+    """Keeps the output of every product, so that autograd can return its gradient (memory_models.Weights)."""
 
-    def __init__(self, anchor, chunks):
-        super().__init__(anchor, chunks)
+    def __init__(self, start, chunks):
+        super().__init__(start, chunks)
         if self.residual is not None and chunks.keys.is_inference():
-            # autograd takes no inference tensors: copies of the entries, built
+            # autograd refuses inference tensors: copy the entries, built
             m, self.mix = len(chunks), ordinary(self.mix)
-            entries = {k: ordinary(self.residual.entries(k, self.first, m)) for k in anchor}
-            self.residual = ResidualSource(built_run(entries, self.first))
+            entries = {k: ordinary(self.residual.entries(k, self.first, m)) for k in start}
+            self.residual = EarlierLayer(given_entries(entries, self.first))
         self.used: list[tuple[str, Tensor, Tensor]] = []
 
-    def _remember(self, name, x, z):
+    def _keep(self, name, x, z):
         z = z if z.requires_grad else z.detach().requires_grad_()
         self.used.append((name, x, z))
         return z
 
     def matmul(self, x, name):
-        return self._remember(name, x, self.forward(x, name))
+        return self._keep(name, x, self.forward(x, name))
 
     def mul(self, x, name):
-        return self._remember(name, x, self.scaled(x, name))
+        return self._keep(name, x, self.scaled(x, name))
 
 
-class OffsetAnchor(GhostAnchor):
-    """Adds an offset to each product's output, as long as there are any."""
+class StartWeightsWithOffsets(StartWeightsForAutograd):
+    """Adds an offset to the output of every product, while there are any."""
 
-    def __init__(self, anchor, chunks, offsets: Sequence[Tensor]):
-        super().__init__(anchor, chunks)
+    def __init__(self, start, chunks, offsets: Sequence[Tensor]):
+        super().__init__(start, chunks)
         self.offsets = offsets
 
-    def _remember(self, name, x, z):
+    def _keep(self, name, x, z):
         z = z + self.offsets[len(self.used)] if self.offsets else z
         self.used.append((name, x, z))
         return z
@@ -267,10 +292,6 @@ class OffsetAnchor(GhostAnchor):
 def through(x: Tensor, weight: Tensor) -> Tensor:
     """x [B m p d] @ weight [B d e]."""
     return (x.flatten(1, 2) @ weight).unflatten(1, x.shape[1:3])
-
-
-def upcast(x: Tensor | None) -> Tensor | None:
-    return x.float() if x is not None and x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def scaled(a: Tensor, delta: Tensor, factor: Tensor | float) -> tuple[Tensor, Tensor]:

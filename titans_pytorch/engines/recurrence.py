@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from titans_pytorch.memory.rates import StoreRates
+from titans_pytorch.rules.base import like
+from titans_pytorch.rules.rates import WriteRates
 
 Scan = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 def combined_update(
-    surprise: Tensor, rates: StoreRates, carried: Sequence[Tensor] | None, scan: Scan
+    surprise: Tensor, rates: WriteRates, carried: Sequence[Tensor] | None, scan: Scan
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """surprise [B m ...] -> the update of each chunk [B m ...], and the momentum after the last, each order [B ...]."""
     if rates.momentum is None:
@@ -47,8 +48,3 @@ def on_active(fn: Callable[[Tensor], Tensor], x: Tensor, rows: Tensor | None) ->
     at = (rows * m + torch.arange(m, device=rows.device)).flatten()
     out = fn(flat.index_select(0, at).unflatten(0, rows.shape))
     return torch.zeros_like(flat).index_copy(0, at, out.flatten(0, 1)).view_as(x)
-
-
-def like(x: Tensor, other: Tensor) -> Tensor:
-    """[B m] shaped to multiply [B m ...]."""
-    return x.reshape(*x.shape, *(1,) * (other.ndim - x.ndim))

@@ -1,63 +1,65 @@
-"""The reference engine: any memory model, every tensor built, nothing clever. The others are tested against it.
+"""The sequential engine: any memory network, any rule, one chunk after the other. All other code is tested against it.
 
-functional_call under vmap forward, then one autograd.grad (vmap of grad gives the same numbers, but breaks activation
-checkpointing and saved-tensor hooks).
+Surprises come from functional_call under vmap and one autograd.grad. (vmap of grad gives the same numbers, but breaks
+activation checkpointing and saved-tensor hooks.)
+
+Letters: B rows (batch and heads), m chunks, G read groups, r queries per group, d features.
 """
 
 from collections.abc import Mapping
-from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call, vmap
 
-from titans_pytorch.engines.plan import Plan
-from titans_pytorch.engines.recurrence import combined_update, like, where_active
-from titans_pytorch.engines.update_rule import UpdateRule, clamp_scale
-from titans_pytorch.engines.weight_paths import BuiltPath, Rows
-from titans_pytorch.engines.written import Carry, StoreChunks, Tensors, Window
-from titans_pytorch.memory.surprise import admit, surprising_step
 from titans_pytorch.ops.modes import eager, inner_gradients, ordinary
-from titans_pytorch.ops.newton_schulz import naive_newton_schulz
-from titans_pytorch.ops.scan import scan
+from titans_pytorch.rules.base import like
+from titans_pytorch.rules.rates import WriteRates, skip_below_threshold, skip_pairs
+
+from .base import Carry, Chunks, Engine, Tensors, Window
+from .plan import Plan
+from .weight_paths import BuiltPath
 
 
-class ReferenceEngine:
-    def __init__(self, model: nn.Module, rule: UpdateRule, use_accelerated_scan: bool = False):
-        self.model, self.rule = model, rule
-        self.scan = partial(scan, use_accelerated=use_accelerated_scan)
+class SequentialEngine(Engine):
+    def plan(self, chunks: Chunks, mini_batch: int) -> Plan:
+        return Plan(min(mini_batch, len(chunks)), dual=False)
 
-    def plan(self, chunks: StoreChunks, span: int) -> Plan:
-        return Plan(min(span, len(chunks)), dual=False)
+    def window(self, chunks: Chunks, carry: Carry, plan: Plan) -> Window:
+        loss, gradients = self._gradients(chunks, carry.start)
+        rates = skip_below_threshold(chunks.rates, loss, chunks.threshold)
+        paths, slots = {}, {}
+        for index, (name, gradient) in enumerate(gradients.items()):
+            surprise = self.rule.surprise(gradient, None if rates.modulation is None else rates.modulation[..., index])
+            carried = None if carry.slots is None else carry.slots[name]
+            entries, slots[name] = self._write(surprise, carry.weights[name], carried, rates)
+            paths[name] = BuiltPath(torch.stack(entries, dim=1))
+        return Window(chunks.first, len(chunks), paths, slots.__getitem__, loss, rates.learning_rate)
 
-    def still(self, first: int, memory: Tensors) -> Window:
-        paths = {k: BuiltPath(v.unsqueeze(1)) for k, v in memory.items()}
-        return Window(first, 0, paths, self.reader(paths), lambda name: ())
-
-    def window(self, chunks: StoreChunks, carry: Carry, plan: Plan) -> Window:
-        loss, grads = self._gradients(chunks, carry.anchor)
-        rates = admit(chunks.rates, loss, chunks.threshold)
-        paths, momenta = {}, {}
-        for index, (name, grad) in enumerate(grads.items()):
-            surprise = -grad
-            if rates.modulation is not None:
-                surprise = surprise * like(rates.modulation[..., index], surprise)
-            carried = carry.momentum and carry.momentum[name]
-            update, momenta[name] = combined_update(surprise, rates, carried, self.scan)
-            if self.rule.spectral_norm and update.ndim == 4:
-                update = naive_newton_schulz(update)
-            start = carry.memory[name]
-            memory = self.scan(*where_active(rates.active, rates.keep, update), start)
-            paths[name] = BuiltPath(torch.cat((start.unsqueeze(1), memory), dim=1))
-        return Window(chunks.first, len(chunks), paths, self.reader(paths), momenta.__getitem__, loss, rates.step)
+    def _write(self, surprise: Tensor, weights: Tensor, slots, rates: WriteRates):
+        """The fast weights before each chunk and after the last, and the slots after the last. surprise [B m ...]."""
+        if slots is None:
+            slots = (torch.zeros_like(weights),) * self.rule.slots
+        slots, entries = tuple(slots), [weights]
+        for i, surprise_i in enumerate(surprise.unbind(1)):
+            before = (weights, *slots)
+            weights, slots = self.rule.update(weights, surprise_i, slots, rates.chunk(i))
+            if rates.active is not None:
+                active = like(rates.active[:, i], weights)
+                kept = (torch.where(active, new, old) for new, old in zip((weights, *slots), before, strict=True))
+                weights, *slots = kept
+                slots = tuple(slots)
+            entries.append(weights)
+        return entries, slots
 
     @eager
-    def _gradients(self, chunks: StoreChunks, anchor: Tensors) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Per chunk, of the sum over its tokens of step x loss, at the anchor: name -> [B m ...]."""
+    def _gradients(self, chunks: Chunks, start: Tensors) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The inner loss of each pair [B m p], and for each chunk the gradient of the sum over its pairs of learning
+        rate times loss, at the mini-batch start weights: name -> [B m ...]."""
         m = len(chunks)
 
         def of_chunks(name: str) -> Tensor:
-            weight = ordinary(anchor[name])
+            weight = ordinary(start[name])
             weight = weight.unsqueeze(1).expand(-1, m, *weight.shape[1:])
             if chunks.residual is None:
                 return weight
@@ -65,23 +67,18 @@ class ReferenceEngine:
             return weight + like(ordinary(chunks.rates.residual_mix), earlier) * earlier
 
         def total(params: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-            prediction = self._call(dict(zip(anchor, params, strict=True)), ordinary(chunks.keys))
+            prediction = self._call(dict(zip(start, params, strict=True)), ordinary(chunks.keys))
             loss = self.rule.loss(prediction, ordinary(chunks.values))
-            return (loss * surprising_step(ordinary(chunks.rates.step), loss, chunks.threshold)).sum(), loss
+            return (loss * skip_pairs(ordinary(chunks.rates.learning_rate), loss, chunks.threshold)).sum(), loss
 
-        grads, loss = inner_gradients(total, lambda: tuple(map(of_chunks, anchor)))
-        if self.rule.max_grad_norm is not None:
-            grads = [g * like(clamp_scale(g.flatten(2).square().sum(-1), self.rule.max_grad_norm), g) for g in grads]
-        return loss, dict(zip(anchor, grads, strict=True))
+        gradients, loss = inner_gradients(total, lambda: tuple(map(of_chunks, start)))
+        return loss, dict(zip(start, gradients, strict=True))
+
+    def read(self, paths: Mapping[str, BuiltPath], queries: Tensor, rows) -> Tensor:
+        return self._call({name: path.weights[:, rows] for name, path in paths.items()}, queries)
 
     def _call(self, params: Tensors, x: Tensor) -> Tensor:
-        """The model on x [B g n d], every [B g] with its own parameters."""
+        """The network at x [B G r d], every [B G] with its own parameters."""
         flat = {k: v.flatten(0, 1) for k, v in params.items()}
         out = vmap(lambda p, row: functional_call(self.model, p, row))(flat, x.flatten(0, 1))
         return out.unflatten(0, x.shape[:2])
-
-    def reader(self, paths: Mapping[str, BuiltPath]):
-        def read(x: Tensor, rows: Rows) -> Tensor:
-            return self._call({name: path.weights[:, rows] for name, path in paths.items()}, x)
-
-        return read

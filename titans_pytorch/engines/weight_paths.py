@@ -14,8 +14,7 @@ from torch import Tensor
 
 from titans_pytorch.ops.causal_product import causal_product
 from titans_pytorch.ops.coefficients import Coefficients
-
-Rows = slice | Tensor
+from titans_pytorch.ops.positions import Rows
 
 
 class Path(Protocol):
@@ -129,23 +128,3 @@ def weighted_gradient(weights: Tensor, a: Tensor, delta: Tensor, base: Tensor | 
 
 def first_row(rows: Rows) -> int | None:
     return rows.start if isinstance(rows, slice) else None
-
-
-def group_rows(start: int, stop: int, group: int, chunk: int, first: int, device) -> Rows:
-    """Which entry of a window that begins before chunk `first` each read group start .. stop - 1 sees: a slice where
-    groups are chunks (a view then, no copy)."""
-    if group == chunk or stop - start == 1:
-        start = start * group // chunk - first
-        return slice(start, start + 1 if group != chunk else stop - first)
-    return torch.arange(start, stop, device=device) * group // chunk - first
-
-
-# in place of min and max, so that under torch.compile a length stays a plain symbol in the branch that is taken
-
-
-def smaller(a: int, b: int) -> int:
-    return a if a <= b else b
-
-
-def larger(a: int, b: int) -> int:
-    return a if a >= b else b

@@ -1,96 +1,54 @@
-"""A run: the windows of chunks that one call stored, and every way of reading them.
+"""What a call wrote: solve windows, and every way to read them.
 
-Letters: B rows (batch and heads), n tokens, m chunks, p pairs per chunk, G groups, r tokens per group, d features.
-Entry i of a run is the memory before the run's chunk i, counted from chunk 0 of the whole sequence.
+Letters: B rows (batch and heads), n tokens, m chunks, p pairs per chunk, G read groups, r queries per group, d features.
+Entry i: the fast weights before chunk i, counted from the first chunk of the stream.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from titans_pytorch.common.switches import tell
-from titans_pytorch.engines.weight_paths import BuiltPath, Path, Rows, group_rows, larger, smaller
-from titans_pytorch.memory.rates import StoreRates
-from titans_pytorch.memory.state import LazyTensors
+from titans_pytorch.ops.positions import Reads, ends_mini_batch, larger, smaller, solve_windows
 
-Tensors = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class StoreChunks:
-    """Complete chunks to store: keys and values [B m p d], their rates, the absolute index of the first, and the
-    earlier layer's memory that joins the anchor (weight residual), if any."""
-
-    keys: Tensor
-    values: Tensor
-    rates: StoreRates
-    first: int
-    residual: "ResidualSource | None" = None
-    threshold: float | None = None  # pairs whose loss is below it change nothing (surprise.py)
-
-    def __len__(self):
-        return self.keys.shape[1]
-
-    def chunks(self, start: int, stop: int) -> "StoreChunks":
-        if start == 0 and stop == len(self):
-            return self
-        return replace(
-            self,
-            keys=self.keys[:, start:stop],
-            values=self.values[:, start:stop],
-            rates=self.rates.chunks(start, stop),
-            first=self.first + start,
-        )
-
-
-@dataclass(frozen=True)
-class Carry:
-    """anchor and memory: name -> [B ...]; momentum: name -> its orders, each [B ...], or None while it is zero."""
-
-    anchor: Tensors
-    memory: Tensors
-    momentum: Mapping[str, Sequence[Tensor]] | None
-
-
-@dataclass(frozen=True)
-class Window:
-    """Chunks first .. first + chunks - 1, written from one anchor. `read(x [B G r d], rows)` reads grouped queries."""
-
-    first: int
-    chunks: int
-    paths: Mapping[str, Path]
-    read: Callable[[Tensor, Rows], Tensor]
-    final_momentum: Callable[[str], Sequence[Tensor]]
-    loss: Tensor | None = None  # [B m p]
-    step: Tensor | None = None  # [B m p], as it was taken
+from .base import Carry, Chunks, Engine, Tensors, Window
+from .lazy import LazyTensors
+from .weight_paths import BuiltPath
 
 
 @dataclass
-class Run:
-    """What a store leaves: windows in order, then the final carry, built when asked for."""
+class Written:
+    """The windows that a call wrote, in order, and what the next call continues from.
 
+    engine: reads them; None where weights are only applied, not read (an earlier layer's).
+    shapes: name -> [B ...].
+    blended_end: the gated transition replaced the last entry, which is not the last window's own.
+    before: an entry from before these windows, which the unfinished read group still reads.
+    """
+
+    engine: Engine | None
     windows: list[Window]
-    shapes: Mapping[str, tuple[int, ...]]  # name -> [B ...]
+    shapes: Mapping[str, tuple[int, ...]]
     final: Carry
-    still: Callable[[int, Tensors], Window] | None = None
-    blended_end: bool = False  # the last entry is not the last window's own
-    before: Window | None = None  # an entry from before the run, for the rest of its read group
-    _tail: list = field(default_factory=list)
+    blended_end: bool = False
+    before: Window | None = None
+    _end: list = field(default_factory=list)
 
     @property
     def first(self) -> int:
+        """The first entry."""
         return self.windows[0].first
 
     @property
     def last(self) -> int:
-        """Absolute index of the last entry."""
+        """The last entry."""
         return self.windows[-1].first + self.windows[-1].chunks
 
-    def spans(self, start: int, stop: int) -> list[tuple[Window, int, int]]:
-        """Which window answers for which of the entries start .. stop - 1."""
+    def windows_of(self, start: int, stop: int) -> list[tuple[Window, int, int]]:
+        """The windows that hold the entries start .. stop - 1, each with the part that it holds."""
         out = []
         if self.before is not None and start <= self.before.first < stop:
             out.append((self.before, self.before.first, self.before.first + 1))
@@ -100,142 +58,147 @@ class Run:
             if lo < hi:
                 out.append((window, lo, hi))
         if self.blended_end and start <= self.last < stop:
-            if not self._tail:
-                self._tail.append(self.still(self.last, self.final.memory))
-            out.append((self._tail[0], self.last, self.last + 1))
+            if not self._end:
+                self._end.append(self.engine.still(self.last, self.final.weights))
+            out.append((self._end[0], self.last, self.last + 1))
         return out
 
     def entries(self, name: str, start: int, stop: int) -> Tensor:
-        """The parameter before chunks start .. stop - 1: [B stop-start ...]."""
-        parts = [w.paths[name].entries(lo - w.first, hi - w.first) for w, lo, hi in self.spans(start, stop)]
+        """A parameter at the entries start .. stop - 1: [B stop-start ...]."""
+        parts = [w.paths[name].entries(lo - w.first, hi - w.first) for w, lo, hi in self.windows_of(start, stop)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def entry(self, index: int) -> LazyTensors:
-        """The memory before chunk `index`: name -> [B ...]."""
+        """The fast weights at entry `index`: name -> [B ...]."""
         return LazyTensors(self.shapes, lambda name: self._entry(name, index))
 
     def _entry(self, name: str, index: int) -> Tensor:
-        ((window, _, _),) = self.spans(index, index + 1)
+        ((window, _, _),) = self.windows_of(index, index + 1)
         return window.paths[name].entry(index - window.first)
 
     def updates(self) -> LazyTensors:
-        return LazyTensors(
-            self.shapes, lambda name: self.entries(name, self.first, self.last + 1), self.first, source=self
-        )
+        """The fast weights at all entries: name -> [B entries ...]."""
+
+        def build(name):
+            return self.entries(name, self.first, self.last + 1)
+
+        return LazyTensors(self.shapes, build, self.first, source=self)
 
     def surprises(self) -> tuple[Tensor, Tensor]:
-        """(loss, step) of all pairs stored, [B m p]."""
+        """(inner loss, learning rate) of all pairs written, [B m p]."""
         if len(self.windows) == 1:
-            return self.windows[0].loss, self.windows[0].step
-        return torch.cat([w.loss for w in self.windows], dim=1), torch.cat([w.step for w in self.windows], dim=1)
+            return self.windows[0].loss, self.windows[0].learning_rate
+        return tuple(torch.cat([getattr(w, name) for w in self.windows], dim=1) for name in ("loss", "learning_rate"))
 
-    def read(self, queries: Tensor, position: int, group: int, chunk: int) -> Tensor:
-        """queries [B n d], the first at absolute `position`; each read group of `group` tokens sees the memory after
-        floor(group end / chunk) chunks. Returns [B n d]."""
-        start = position + 1  # a query at t reads as of t + 1
-        stop = start + queries.shape[1]
-        outs = []
-        for window, lo, hi in self.spans(start // group * group // chunk, (stop - 1) // group * group // chunk + 1):
-            begin = larger(start, -(-lo * chunk // group) * group)
-            end = smaller(stop, -(-hi * chunk // group) * group)
+    def read(self, queries: Tensor, position: int, reads: Reads) -> Tensor:
+        """Apply the network to queries [B n d], the first at `position`, each with the entry it reads: [B n d]."""
+        n, outs = queries.shape[1], []
+        for window, lo, hi in self.windows_of(reads.entry(position), reads.stop(position, n)):
+            begin, end = reads.of_entries(position, n, lo, hi)
             if begin >= end:
                 continue
-            rows = group_rows(begin // group, (end - 1) // group + 1, group, chunk, window.first, queries.device)
-            part = queries[:, begin - start : end - start]
-            outs.append(_read_grouped(window, part, rows, group, begin % group))
+            rows = reads.rows(position + begin, end - begin, window.first, queries.device)
+            grouped = _Groups(reads.group, reads.slot(position + begin), end - begin)
+            outs.append(grouped.flat(self.engine.read(window.paths, grouped.of(queries[:, begin:end]), rows)))
         return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
 
 
-def _read_grouped(window: Window, x: Tensor, rows: Rows, group: int, offset: int) -> Tensor:
-    """x [B n d] starts at slot `offset` of its first group; groups are padded at their ends (reads are causal)."""
-    n = x.shape[1]
-    if offset + n <= group:
-        return window.read(x.unsqueeze(1), rows).squeeze(1)
-    head = group - offset
-    if offset:
-        x = torch.cat((x[:, :head], x.new_zeros(x.shape[0], offset, x.shape[2]), x[:, head:]), dim=1)
-    x = pad(x, (0, 0, 0, -x.shape[1] % group))
-    y = window.read(x.unflatten(1, (-1, group)), rows).flatten(1, 2)
-    if offset:
-        y = torch.cat((y[:, :head], y[:, group:]), dim=1)
-    return y[:, :n]
+@dataclass(frozen=True)
+class _Groups:
+    """n queries as read groups of `size`, the first query at slot `offset` of its group. Groups are padded at their
+    ends: networks that are not tokenwise are causal."""
+
+    size: int
+    offset: int
+    n: int
+
+    def of(self, x: Tensor) -> Tensor:
+        """[B n d] -> [B G r d]"""
+        if self.offset + self.n <= self.size:
+            return x.unsqueeze(1)
+        if self.offset:
+            head = self.size - self.offset
+            x = torch.cat((x[:, :head], x.new_zeros(x.shape[0], self.offset, x.shape[2]), x[:, head:]), dim=1)
+        return pad(x, (0, 0, 0, -x.shape[1] % self.size)).unflatten(1, (-1, self.size))
+
+    def flat(self, y: Tensor) -> Tensor:
+        """[B G r d] -> [B n d]"""
+        y = y.flatten(1, 2)
+        if self.offset and self.offset + self.n > self.size:
+            y = torch.cat((y[:, : self.size - self.offset], y[:, self.size :]), dim=1)
+        return y[:, : self.n]
 
 
-class ResidualSource:
-    """An earlier layer's memory, applied per chunk: chunk i of x [B m p d] meets entry first + i."""
+class EarlierLayer:
+    """An earlier memory layer's fast weights, applied chunk by chunk: chunk i of x [B m p d] with entry first + i."""
 
-    def __init__(self, run: Run):
-        self.run = run
+    def __init__(self, written: Written):
+        self.written = written
 
     def _apply(self, method: str, x: Tensor, name: str, first: int) -> Tensor:
         outs = []
-        for window, lo, hi in self.run.spans(first, first + x.shape[1]):
+        for window, lo, hi in self.written.windows_of(first, first + x.shape[1]):
             rows = slice(lo - window.first, hi - window.first)
             outs.append(getattr(window.paths[name], method)(x[:, lo - first : hi - first], rows))
         return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
 
-    def matmul(self, x, name, first):
+    def matmul(self, x: Tensor, name: str, first: int) -> Tensor:
+        """x [B m p d] @ W."""
         return self._apply("matmul", x, name, first)
 
-    def matmul_t(self, x, name, first):
+    def matmul_t(self, x: Tensor, name: str, first: int) -> Tensor:
+        """x [B m p e] @ W transposed."""
         return self._apply("matmul_t", x, name, first)
 
-    def mul(self, x, name, first):
+    def mul(self, x: Tensor, name: str, first: int) -> Tensor:
+        """x [B m p d] * w."""
         return self._apply("mul", x, name, first)
 
-    def entries(self, name, first, count):
-        return self.run.entries(name, first, first + count)
+    def entries(self, name: str, first: int, count: int) -> Tensor:
+        """The entries first .. first + count - 1: [B count ...]."""
+        return self.written.entries(name, first, first + count)
 
 
-def built_run(weights: Tensors, first: int, reader=None) -> Run:
-    """A run over weights that are there already: name -> [B entries ...]. `reader(paths)` gives its `read`."""
-    count = next(iter(weights.values())).shape[1]
-    paths = {k: BuiltPath(v) for k, v in weights.items()}
-    window = Window(first, count - 1, paths, reader(paths) if reader else _unreadable, _unreadable)
-    return Run([window], {k: (v.shape[0], *v.shape[2:]) for k, v in weights.items()}, Carry({}, {}, None))
+def write(engine: Engine, chunks: Chunks, carry: Carry, mini_batch: int | None, transition: Tensor | None) -> Written:
+    """Write the chunks, window by window.
 
-
-def _unreadable(*_):
-    raise RuntimeError("these weights are applied, not read through a model")
-
-
-def store(engine, chunks: StoreChunks, carry: Carry, batch_chunks: int | None, transition: Tensor | None) -> Run:
-    """Writes the chunks, window by window. At each multiple of `batch_chunks` the anchor moves to the memory; with
-    `transition` (a share in 0..1) the memory itself first becomes anchor + transition (memory - anchor)."""
-    shapes = {name: tuple(weight.shape) for name, weight in carry.memory.items()}
-    windows, at, blended = [], 0, False
-    plan = engine.plan(chunks, len(chunks) if batch_chunks is None else batch_chunks)
-    for size in _window_sizes(chunks, batch_chunks, plan.chunks):
-        part = chunks.chunks(at, at + size)
+    At the end of each `mini_batch` chunks the start weights become the fast weights; with `transition`, a share in
+    0..1, the fast weights first become start + transition (weights - start).
+    """
+    shapes = {name: tuple(weight.shape) for name, weight in carry.weights.items()}
+    windows, blended = [], False
+    plan = engine.plan(chunks, len(chunks) if mini_batch is None else mini_batch)
+    for start, stop in solve_windows(chunks.first, len(chunks), mini_batch, plan.chunks):
+        part = chunks.part(start, stop)
         window = engine.window(part, carry, plan)
-        tell(engine, "wrote", part, carry, window, batch_chunks, transition)
+        tell(engine, "wrote", part, carry, window, mini_batch, transition)
         windows.append(window)
-        at += size
-        memory = LazyTensors(shapes, lambda name, w=window: w.paths[name].entry(w.chunks))
-        momentum = LazyTensors(shapes, window.final_momentum) if chunks.rates.momentum is not None else None
-        boundary = batch_chunks is not None and (chunks.first + at) % batch_chunks == 0
-        blended = boundary and transition is not None
+        weights = LazyTensors(shapes, lambda name, w=window: w.paths[name].entry(w.chunks))
+        slots = LazyTensors(shapes, window.final_slots) if engine.rule.slots else None
+        ends = ends_mini_batch(chunks.first + stop, mini_batch)
+        blended = ends and transition is not None
         if blended:
-            memory = _blend(carry.anchor, memory, transition)
-        carry = Carry(memory if boundary else carry.anchor, memory, momentum)
-    return Run(windows, shapes, carry, engine.still, blended)
+            weights = _blend(carry.start, weights, transition)
+        carry = Carry(weights if ends else carry.start, weights, slots)
+    return Written(engine, windows, shapes, carry, blended)
 
 
-def still_run(engine, first: int, carry: Carry) -> Run:
-    """Nothing was stored: the memory before chunk `first`, to read from."""
-    shapes = {name: tuple(weight.shape) for name, weight in carry.memory.items()}
-    return Run([engine.still(first, carry.memory)], shapes, carry)
+def nothing_written(engine: Engine, first: int, carry: Carry) -> Written:
+    """No chunk was written: the fast weights before chunk `first`, to read from."""
+    shapes = {name: tuple(weight.shape) for name, weight in carry.weights.items()}
+    return Written(engine, [engine.still(first, carry.weights)], shapes, carry)
 
 
-def _blend(anchor: Tensors, memory: Tensors, share: Tensor) -> LazyTensors:
-    return LazyTensors(tuple(memory), lambda name: torch.lerp(anchor[name], memory[name], share.to(memory[name].dtype)))
+def given_entries(weights: Tensors, first: int, engine: Engine | None = None) -> Written:
+    """Entries that are built already, name -> [B entries ...], the first being entry `first`."""
+    count = next(iter(weights.values())).shape[1]
+    window = Window(first, count - 1, {k: BuiltPath(v) for k, v in weights.items()}, lambda name: ())
+    shapes = {k: (v.shape[0], *v.shape[2:]) for k, v in weights.items()}
+    return Written(engine, [window], shapes, Carry({}, {}, None))
 
 
-def _window_sizes(chunks: StoreChunks, batch_chunks: int | None, most: int):
-    """Cuts at the anchor's boundaries, and within them where a window is full."""
-    at, end = chunks.first, chunks.first + len(chunks)
-    while at < end:
-        stop = end if batch_chunks is None else smaller(end, (at // batch_chunks + 1) * batch_chunks)
-        size = smaller(stop - at, most)
-        yield size
-        at += size
+def _blend(start: Tensors, weights: Tensors, share: Tensor) -> LazyTensors:
+    def build(name):
+        return torch.lerp(start[name], weights[name], share.to(weights[name].dtype))
+
+    return LazyTensors(tuple(weights), build)

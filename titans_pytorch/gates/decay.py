@@ -21,16 +21,16 @@ from titans_pytorch.ops.modes import in_transform
 class ScoreOf(Protocol):
     """How complex the tokens of a span are, given as many earlier ones as `context` says, or all there are."""
 
-    def context(self, host: nn.Module, chunk: int) -> int: ...
+    def context(self, gates, chunk: int) -> int: ...
 
-    def scale(self, host: nn.Module) -> Tensor: ...
+    def scale(self, gates) -> Tensor: ...
 
-    def __call__(self, host: nn.Module, span: Span, earlier: Tensor) -> Score: ...
+    def __call__(self, gates, span: Span, earlier: Tensor) -> Score: ...
 
 
 @dataclass(frozen=True)
 class GateScore:
-    """The scores of `host.symplectic_gate`, whatever module stands there. phase: ask for its manifold state too.
+    """The scores of `gates.symplectic_gate`, whatever module stands there. phase: ask for its manifold state too.
 
     The module is called once for each part of the span that shares an anchor, on that part behind its context. One that
     says `causal = True` is called once for all parts: more tokens change none of its scores.
@@ -38,14 +38,14 @@ class GateScore:
 
     phase: bool = False
 
-    def context(self, host, chunk):
-        return context_of(host.symplectic_gate)
+    def context(self, gates, chunk):
+        return context_of(gates.symplectic_gate)
 
-    def scale(self, host):
-        return host.symplectic_complexity_scale
+    def scale(self, gates):
+        return gates.symplectic_complexity_scale
 
-    def __call__(self, host, span, earlier):
-        gate, context = host.symplectic_gate, self.context(host, span.chunk)
+    def __call__(self, gates, span, earlier):
+        gate, context = gates.symplectic_gate, self.context(gates, span.chunk)
         tokens, k = _after(earlier, context, span)
         if getattr(gate, "causal", False):
             return self._of(gate, tokens, k, span.chunk)
@@ -79,14 +79,14 @@ class DmdScore:
 
     window: int
 
-    def context(self, host, chunk):
+    def context(self, gates, chunk):
         return max(0, self.window - chunk)
 
-    def scale(self, host):
-        return host.dmd_complexity_scale
+    def scale(self, gates):
+        return gates.dmd_complexity_scale
 
-    def __call__(self, host, span, earlier):
-        tokens, k = _after(earlier, self.context(host, span.chunk), span)
+    def __call__(self, gates, span, earlier):
+        tokens, k = _after(earlier, self.context(gates, span.chunk), span)
         return Score(windowed_dmd_error(tokens, self.window, span.chunk, context=k).tanh().unsqueeze(-1))
 
 
@@ -97,14 +97,14 @@ class MeanScore:
     gate: GateScore
     dmd: DmdScore
 
-    def context(self, host, chunk):
-        return max(self.gate.context(host, chunk), self.dmd.context(host, chunk))
+    def context(self, gates, chunk):
+        return max(self.gate.context(gates, chunk), self.dmd.context(gates, chunk))
 
-    def scale(self, host):
-        return (self.gate.scale(host) + self.dmd.scale(host)) / 2
+    def scale(self, gates):
+        return (self.gate.scale(gates) + self.dmd.scale(gates)) / 2
 
-    def __call__(self, host, span, earlier):
-        gate, dmd = self.gate(host, span, earlier), self.dmd(host, span, earlier)
+    def __call__(self, gates, span, earlier):
+        gate, dmd = self.gate(gates, span, earlier), self.dmd(gates, span, earlier)
         return gate._replace(tokens=(gate.tokens + dmd.tokens) / 2)
 
 
@@ -114,17 +114,19 @@ class DecayGate(Stage):
 
     score: ScoreOf
 
-    def __call__(self, host: nn.Module, span: Span, gated: Gated) -> Gated:
+    def __call__(self, gates, span: Span, gated: Gated) -> Gated:
         earlier = gated.carry.gate_tokens
         earlier = span.tokens[:, :0] if earlier is None else earlier
-        score = self.score(host, span, earlier)
-        share = (between_0_and_1(self.score.scale(host)) * score.chunk).clamp(0.0, 1.0)  # whatever a user's gate says
-        keep = gated.rates.keep
-        keep = keep + (1.0 - keep) * repeat(share, "b m -> (b h) m", h=host.internal_heads).to(keep.dtype)
+        score = self.score(gates, span, earlier)
+        share = (between_0_and_1(self.score.scale(gates)) * score.chunk).clamp(0.0, 1.0)  # whatever a user's gate says
+        keep = gated.rates.retention
+        keep = keep + (1.0 - keep) * repeat(share, "b m -> (b h) m", h=gates.internal_heads).to(keep.dtype)
         tokens = torch.cat((earlier.to(span.tokens.dtype), span.tokens), dim=1)
-        tokens = last_tokens(tokens, self.score.context(host, span.chunk))
+        tokens = last_tokens(tokens, self.score.context(gates, span.chunk))
         return gated._replace(
-            rates=replace(gated.rates, keep=keep), carry=gated.carry._replace(gate_tokens=tokens.clone()), score=score
+            rates=replace(gated.rates, retention=keep),
+            carry=gated.carry._replace(gate_tokens=tokens.clone()),
+            score=score,
         )
 
 

@@ -6,7 +6,7 @@ Letters: B rows (batch and heads), m chunks, p pairs per chunk.
 
 from dataclasses import dataclass, replace
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from titans_pytorch.gates.stages import Gated, Span, Stage
 
@@ -32,6 +32,6 @@ class Kinetics(Stage):
     eps: float
     max_step: float
 
-    def __call__(self, host: nn.Module, span: Span, gated: Gated) -> Gated:
-        keep, step = kinetics(gated.rates.keep, gated.rates.step, self.mix, self.eps, self.max_step)
-        return gated._replace(rates=replace(gated.rates, keep=keep, step=step))
+    def __call__(self, gates, span: Span, gated: Gated) -> Gated:
+        keep, step = kinetics(gated.rates.retention, gated.rates.learning_rate, self.mix, self.eps, self.max_step)
+        return gated._replace(rates=replace(gated.rates, retention=keep, learning_rate=step))

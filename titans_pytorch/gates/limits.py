@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from numbers import Real
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from titans_pytorch.common.checks import wrong
 from titans_pytorch.gates.scores import rounding
@@ -19,10 +19,10 @@ FEWEST = 8  # complexities that a quantile is taken of
 
 @dataclass(frozen=True)
 class FixedLimit:
-    """`host.symplectic_page_threshold`."""
+    """`gates.symplectic_page_threshold`."""
 
-    def __call__(self, host: nn.Module, complexity: Tensor, carry: GateCarry) -> tuple[Tensor | float, GateCarry]:
-        limit = host.symplectic_page_threshold  # may be set at any time
+    def __call__(self, gates, complexity: Tensor, carry: GateCarry) -> tuple[Tensor | float, GateCarry]:
+        limit = gates.symplectic_page_threshold  # may be set at any time
         if not isinstance(limit, (Real, Tensor)):
             raise wrong("symplectic_page_threshold", limit, "a number")
         return limit, carry
@@ -35,7 +35,7 @@ class QuantileLimit:
     quantile: float
     window: int
 
-    def __call__(self, host, complexity, carry):
+    def __call__(self, gates, complexity, carry):
         recent = complexity[:, :0] if carry.recent_complexity is None else carry.recent_complexity
         everything = torch.cat((recent.to(complexity.dtype), complexity), dim=1)
         known = everything.shape[1] - complexity.shape[1]

@@ -15,7 +15,8 @@ from titans_pytorch.common.files import replacing
 from titans_pytorch.gates import checks
 from titans_pytorch.gates.limits import FixedLimit
 from titans_pytorch.gates.pages import Pages
-from titans_pytorch.gates.stages import GateCarry, Stages
+from titans_pytorch.gates.gates import gates_of
+from titans_pytorch.gates.stages import GateCarry, Span
 from titans_pytorch.memory.arguments import as_views, checked_state
 from titans_pytorch.memory.state import NeuralMemState
 
@@ -75,21 +76,21 @@ def gate_trace(memory, seq: Tensor, state: NeuralMemState | None = None) -> Gate
     Raises:
         ValueError: for a memory without gates, or too few tokens for a chunk.
     """
-    if not isinstance(getattr(memory, "gating", None), Stages) or not memory.gating.stages:
+    gates = gates_of(memory)
+    if gates is None or not gates.stages:
         takes = "a NeuralMemory with use_symplectic_gating, use_dmd_gating or kinetics_coupling"
         raise wrong("memory", Words(f"{type(memory).__name__} without gates"), takes)
-    state = checked_state(memory, state)
-    tokens = as_views(seq, None, memory.dim, memory.diff_views).store
-    memory._expected(tokens).check(state)
+    _, tokens = as_views(seq, None, memory.dim, memory.diff_views)
+    state = checked_state(memory, state, memory._expected(tokens))
     if state.cache_store_segment is not None:
         tokens = torch.cat((state.cache_store_segment, tokens), dim=-2)
     b, n, chunk = *tokens.shape[-3:-1], memory.store_chunk_size
     if n < chunk:
         raise wrong("seq", Words(f"{n} tokens"), f"at least one complete chunk, {chunk}")
-    span = memory.span(tokens[..., : n // chunk * chunk, :], state.seq_index // chunk)
-    before = memory.learned_rates(span, False)
-    carry = memory.gating.start(GateCarry.of(state), b, tokens.device)
-    gated = memory.gated_rates(span, carry)
+    chunks = memory.chunk_views(tokens[..., : n // chunk * chunk, :])
+    span = Span(chunks.keys, chunk, state.seq_index // chunk, memory.mini_batch)
+    before = memory.rates_of(span.tokens, with_residual=False)
+    gated = gates.decide(span, before, gates.start(GateCarry.of(state), b, tokens.device))
 
     pages, choice, score = _pages(memory), gated.choice, gated.score
     m, device = len(span), tokens.device
@@ -99,8 +100,8 @@ def gate_trace(memory, seq: Tensor, state: NeuralMemState | None = None) -> Gate
     return GateTrace(
         complexity_tokens=of_tokens,
         complexity=None if score is None else score.chunk,
-        decay_before=(1.0 - before.keep).unflatten(0, (b, -1)),
-        decay_after=(1.0 - gated.rates.keep).unflatten(0, (b, -1)),
+        decay_before=(1.0 - before.retention).unflatten(0, (b, -1)),
+        decay_after=(1.0 - gated.rates.retention).unflatten(0, (b, -1)),
         page=page,
         switched=torch.zeros_like(page, dtype=torch.bool) if choice is None else choice.switched,
         limit=limit.expand(b, m),
@@ -230,5 +231,5 @@ def plot_gate_trace(trace: GateTrace, path, row: int = 0) -> Path:
 
 
 def _pages(memory) -> Pages | None:
-    stages = getattr(getattr(memory, "gating", None), "stages", ())
-    return next((stage for stage in stages if isinstance(stage, Pages)), None)
+    gates = gates_of(memory)
+    return next((stage for stage in gates.stages if isinstance(stage, Pages)), None) if gates else None

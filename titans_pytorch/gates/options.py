@@ -14,7 +14,7 @@ from titans_pytorch.gates.kinetics import Kinetics
 from titans_pytorch.gates.limits import FEWEST, FixedLimit, QuantileLimit
 from titans_pytorch.gates.pages import CallWindows, FixedWindows, Pages
 from titans_pytorch.gates.paging import HierarchicalRouter, KeyedRouter, SequentialRouter
-from titans_pytorch.gates.stages import Stages
+from titans_pytorch.gates.stages import Stage
 from titans_pytorch.gates.symplectic import SymplecticGating
 
 DMD_WINDOW = 16  # tokens, unless a chunk is longer
@@ -22,8 +22,8 @@ BUDGET_WINDOW = 64
 
 
 @dataclass(frozen=True)
-class GateOptions:
-    """As in NeuralMemory; heads are those of one page."""
+class GateConfig:
+    """The keywords of NeuralMemory that concern gates, kinetics and pages. heads: those of one page."""
 
     dim: int
     heads: int
@@ -49,6 +49,7 @@ class GateOptions:
     coarse_pages: int | None
     fine_pages: int | None
     hierarchy_mix: float
+    read_active_page_only: bool
 
     @property
     def gated(self) -> bool:
@@ -61,9 +62,11 @@ class GateOptions:
             return self.symplectic_page_threshold
         return 0.4 if self.use_dmd_gating else 0.5
 
-    def stages(self) -> Stages:
-        """Gates change the decay, then kinetics step and decay; then pages say what is written at all."""
+    def __post_init__(self):
         self._check()
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Gates change the forget gate, kinetics learning rate and forget gate; then pages select what is written."""
         router, stages = self._router(), []
         if self.gated:
             stages.append(DecayGate(self._score(self.num_pages > 1 and getattr(router, "uses_phase", False))))
@@ -74,7 +77,7 @@ class GateOptions:
             windows = CallWindows() if every is None else FixedWindows(every // self.store_chunk)
             limit = FixedLimit() if quantile is None else QuantileLimit(quantile, self.page_threshold_window)
             stages.append(Pages(self.num_pages, self.heads, router, limit, windows))
-        return Stages(*stages)
+        return tuple(stages)
 
     def gate(self) -> nn.Module | None:
         """`symplectic_gate`: the user's, or a SymplecticGating whose budget, if any, looks back over a window."""

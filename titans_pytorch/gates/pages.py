@@ -6,19 +6,20 @@ Letters as in `stages`.
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from titans_pytorch.gates.limits import FixedLimit, QuantileLimit
 from titans_pytorch.gates.paging import Router, active_rows, first_of_window, turn_pages
 from titans_pytorch.gates.stages import GateCarry, Gated, PageChoice, Span, Stage
+from titans_pytorch.ops.positions import window_of
 
 
 @dataclass(frozen=True)
 class CallWindows:
-    """At most one switch in a call, or in each part of it that shares an anchor."""
+    """At most one switch in a call, or in each mini-batch of it."""
 
     def chunks_of(self, span: Span) -> int | None:
-        return span.anchor_chunks
+        return span.mini_batch
 
     def spent(self, windows: Tensor, carry: GateCarry) -> Tensor | None:
         return None
@@ -62,27 +63,24 @@ class Pages(Stage):
 
     def windows_of(self, span: Span, device: torch.device) -> tuple[Tensor, Tensor]:
         """The number of each chunk's switch window, and that of its first chunk in this span: long [m]."""
-        size, absolute = self.windows.chunks_of(span), torch.arange(span.first, span.first + len(span), device=device)
-        if size is None:
-            return torch.zeros_like(absolute), torch.zeros_like(absolute)
-        return absolute // size, (absolute // size * size - span.first).clamp(min=0)
+        return window_of(span.first, len(span), self.windows.chunks_of(span), device)
 
     @torch.no_grad()
-    def choose(self, host: nn.Module, span: Span, gated: Gated) -> tuple[PageChoice, GateCarry]:
+    def choose(self, gates, span: Span, gated: Gated) -> tuple[PageChoice, GateCarry]:
         carry, complexity = gated.carry, gated.score.chunk.detach()
         # thresholds are not rounded to half precision
         complexity = complexity.float() if complexity.dtype.itemsize < 4 else complexity
         windows, starts = self.windows_of(span, complexity.device)
-        limit, carry = self.limit(host, complexity, carry)
+        limit, carry = self.limit(gates, complexity, carry)
         switched = first_of_window(complexity > limit, starts, self.windows.spent(windows, carry))
         page, angle = carry.active_page_indices, gated.score.angle
         page = turn_pages(page, switched, complexity, angle, self.router, self.pages)
         carry = self.windows.mark(windows, switched, carry._replace(active_page_indices=page[:, -1].clone()))
         return PageChoice(page, switched, limit), carry
 
-    def __call__(self, host: nn.Module, span: Span, gated: Gated) -> Gated:
-        choice, carry = self.choose(host, span, gated)
+    def __call__(self, gates, span: Span, gated: Gated) -> Gated:
+        choice, carry = self.choose(gates, span, gated)
         active, rows = active_rows(choice.page, self.pages, self.heads)
-        step = gated.rates.step.masked_fill(~active.unsqueeze(-1), 0.0)
-        rates = replace(gated.rates, step=step, active=active, active_rows=rows)
+        step = gated.rates.learning_rate.masked_fill(~active.unsqueeze(-1), 0.0)
+        rates = replace(gated.rates, learning_rate=step, active=active, active_rows=rows)
         return gated._replace(rates=rates, carry=carry, choice=choice)

@@ -1,23 +1,20 @@
 """Between the rates and the engine: what gates, kinetics and pages do to the rates of the chunks that a call stores.
 
-Each idea is a stage, a small object without tensors of its own: learned parts stand in the memory (`host`), what must
-be carried stands in its state. A memory without gates has no stages, and nothing is computed.
+Each idea is a stage, a small object without tensors of its own: learned parameters are in `Gates`, what is carried
+between calls is in the memory's state.
 
 Letters: b batch, n tokens, m chunks, c tokens per chunk, h internal heads (page * heads + head), k earlier tokens,
 w window.
 """
 
-import threading
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from titans_pytorch.memory.rates import StoreRates
-
-_counting = threading.Lock()
+from titans_pytorch.ops.positions import solve_windows
+from titans_pytorch.rules.rates import WriteRates
 
 
 class GateCarry(NamedTuple):
@@ -41,23 +38,23 @@ class GateCarry(NamedTuple):
 
 @dataclass(frozen=True)
 class Span:
-    """Complete chunks that one call stores: tokens [b m*c d], the normalised key view, and values, the value view;
-    `chunk` tokens per chunk; the absolute index of the first; how many share an anchor (None: all)."""
+    """Complete chunks that one call writes.
+
+    tokens: the normalised key view [b m*c d]. chunk: tokens per chunk. first: the absolute index of the first chunk.
+    mini_batch: chunks of a mini-batch; None for one mini-batch.
+    """
 
     tokens: Tensor
-    values: Tensor
     chunk: int
     first: int
-    anchor_chunks: int | None = None
+    mini_batch: int | None = None
 
     def __len__(self) -> int:
         return self.tokens.shape[1] // self.chunk
 
     def parts(self) -> list[tuple[int, int]]:
-        """From which chunk to which those go that share an anchor, counted from the first."""
-        size = self.anchor_chunks or len(self)
-        inner = range(size - self.first % size, len(self), size) if self.anchor_chunks else ()
-        return list(pairwise((0, *inner, len(self))))
+        """(start, stop) of the chunks that are in one mini-batch, counted from the first."""
+        return list(solve_windows(self.first, len(self), self.mini_batch, len(self)))
 
 
 class Score(NamedTuple):
@@ -85,7 +82,7 @@ class PageChoice(NamedTuple):
 class Gated(NamedTuple):
     """Rates after the stages so far, what is carried on, and what was decided."""
 
-    rates: StoreRates
+    rates: WriteRates
     carry: GateCarry
     score: Score | None = None
     choice: PageChoice | None = None
@@ -98,37 +95,7 @@ class Stage:
         """What stands in the state before the first chunk."""
         return carry
 
-    def __call__(self, host: nn.Module, span: Span, gated: Gated) -> Gated:
+    def __call__(self, gates, span: Span, gated: Gated) -> Gated:
         """The rates as this stage leaves them, and the carry with what it will need; what it carries is None where a
         sequence begins."""
         raise NotImplementedError
-
-
-class Stages:
-    """Stages in order; without any, rates and carry are handed on as they are."""
-
-    def __init__(self, *stages: Stage):
-        self.stages = stages
-
-    def start(self, carry: GateCarry, batch: int, device: torch.device) -> GateCarry:
-        for stage in self.stages:
-            carry = stage.start(carry, batch, device)
-        return carry
-
-    def __call__(self, host: nn.Module, span: Span, rates: StoreRates, carry: GateCarry) -> Gated:
-        gated = Gated(rates, carry)
-        for stage in self.stages:
-            gated = stage(host, span, gated)
-        return gated
-
-    def count(self, host: nn.Module, gated: Gated) -> None:
-        """Adds the switches to `host.page_switch_events`, unless a backward pass computes a forward pass again.
-        torch.func takes a pure function: within its transforms nothing is counted."""
-        if gated.choice is None or torch._C._are_functorch_transforms_active():
-            return
-        switches = gated.choice.switched.sum()
-        if torch.compiler.is_compiling():
-            host.page_switch_events += switches
-        elif torch._C._current_graph_task_id() == -1:
-            with _counting:
-                host.page_switch_events += switches

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from titans_pytorch.common.checks import Words, of_kind, wrong
+from titans_pytorch.memory.earlier_names import present_name
 from titans_pytorch.neural_memory import NeuralMemory
 
 RATES = ("reduce_to_chunk_rep", "to_adaptive_step", "to_decay_factor", "to_momentum", "to_learned_momentum_combine")
@@ -61,7 +62,7 @@ def _our_key(key: str) -> str:
     if head in IN_SEQUENCE and rest.startswith("0."):
         rest = rest[2:]
     key = f"{head}.{rest}" if rest else head
-    return f"rates.{key}" if head in RATES else key
+    return f"rates.{key}" if head in RATES else present_name(key)
 
 
 def _without_effect(memory: NeuralMemory, key: str) -> bool:

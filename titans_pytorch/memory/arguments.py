@@ -1,4 +1,4 @@
-"""What NeuralMemory is called with, checked at the door and brought into one form."""
+"""Validate and normalise the arguments of a call."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,25 +8,15 @@ import torch
 from torch import Tensor
 
 from titans_pytorch.common.checks import Words, wrong
-from titans_pytorch.engines.written import ResidualSource, Run, built_run
+from titans_pytorch.engines.written import EarlierLayer, Written, given_entries
 from titans_pytorch.memory.state import NeuralMemState
 from titans_pytorch.ops.modes import HALF, under_autocast
+from titans_pytorch.ops.positions import Reads
 
 
-@dataclass(frozen=True)
-class Views:
-    """query [b n d] and store [b n d], or [2 b n d]: key and value views."""
-
-    query: Tensor
-    store: Tensor
-
-    @property
-    def batch(self) -> int:
-        return self.query.shape[0]
-
-
-def as_views(seq: Tensor, store_seq: Tensor | None, dim: int, diff_views: bool) -> Views:
-    """The query view and the store view of a call; no tokens are fine, no rows are not."""
+def as_views(seq: Tensor, store_seq: Tensor | None, dim: int, diff_views: bool) -> tuple[Tensor, Tensor]:
+    """The query view [b n d] and the store view of a call, [b n d] or [2 b n d] (keys, values). No tokens are fine, no
+    rows are not."""
     shapes = f"[3 b n {dim}]" if diff_views else f"[b n {dim}] or one token [b {dim}]"
     given = tuple(_floating(seq, "seq", shapes).shape)
     if seq.ndim == 3 - (not diff_views):
@@ -41,7 +31,7 @@ def as_views(seq: Tensor, store_seq: Tensor | None, dim: int, diff_views: bool) 
     store = (seq[1:] if diff_views else seq) if store_seq is None else as_store_view(store_seq, dim, diff_views)
     if store.shape[-3:-1] != query.shape[:2]:
         raise wrong("store_seq", tuple(store_seq.shape), f"as many rows and tokens as seq, {tuple(query.shape[:2])}")
-    return Views(query, store)
+    return query, store
 
 
 def as_store_view(seq: Tensor, dim: int, diff_views: bool, name: str = "store_seq") -> Tensor:
@@ -73,19 +63,20 @@ def _floating(seq, name: str, shapes: str) -> Tensor:
     return seq
 
 
-def check_dtype(seq: Tensor, weight: Tensor, name: str) -> None:
-    """Without autocast tokens have the dtype of the weights that they meet."""
-    if weight.is_floating_point() and seq.dtype != weight.dtype and not under_autocast(seq.device):
-        raise wrong(name, seq.dtype, f"{weight.dtype}, the dtype of the memory's parameters")
+def check_dtype(seq: Tensor, dtype: torch.dtype, name: str) -> None:
+    """Without autocast tokens must have the dtype of the parameters."""
+    if seq.dtype != dtype and not under_autocast(seq.device):
+        raise wrong(name, seq.dtype, f"{dtype}, the dtype of the memory's parameters")
 
 
-def checked_state(memory, state: NeuralMemState | None) -> NeuralMemState:
-    """The state of a call, of this memory's settings; an empty one where there is none."""
+def checked_state(memory, state, expected: "StateShape") -> NeuralMemState:
+    """The state of a call, made by a memory of the same settings; an empty one where there is none."""
     if state is None:
         return NeuralMemState(0)
     if not isinstance(state, NeuralMemState):
         raise wrong("state", Words(type(state).__name__), "the NeuralMemState that the call before returned")
     memory.check_made_by_this(state)
+    expected.check(state)
     return state
 
 
@@ -209,43 +200,37 @@ def join_masks(mask: Tensor | None, state: NeuralMemState, batch: int, n: int) -
     return torch.cat((before, now), dim=1)
 
 
-def residual_source(prev_weights, expected: StateShape, first: int, count: int) -> ResidualSource:
+def earlier_layer(prev_weights, expected: StateShape, first: int, count: int) -> EarlierLayer:
     """An earlier layer's updates, from chunk `first` on. A plain mapping begins at this call's first chunk."""
-    run = _source_run(prev_weights, expected, first)
-    if run.first > first or run.last < first + count - 1:
-        got = Words(f"the memory before chunks {run.first} to {run.last}")
+    written = _written_of(prev_weights, expected, first)
+    if written.first > first or written.last < first + count - 1:
+        got = Words(f"the memory before chunks {written.first} to {written.last}")
         raise wrong("prev_weights", got, f"updates that cover chunks {first} to {first + count - 1}, counted from 0")
-    return ResidualSource(run)
+    return EarlierLayer(written)
 
 
-def _source_run(prev_weights, expected: StateShape, first: int) -> Run:
+def _written_of(prev_weights, expected: StateShape, first: int) -> Written:
     source = getattr(prev_weights, "source", None)
     if source is None:
         expected.check_weights(prev_weights, "prev_weights", entries=True)
         own = getattr(prev_weights, "first_chunk", None)
-        return built_run({k: prev_weights[k] for k in expected.shapes}, first if own is None else own)
+        return given_entries({k: prev_weights[k] for k in expected.shapes}, first if own is None else own)
     if dict(source.shapes) != dict(expected.shapes):
         got, takes = (", ".join(f"{k} {v}" for k, v in shapes.items()) for shapes in (source.shapes, expected.shapes))
         raise wrong("prev_weights", Words(f"the parameters {got}"), f"the parameters {takes}")
     return source
 
 
-class Earlier(NamedTuple):
-    """What reads look back on, fields of NeuralMemState: the queries of the unfinished read group, and the tail of the
-    queries' convolution."""
+class EarlierQueries(NamedTuple):
+    """What a read needs of the queries before it: fields of NeuralMemState, see there."""
 
     query_group: Tensor | None = None
     query_conv: Tensor | None = None
 
 
-def group_progress(position: int, group: int) -> int:
-    """How many queries before `position` read the same memory as the one at it (group 0 lacks its first slot)."""
-    return position - max((position + 1) // group * group - 1, 0)
-
-
-def with_earlier_queries(queries: Tensor, earlier: Tensor | None, position: int, group: int) -> tuple[Tensor, int]:
+def with_earlier_queries(queries: Tensor, earlier: Tensor | None, position: int, reads: Reads) -> tuple[Tensor, int]:
     """queries [b h n d] behind the earlier ones of their read group, and the position of the first."""
-    wanted = group_progress(position, group)
+    wanted = reads.earlier(position)
     got = 0 if earlier is None else earlier.shape[2]
     if got != wanted:
         raise wrong("state.query_group", Words(f"{got} earlier queries"), f"{wanted} at position {position}")
@@ -253,14 +238,14 @@ def with_earlier_queries(queries: Tensor, earlier: Tensor | None, position: int,
 
 
 def older_page(state: NeuralMemState) -> Tensor:
-    """The page of the unfinished read group, older than the state's own."""
+    """The page of the unfinished read group's entry, where that is older than the state's own."""
     if state.read_page is None:
         raise wrong("state.read_page", None, "the page that goes with read_weights, as the call before returned it")
     return state.read_page
 
 
-def older_window(state: NeuralMemState, entry: int, engine):
-    """The memory of the unfinished read group, older than the state's own."""
+def older_weights(state: NeuralMemState, entry: int):
+    """The fast weights of the unfinished read group's entry, where that is older than the state's own."""
     if state.read_weights is None:
         raise wrong("state.read_weights", None, f"the memory after {entry} chunks, as the call before returned it")
-    return engine.still(entry, state.read_weights)
+    return state.read_weights

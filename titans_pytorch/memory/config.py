@@ -1,30 +1,93 @@
-"""NeuralMemory's keywords, checked and turned into the few objects that the rest of the code sees."""
+"""What NeuralMemory's keywords become: checked once, then frozen.
 
-import copy
-from collections.abc import Mapping
+Projections and rates have their objects beside their modules (projections.py, rates.py), the update rule is its own
+(rules/titans.py), gates and pages have theirs in gates/options.py.
+"""
+
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
 
-from titans_pytorch.common.checks import Words, positive_int, wrong
-from titans_pytorch.engines.chunkwise import FastEngine
-from titans_pytorch.engines.sequential import ReferenceEngine
-from titans_pytorch.engines.update_rule import UpdateRule
-from titans_pytorch.memory_models import MemoryMLP, ResidualNorm, fast_form
+from titans_pytorch.common.checks import positive_int, wrong
+from titans_pytorch.engines.base import Engine
+from titans_pytorch.engines.chunkwise import ChunkwiseEngine
+from titans_pytorch.engines.sequential import SequentialEngine
+from titans_pytorch.memory_models import fast_form
+from titans_pytorch.ops.positions import Reads
+from titans_pytorch.rules.base import UpdateRule
 
-ENGINES = ("auto", "dual", "matrix", "reference")
+ENGINES = ("auto", "dual", "matrix", "sequential", "reference")  # "reference": the former name of "sequential"
+
+#: Keywords that the gates package takes. A memory for which all are at their defaults never imports it.
+GATE_KEYWORDS = (
+    *("use_symplectic_gating", "symplectic_gate_kwargs", "use_dmd_gating", "combine_symplectic_and_dmd"),
+    *("manifold_state_keyed_paging", "hierarchical_paging", "coarse_pages", "fine_pages", "hierarchy_mix"),
+    *("kinetics_coupling", "kinetics_mix", "kinetics_eps", "num_pages", "symplectic_page_threshold"),
+    *("page_switch_every", "dmd_window", "symplectic_gate", "page_router", "page_threshold_quantile"),
+    *("page_threshold_window", "read_active_page_only"),
+)
 
 
-def chunk_sizes(chunk_size) -> tuple[int, int]:
-    """(retrieve, store) from an int or a pair."""
-    pair = chunk_size if isinstance(chunk_size, (tuple, list)) else (chunk_size, chunk_size)
-    if len(pair) != 2:
-        raise wrong("chunk_size", chunk_size, "a positive integer or a (retrieve, store) pair of them")
-    return positive_int(pair[0], "chunk_size"), positive_int(pair[1], "chunk_size")
+#: Keywords that change nothing in what a state means: how it is computed, where parameters start, what may be set later.
+NOT_OF_A_STATE = (
+    *("engine", "use_accelerated_scan", "init_adaptive_step_bias", "init_momentum_bias", "init_decay_bias"),
+    *("surprise_threshold", "symplectic_page_threshold", "default_model_kwargs"),
+)
+
+#: What a memory shows of its gates as attributes of its own, and its value without gates.
+GATE_ATTRIBUTES = {
+    "symplectic_gate": None,
+    "symplectic_complexity_scale": None,
+    "dmd_complexity_scale": None,
+    "symplectic_page_threshold": 0.5,
+    "page_switch_events": torch.tensor(0),  # without gates nothing counts
+    "reads_one_page": False,
+}
 
 
-def batch_chunks(batch_size: int | None, store_chunk: int, name: str = "batch_size") -> int | None:
-    """How many store chunks share an anchor; None for all."""
+@dataclass(frozen=True)
+class ChunkConfig:
+    """Tokens of chunks and mini-batches.
+
+    chunk_size: store chunk, or (retrieve, store). batch_size: tokens of a mini-batch, or None. kv_per_token: keys and
+    values of a token. lookahead: pair each key with the next token's value.
+    """
+
+    chunk_size: int | tuple[int, int]
+    batch_size: int | None
+    kv_per_token: int
+    lookahead: bool
+
+    def __post_init__(self):
+        size = self.chunk_size
+        pair = size if isinstance(size, (tuple, list)) else (size, size)
+        if len(pair) != 2:
+            raise wrong("chunk_size", size, "a positive integer or a (retrieve, store) pair of them")
+        pair = positive_int(pair[0], "chunk_size"), positive_int(pair[1], "chunk_size")
+        object.__setattr__(self, "chunk_size", pair)
+        mini_batch_chunks(self.batch_size, self.store)
+        if positive_int(self.kv_per_token, "num_kv_per_token") * self.store == 1 and self.lookahead:
+            takes = "chunks of at least two pairs (chunk_size * num_kv_per_token)"
+            raise ValueError(f"store_with_lookahead_value needs {takes}")
+
+    @property
+    def store(self) -> int:
+        """Tokens of a store chunk."""
+        return self.chunk_size[1]
+
+    @property
+    def reads(self) -> Reads:
+        """Which entry each query reads."""
+        return Reads(*self.chunk_size)
+
+    @property
+    def pairs(self) -> int:
+        """Key-value pairs of a chunk."""
+        return self.store * self.kv_per_token - self.lookahead
+
+
+def mini_batch_chunks(batch_size: int | None, store_chunk: int, name: str = "batch_size") -> int | None:
+    """Store chunks of a mini-batch; None where all chunks are one."""
     if batch_size is None:
         return None
     if positive_int(batch_size, name) % store_chunk:
@@ -32,60 +95,17 @@ def batch_chunks(batch_size: int | None, store_chunk: int, name: str = "batch_si
     return batch_size // store_chunk
 
 
-def default_model(dim: int, kwargs: Mapping) -> MemoryMLP:
-    allowed = ("depth", "expansion_factor")
-    if not isinstance(kwargs, Mapping) or "depth" not in kwargs or not set(kwargs) <= set(allowed):
-        raise wrong("default_model_kwargs", kwargs, "keywords of MemoryMLP: depth, and expansion_factor if you like")
-    return MemoryMLP(dim, **kwargs)
-
-
-def memory_template(model: nn.Module, dim: int) -> nn.Module:
-    """A copy of the memory model, on the meta device: it says how weights are used, the weights come from elsewhere."""
-    if not isinstance(model, nn.Module):
-        raise wrong("model", model, "a torch.nn.Module mapping [.. n d] to [.. n d]")
-    kind = type(model).__name__
-    if buffers := [name for name, _ in model.named_buffers()]:
-        raise wrong("model", Words(f"{kind} with buffers {', '.join(buffers)}"), "a module without buffers")
-    if not any(True for _ in model.parameters()):
-        raise wrong("model", Words(f"{kind} without parameters"), "a module with parameters")
-    param = next(model.parameters())
-    for shape in ((2, 3, dim), (3, dim)):
-        try:
-            with torch.no_grad():
-                out = model(torch.zeros(shape, dtype=param.dtype, device=param.device))
-        except Exception as error:
-            got = Words(f"{kind}, which fails on {shape} with {type(error).__name__}: {error}")
-            raise wrong("model", got, f"a module that maps [.. n {dim}] to [.. n {dim}]") from error
-        if not isinstance(out, Tensor) or tuple(out.shape) != shape:
-            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            raise wrong("model", Words(f"{kind}, which maps {shape} to {got}"), "a module that keeps the shape")
-    # parameters are put in place one by one: those that are tied stay tied
-    on_meta = {id(p): nn.Parameter(torch.empty_like(p, device="meta")) for p in model.parameters()}
-    return copy.deepcopy(model, on_meta)
-
-
-def initial_weights(model: nn.Module, heads: int, per_head: bool) -> nn.ParameterList:
-    """The learned initial weights: [h ...], each head its own copy, or [...] shared by the heads."""
-
-    def start(p: Tensor) -> nn.Parameter:
-        p = p.detach().clone()
-        return nn.Parameter(p.expand(heads, *p.shape).clone() if per_head else p)
-
-    return nn.ParameterList([start(p) for p in model.parameters()])
-
-
-def wrap(model: nn.Module, dim: int, norm_residual: bool) -> nn.Module:
-    return ResidualNorm(dim, model).to(next(model.parameters()).device) if norm_residual else model
-
-
-def choose_engine(engine: str, model: nn.Module, rule: UpdateRule, use_accelerated_scan: bool):
+def choose_engine(engine: str, model, rule: UpdateRule, use_accelerated_scan: bool) -> Engine:
+    """The engine of a keyword. "auto" takes the chunkwise engine where the network and the rule allow it."""
     if engine not in ENGINES:
         raise wrong("engine", engine, f"one of {', '.join(ENGINES)}")
     form = fast_form(model)
-    if engine == "reference" or (engine == "auto" and form is None):
-        return ReferenceEngine(model, rule, use_accelerated_scan)
+    if engine in ("sequential", "reference") or (engine == "auto" and not (form and rule.chunkwise)):
+        return SequentialEngine(model, rule)
     if form is None:
         raise ValueError(f'engine="{engine}" needs a memory model with a method with_weights(x, weights)')
+    if not rule.chunkwise:
+        raise ValueError(f'engine="{engine}" cannot be combined with update_rule {type(rule).__name__}')
     if engine == "dual" and rule.spectral_norm:
         raise ValueError('engine="dual" cannot be combined with spectral_norm_surprises, which acts on built weights')
-    return FastEngine(model, rule, form == "taped", engine)
+    return ChunkwiseEngine(model, rule, form == "taped", engine, use_accelerated_scan)

@@ -1,11 +1,12 @@
-"""From normalised tokens to queries, keys and values, and from what was read to the output.
+"""Projections: tokens to queries, keys and values, and what the heads read to the layer's output.
 
-    linear map -> causal convolution -> activation -> norm of queries and keys;    read -> norm -> gate -> linear map
+    RMSNorm -> linear map -> causal convolution -> activation -> norm of queries and keys
+    read -> norm -> gate -> linear map                             Titans, arXiv 2501.00663, section 4.4
 
-Titans, arXiv 2501.00663, section 4.4. All but the linear maps is optional. Parameters stand in the memory (`host`).
+All but the linear maps is optional.
 
-Letters: b batch, n tokens, m chunks, c tokens per chunk, h internal heads, u keys and values per token, d features of a
-head, w channels (h u d), k convolution kernel.
+Letters: b batch, n tokens, m chunks, c tokens per chunk, h heads of all pages, u keys and values per token, d features of
+a head, w channels (h u d), k convolution kernel.
 """
 
 from collections.abc import Callable
@@ -14,23 +15,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from titans_pytorch.common.checks import positive_int, wrong
-from titans_pytorch.gates.reading import of_page
+from titans_pytorch.common.checks import callable_or_none, positive_int, wrong
+from titans_pytorch.layers.norms import MultiheadRMSNorm, RMSNorm
 from titans_pytorch.ops.modes import at_least_float32
 from titans_pytorch.ops.vjp import unit_norm
 
 
 class CausalConv(nn.Module):
-    """A convolution over the last `kernel` tokens, each channel on its own: together with the linear map before it, a
-    depthwise-separable one. weight [k w] starts as nn.Conv1d's would, its last row is the present token's; no bias."""
+    """A depthwise convolution over the last `kernel` tokens. weight [k w] starts as nn.Conv1d's would; its last row is
+    the present token's; no bias."""
 
     def __init__(self, width: int, kernel: int):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(kernel, width).uniform_(-(kernel**-0.5), kernel**-0.5))
 
     def forward(self, x: Tensor, before: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x [b n w] after the k-1 tokens `before` it [b k-1 w], zeros where a sequence begins: (y [b n w], the k-1
-        tokens before the next)."""
+        """x [b n w] after the k-1 tokens `before` it [b k-1 w] (None: zeros): (y [b n w], the k-1 tokens before the
+        next)."""
         kernel, n = len(self.weight), x.shape[1]
         if before is None:
             before = x.new_zeros(x.shape[0], kernel - 1, x.shape[2])
@@ -53,9 +54,13 @@ GATES = {"sigmoid": torch.sigmoid, "silu": nn.functional.silu}
 
 
 @dataclass(frozen=True)
-class ProjectionOptions:
-    """The constructor's keywords that concern projections."""
+class ProjectionConfig:
+    """The keywords of NeuralMemory that concern projections. heads: those of all pages."""
 
+    dim: int
+    heads: int
+    dim_head: int
+    kv_per_token: int
     activation: Callable[[Tensor], Tensor] | None
     pre_rmsnorm: bool
     post_rmsnorm: bool
@@ -65,6 +70,7 @@ class ProjectionOptions:
     output_gate: str | None
 
     def __post_init__(self):
+        callable_or_none(self.activation, "activation")
         if self.conv_kernel is not None:
             positive_int(self.conv_kernel, "qkv_conv_kernel")
         if self.qk_l2norm and self.qk_rmsnorm:
@@ -73,49 +79,99 @@ class ProjectionOptions:
             raise wrong("output_gate", self.output_gate, f"one of {', '.join(GATES)}, or None")
 
 
-def conv_tails(host: nn.Module) -> dict[str, tuple[int, int]]:
-    """The shape of what the state carries for the convolutions, less its rows: field -> (k-1, channels)."""
-    if host.queries_conv is None:
-        return {"query_conv": (0, 0), "store_conv": (0, 0)}
-    before = len(host.queries_conv.weight) - 1
-    widths = host.to_queries.out_features, host.to_keys.out_features + host.to_values.out_features
-    return {"query_conv": (before, widths[0]), "store_conv": (before, widths[1])}
+class Projections(nn.Module):
+    """Queries, keys, values and output of a memory with `config.heads` heads."""
+
+    def __init__(self, config: ProjectionConfig):
+        super().__init__()
+        o = self.config = config
+        inner = o.heads * o.dim_head
+        self.activation = nn.Identity() if o.activation is None else o.activation
+        self.to_queries = nn.Linear(o.dim, inner, bias=False)
+        self.to_keys = nn.Linear(o.dim, inner * o.kv_per_token, bias=False)
+        self.to_values = nn.Linear(o.dim, inner * o.kv_per_token, bias=False)
+        self.retrieve_norm = RMSNorm(o.dim) if o.pre_rmsnorm else nn.Identity()
+        self.store_norm = RMSNorm(o.dim) if o.pre_rmsnorm else nn.Identity()
+
+        def head_norm(used):
+            return MultiheadRMSNorm(o.dim_head, o.heads) if used else nn.Identity()
+
+        self.q_norm, self.k_norm = (UnitNorm() if o.qk_l2norm else head_norm(o.qk_rmsnorm) for _ in range(2))
+        gated = o.output_gate is not None
+        self.multihead_rmsnorm = head_norm(o.post_rmsnorm or gated)
+        gates = inner if gated else o.heads if o.heads > 1 else 0
+        self.retrieve_gate = nn.Linear(o.dim, gates, bias=False) if gates else None
+        self.gate_activation = GATES[o.output_gate or "sigmoid"]
+        self.combine_heads = nn.Linear(inner, o.dim, bias=False) if gates or inner != o.dim else nn.Identity()
+        self.queries_conv = self.keys_conv = self.values_conv = None
+
+    def add_convolutions(self) -> None:
+        """Create the convolutions. Optional parameters are created last, so that they do not change how the others are
+        initialised."""
+        if (kernel := self.config.conv_kernel) is not None:
+            width, wide = self._widths
+            self.queries_conv = CausalConv(width, kernel)
+            self.keys_conv, self.values_conv = CausalConv(wide, kernel), CausalConv(wide, kernel)
+
+    @property
+    def looks_back(self) -> int:
+        """Tokens before a token that its query, key and value depend on."""
+        return 0 if self.config.conv_kernel is None else self.config.conv_kernel - 1
+
+    @property
+    def _widths(self) -> tuple[int, int]:
+        """Channels of the queries, and of the keys (and values)."""
+        inner = self.config.heads * self.config.dim_head
+        return inner, inner * self.config.kv_per_token
+
+    def conv_tails(self) -> dict[str, tuple[int, int]]:
+        """What the state carries for the convolutions: field -> (tokens, channels), (0, 0) without."""
+        width, wide = self._widths
+        used = self.queries_conv is not None
+        return {
+            "query_conv": (self.looks_back, width) if used else (0, 0),
+            "store_conv": (self.looks_back, 2 * wide) if used else (0, 0),
+        }
+
+    def keys_and_values(self, key_view: Tensor, value_view: Tensor, chunk: int, before: Tensor | None):
+        """Normalised views [b m*c d] of complete chunks: (keys and values, each [(b h) m c*u d], the tail of both
+        convolutions [b k-1 2w])."""
+        before_keys, before_values = (None, None) if before is None else before.chunk(2, dim=-1)
+        keys, keys_tail = _mapped(key_view, self.to_keys, self.keys_conv, self.activation, before_keys)
+        values, values_tail = _mapped(value_view, self.to_values, self.values_conv, self.activation, before_values)
+        keys = self.k_norm(at_least_float32(self._by_chunk(keys, chunk)))
+        values = at_least_float32(self._by_chunk(values, chunk))
+        tail = None if keys_tail is None else torch.cat((keys_tail, values_tail), dim=-1)
+        return keys.flatten(0, 1), values.flatten(0, 1), tail
+
+    def _by_chunk(self, x: Tensor, chunk: int) -> Tensor:
+        """[b m*c h*u*d] -> [b h m c*u d]"""
+        x = x.unflatten(1, (-1, chunk)).unflatten(-1, (self.config.heads, self.config.kv_per_token, -1))
+        return x.permute(0, 3, 1, 2, 4, 5).flatten(3, 4)
+
+    def queries(self, tokens: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Normalised tokens [b n d]: (queries [b h n d], the tail of the convolution [b k-1 w])."""
+        x, tail = _mapped(tokens, self.to_queries, self.queries_conv, self.activation, before)
+        x = x.unflatten(-1, (self.config.heads, -1)).transpose(1, 2)
+        return self.q_norm(at_least_float32(x)), tail
+
+    def output(self, read: Tensor, tokens: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """What the heads read [b h n d] for the normalised tokens [b n d] -> [b n d].
+
+        hidden: bool [b h n], True for heads that a token does not read (other pages); None: every token reads all.
+        """
+        read = self.multihead_rmsnorm(read.to(tokens.dtype))
+        if self.retrieve_gate is not None:
+            gate = self.gate_activation(self.retrieve_gate(tokens))
+            read = read * gate.unflatten(-1, (self.config.heads, -1)).transpose(1, 2)
+        if hidden is not None:
+            read = read.masked_fill(hidden.unsqueeze(-1), 0.0)
+        return self.combine_heads(read.transpose(1, 2).flatten(2))
 
 
-def project(host: nn.Module, name: str, x: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Tokens [b n d] through `to_{name}`, its convolution, the activation: ([b n w], the convolution's tail)."""
-    x = getattr(host, f"to_{name}")(x)
-    if (conv := getattr(host, f"{name}_conv")) is not None:
+def _mapped(x: Tensor, linear: nn.Module, conv: CausalConv | None, activation, before: Tensor | None):
+    """Tokens [b n d] through the linear map, its convolution and the activation: ([b n w], the convolution's tail)."""
+    x = linear(x)
+    if conv is not None:
         x, before = conv(x, before)
-    return host.activation(x), before
-
-
-def keys_and_values(host: nn.Module, key_view: Tensor, value_view: Tensor, chunk: int, before: Tensor | None):
-    """Views [b m*c d] of complete chunks: (keys, values [b h m c*u d], the tail of both convolutions [b k-1 2w])."""
-    before = (None, None) if before is None else before.chunk(2, dim=-1)
-    outs, tails = [], []
-    for name, view, tail in zip(("keys", "values"), (key_view, value_view), before, strict=True):
-        x, tail = project(host, name, view, tail)
-        # [b m*c h*u*d] -> [b h m c*u d]
-        x = x.unflatten(1, (-1, chunk)).unflatten(-1, (host.internal_heads, host.kv_per_token, -1))
-        x = x.permute(0, 3, 1, 2, 4, 5).flatten(3, 4)
-        outs.append(at_least_float32(x)), tails.append(tail)
-    return host.k_norm(outs[0]), outs[1], None if tails[0] is None else torch.cat(tails, dim=-1)
-
-
-def queries(host: nn.Module, tokens: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """tokens [b n d]: (queries [b h n d], the tail of the convolution [b k-1 w])."""
-    x, tail = project(host, "queries", tokens, before)
-    x = x.unflatten(-1, (host.internal_heads, -1)).transpose(1, 2)
-    return host.q_norm(at_least_float32(x)), tail
-
-
-def output(host: nn.Module, read: Tensor, tokens: Tensor, page: Tensor | None = None) -> Tensor:
-    """What the heads read [b h n d] for the normalised tokens [b n d] -> [b n d]. page long [b n]: of those alone."""
-    read = host.multihead_rmsnorm(read.to(tokens.dtype))
-    if host.retrieve_gate is not None:
-        gate = host.gate_activation(host.retrieve_gate(tokens))
-        read = read * gate.unflatten(-1, (host.internal_heads, -1)).transpose(1, 2)
-    if page is not None:
-        read = of_page(read, page, host.heads)
-    return host.combine_heads(read.transpose(1, 2).flatten(2))
+    return activation(x), before

@@ -1,42 +1,18 @@
-"""Learned rates: how far each token moves the memory, how long surprise echoes, how fast the memory fades.
+"""The learned rates of a write: learning rate theta, momentum eta, forget gate alpha (Titans, eq. 13 and 14).
 
 Letters: b batch, n tokens, m chunks, c tokens per chunk, h heads, u keys and values per token, o momentum order,
 w parameters of the memory model.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from titans_pytorch.common.checks import Words, wrong
 from titans_pytorch.ops.modes import at_least_float32
-
-
-@dataclass(frozen=True)
-class StoreRates:
-    """Rates of m complete chunks. Rows are (b h).
-
-    step [(b h) m c*u]; keep = 1 - decay [(b h) m]; momentum [(b h) m o] or None; combine [(b h) m o (+1)], weights over
-    the momentum orders, raw surprise first where it takes part, or None for the last order; modulation [(b h) m w] or
-    None; residual_mix [(b h) m] or None. With pages: active bool [(b h) m], False where a chunk leaves a memory as it
-    is, and active_rows long [r m], where it is True, as many rows in every chunk.
-    """
-
-    step: Tensor
-    keep: Tensor
-    momentum: Tensor | None = None
-    combine: Tensor | None = None
-    modulation: Tensor | None = None
-    residual_mix: Tensor | None = None
-    active: Tensor | None = None
-    active_rows: Tensor | None = None
-
-    def chunks(self, start: int, stop: int) -> "StoreRates":
-        """The rates of chunks start .. stop - 1."""
-        parts = {k: v[:, start:stop] for k, v in vars(self).items() if v is not None}
-        return replace(self, **parts)
+from titans_pytorch.rules.rates import WriteRates
 
     def still(self) -> "StoreRates":
         """The rates with which a memory stays as it is. A step of 0 alone would still let it decay."""
@@ -44,18 +20,18 @@ class StoreRates:
 
 
 class AveragePool(nn.Module):
-    """A chunk stands for the mean of its tokens: [b m c d] -> [b m d]."""
+    """The mean of a chunk's tokens: [b m c d] -> [b m d]."""
 
     def forward(self, chunks: Tensor) -> Tensor:
         return chunks.mean(dim=2)
 
 
 class AttentionPool(nn.Module):
-    """A learned softmax over the chunk's tokens, per feature: [b m c d] -> [b m d]. Starts as the mean."""
+    """A learned softmax over a chunk's tokens, per feature: [b m c d] -> [b m d]. It starts as the mean."""
 
     def __init__(self, dim: int):
         super().__init__()
-        # no bias: the softmax over tokens would not see it
+        # no bias: the softmax over tokens cancels it
         self.to_attn_logits = nn.Linear(dim, dim, bias=False)
         nn.init.zeros_(self.to_attn_logits.weight)
 
@@ -64,8 +40,8 @@ class AttentionPool(nn.Module):
 
 
 @dataclass(frozen=True)
-class RateOptions:
-    """The constructor's keywords that concern rates."""
+class RateConfig:
+    """The keywords of NeuralMemory that concern rates. heads: those of all pages."""
 
     heads: int
     kv_per_token: int
@@ -83,13 +59,12 @@ class RateOptions:
 
 
 class Rates(nn.Module):
-    """All rates from the normalised key view."""
+    """All rates, from the normalised key view."""
 
-    def __init__(self, dim: int, options: RateOptions):
+    def __init__(self, dim: int, config: RateConfig):
         super().__init__()
-        o = options
-        self.options = o
-        self.step_transform = o.step_transform  # a module among us, where it is one
+        o = self.config = config
+        self.step_transform = o.step_transform  # registered as a submodule if it is an nn.Module
         self.reduce_to_chunk_rep = AttentionPool(dim) if o.attn_pool else AveragePool()
         self.to_adaptive_step = _linear(dim, o.heads * o.kv_per_token, o.step_bias)
         self.to_decay_factor = _linear(dim, o.heads, o.decay_bias)
@@ -101,9 +76,9 @@ class Rates(nn.Module):
         self.to_layer_modulation = nn.Linear(dim, o.heads * o.modulated_params) if o.modulated_params else None
         self.to_learned_weight_residual_mix = nn.Linear(dim, o.heads) if o.residual_mix else None
 
-    def forward(self, tokens: Tensor, chunk: int, with_residual: bool) -> StoreRates:
+    def forward(self, tokens: Tensor, chunk: int, with_residual: bool) -> WriteRates:
         """tokens [b m*c d], m complete chunks of `chunk` tokens."""
-        h = self.options.heads
+        h = self.config.heads
         step = self._step(tokens)
         chunks = self.reduce_to_chunk_rep(tokens.unflatten(1, (-1, chunk)))
 
@@ -115,13 +90,17 @@ class Rates(nn.Module):
         momentum, combine = per_head(self.to_momentum), per_head(self.to_learned_momentum_combine)
         modulation = per_head(self.to_layer_modulation)
         mix = per_head(self.to_learned_weight_residual_mix) if with_residual else None
-        return StoreRates(
-            step=step.unflatten(1, (-1, chunk)).unflatten(-1, (h, -1)).permute(0, 3, 1, 2, 4).flatten(3).flatten(0, 1),
-            # sigmoid(-x), not 1 - sigmoid(x): exact where the decay is small
-            keep=(-per_head(self.to_decay_factor)).sigmoid().squeeze(-1),
+        return WriteRates(
+            learning_rate=step.unflatten(1, (-1, chunk))
+            .unflatten(-1, (h, -1))
+            .permute(0, 3, 1, 2, 4)
+            .flatten(3)
+            .flatten(0, 1),
+            # sigmoid(-x), not 1 - sigmoid(x): exact where the forget gate is small
+            retention=(-per_head(self.to_decay_factor)).sigmoid().squeeze(-1),
             momentum=None if momentum is None else momentum.sigmoid(),
             combine=None if combine is None else combine.softmax(dim=-1),
-            modulation=None if modulation is None else modulation.sigmoid() * self.options.max_modulation,
+            modulation=None if modulation is None else modulation.sigmoid() * self.config.max_modulation,
             residual_mix=None if mix is None else mix.sigmoid().squeeze(-1),
         )
 
@@ -135,7 +114,7 @@ class Rates(nn.Module):
 
 
 class SigmoidStep:
-    """sigmoid(x) times the largest step."""
+    """sigmoid(x) times the maximum."""
 
     def __init__(self, max_step: float):
         self.max_step = max_step

@@ -1,10 +1,9 @@
-"""What a memory carries from one call to the next.
+"""NeuralMemState: what is carried from one call to the next.
 
 Letters: b batch, h heads, d features, k waiting tokens (fewer than a chunk), o momentum order, i chunk index.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -12,82 +11,7 @@ from torch import Tensor
 
 from titans_pytorch.common.checks import Words, wrong
 from titans_pytorch.common.identity import check_identity
-from titans_pytorch.ops.modes import hooks_on_saved_tensors, no_autocast_anywhere, saved_as_they_are
-
-
-class LazyTensors(Mapping):
-    """A mapping name -> tensor whose entries are built when read, each once, under the grad mode of its making, and
-    without autocast. Where the reader is checkpointed and the maker was not part of that, no checkpoint sees the
-    building: when the reader is computed again, it is not repeated.
-
-    `first_chunk` is the absolute index of the chunk that entry 0 along dim 1 stands before (updates only).
-    """
-
-    def __init__(self, names, build: Callable[[str], Tensor], first_chunk: int | None = None, source: Any = None):
-        self._names = tuple(names)
-        self._build: Callable[[str], Tensor] | None = build
-        self._built: dict[str, Tensor] = {}
-        self.first_chunk = first_chunk
-        self.source = source  # the run that can apply these weights without building them
-        self._compiled = torch.compiler.is_compiling()  # a graph has one mode
-        if not self._compiled:
-            self._grad = torch.is_grad_enabled()
-            self._inference = torch.is_inference_mode_enabled()
-            self._hooks = hooks_on_saved_tensors()
-
-    def __getitem__(self, name: str) -> Tensor:
-        build = self._build  # None where all are built, by another thread perhaps
-        if name not in self._built and build is not None:
-            if name not in self._names:
-                raise KeyError(name)
-            with no_autocast_anywhere():
-                made = build(name) if self._compiled else self._build_in_mode(build, name)
-            self._built.setdefault(name, made)
-            if len(self._built) == len(self._names):
-                self._build = None  # lets go of what the tensors were built from
-        return self._built[name]
-
-    def _build_in_mode(self, build: Callable[[str], Tensor], name: str) -> Tensor:
-        hooks = hooks_on_saved_tensors() in (None, self._hooks)
-        if hooks and (self._grad, self._inference) == (torch.is_grad_enabled(), torch.is_inference_mode_enabled()):
-            return build(name)
-        with ExitStack() as modes:
-            if not hooks:
-                modes.enter_context(saved_as_they_are())
-            modes.enter_context(torch.inference_mode(self._inference))
-            if not self._inference:
-                modes.enter_context(torch.set_grad_enabled(self._grad))
-            return build(name)
-
-    def __contains__(self, name) -> bool:
-        return name in self._names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def map(self, fn: Callable[[Tensor], Tensor]) -> "LazyTensors":
-        """fn applied to every entry, still lazily."""
-        return LazyTensors(self._names, lambda name: fn(self[name]), self.first_chunk)
-
-    def to(self, device: torch.device | str | int, **options: Any) -> Mapping[str, Tensor]:
-        """Itself where its tensors are on the device already, else copies there: accelerate moves what it passes on."""
-        device = torch.empty(0, device=device).device
-        if all(tensor.device == device for tensor in self.values()):
-            return self
-        return {name: tensor.to(device, **options) for name, tensor in self.items()}
-
-    def __reduce__(self):  # pickle, deepcopy: the tensors alone
-        return _rebuild, (dict(self), self.first_chunk)
-
-    def __repr__(self):
-        return f"LazyTensors({', '.join(self._names)})"
-
-
-def _rebuild(tensors: dict[str, Tensor], first_chunk: int | None) -> LazyTensors:
-    return LazyTensors(tensors, tensors.__getitem__, first_chunk)
+from titans_pytorch.engines.lazy import LazyTensors
 
 
 # fields that are tensors of rows

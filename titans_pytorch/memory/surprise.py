@@ -1,49 +1,23 @@
-"""Which tokens are written at all: those that surprise enough. And what the memory's loss is good for in training.
+"""The surprise of a token by a linear prediction, and the memory's inner loss as an auxiliary training loss.
 
-A pair (key, value) is surprising where its surprise is not below a threshold. Any other has step 0, and a chunk without
-a surprising pair leaves memory and momentum as they are: with one token per chunk, what does not surprise changes
-nothing. Surprise is the memory's own loss of the pair at the anchor (Titans, arXiv 2501.00663, eq. 12), known to the
-engine alone; or the error of a linear prediction of the token from the one before it, known beforehand.
-
-Letters: B rows (batch and heads), b batch, n tokens, m chunks, c tokens per chunk, p pairs per chunk, d features.
+Letters: b batch, n tokens, m chunks, c tokens per chunk, p pairs per chunk, d features.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from einops import repeat
 from torch import Tensor, nn
 
 from titans_pytorch.common.checks import Words, wrong
-from titans_pytorch.memory.rates import StoreRates
 from titans_pytorch.ops.modes import at_least_float32
 
 SOURCES = ("memory", "prediction")
 
 
-def is_surprising(surprise: Tensor, threshold: float) -> Tensor:
-    """Where it is not below the threshold, bool; what is not a number is no exception that may hide."""
-    return ~(surprise < threshold)
-
-
-def surprising_step(step: Tensor, surprise: Tensor, threshold: float | None) -> Tensor:
-    """step [B m p], 0 where the pair does not surprise."""
-    return step if threshold is None else step.masked_fill(surprise < threshold, 0.0)
-
-
-def admit(rates: StoreRates, surprise: Tensor, threshold: float | None) -> StoreRates:
-    """The rates of chunks whose pairs surprise as much, [B m p]."""
-    if threshold is None:
-        return rates
-    active = is_surprising(surprise, threshold).any(dim=-1)
-    active = active if rates.active is None else active & rates.active
-    return replace(rates, step=surprising_step(rates.step, surprise, threshold), active=active)
-
-
 class NextToken(nn.Module):
-    """A linear guess at each token from the one before it; before the first stand zeros. It learns from its own error
-    alone: tokens are cut from the graph."""
+    """Predicts each token linearly from the one before it (zeros before the first). Only its own error trains it: the
+    tokens are detached."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -59,7 +33,7 @@ class NextToken(nn.Module):
 
 
 def of_pairs(surprise: Tensor, chunk: int, heads: int, kv_per_token: int, pairs: int) -> Tensor:
-    """What is known of tokens [b m*c], of the pairs whose key each token is: [(b h) m p]."""
+    """A value of each token [b m*c], repeated for the pairs whose keys are the token's: [(b h) m p]."""
     every = repeat(surprise, "b (m c) -> (b h) m (c u)", c=chunk, h=heads, u=kv_per_token)
     return every[:, :, :pairs]
 

@@ -1,0 +1,108 @@
+"""The protocol of an engine: it writes chunks to the fast weights of a memory network, and applies them to queries.
+
+Letters: B rows (batch and heads), m chunks, p pairs per chunk, d features, G read groups, r queries per group.
+Entry i of a window: the fast weights before its chunk i, so that a window of m chunks has entries 0 .. m.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from titans_pytorch.ops.positions import Rows
+from titans_pytorch.rules.base import UpdateRule
+from titans_pytorch.rules.rates import WriteRates
+
+from .plan import Plan
+from .weight_paths import BuiltPath, Path
+
+if TYPE_CHECKING:
+    from .written import EarlierLayer
+
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Complete chunks to write.
+
+    keys, values: [B m p d]. rates: of each chunk. first: the absolute index of the first. residual: an earlier layer's
+    fast weights, added to those at which surprises are computed; or None. threshold: pairs whose inner loss is below it
+    change nothing; None for no threshold.
+    """
+
+    keys: Tensor
+    values: Tensor
+    rates: WriteRates
+    first: int
+    residual: "EarlierLayer | None" = None
+    threshold: float | None = None
+
+    def __len__(self) -> int:
+        return self.keys.shape[1]
+
+    def part(self, start: int, stop: int) -> "Chunks":
+        """The chunks start .. stop - 1 of these."""
+        if start == 0 and stop == len(self):
+            return self
+        return replace(
+            self,
+            keys=self.keys[:, start:stop],
+            values=self.values[:, start:stop],
+            rates=self.rates.chunks(start, stop),
+            first=self.first + start,
+        )
+
+
+@dataclass(frozen=True)
+class Carry:
+    """What the next chunk continues from.
+
+    start: the mini-batch start weights, name -> [B ...]. weights: the fast weights, name -> [B ...]. slots: the rule's
+    tensors of each parameter (momentum of each order), name -> [B ...] each; None while they are zero.
+    """
+
+    start: Tensors
+    weights: Tensors
+    slots: Mapping[str, Sequence[Tensor]] | None
+
+
+@dataclass(frozen=True)
+class Window:
+    """A solve window: chunks first .. first + chunks - 1, written in one go.
+
+    paths: for each parameter, its fast weights at every entry. final_slots: builds the rule's slots of a parameter
+    after the window. loss, learning_rate: of each pair, [B m p].
+    """
+
+    first: int
+    chunks: int
+    paths: Mapping[str, Path]
+    final_slots: Callable[[str], Sequence[Tensor]]
+    loss: Tensor | None = None
+    learning_rate: Tensor | None = None
+
+
+class Engine(ABC):
+    """Writes and reads the fast weights of `model`, a module on the meta device, by the update rule `rule`."""
+
+    def __init__(self, model: nn.Module, rule: UpdateRule):
+        self.model, self.rule = model, rule
+
+    @abstractmethod
+    def plan(self, chunks: Chunks, mini_batch: int) -> Plan:
+        """How many chunks make a window, where `mini_batch` chunks share their start weights."""
+
+    @abstractmethod
+    def window(self, chunks: Chunks, carry: Carry, plan: Plan) -> Window:
+        """Write chunks that share their start weights."""
+
+    @abstractmethod
+    def read(self, paths: Mapping[str, Path], queries: Tensor, rows: Rows) -> Tensor:
+        """Apply the network to queries [B G r d], group g with the fast weights of entry rows[g]: [B G r d]."""
+
+    def still(self, first: int, weights: Tensors) -> Window:
+        """A window without chunks: fast weights to read from, as they stand before chunk `first`."""
+        return Window(first, 0, {k: BuiltPath(v.unsqueeze(1)) for k, v in weights.items()}, lambda name: ())

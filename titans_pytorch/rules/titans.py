@@ -1,0 +1,52 @@
+"""The rule of Titans (arXiv 2501.00663, eq. 9 to 14), with the options of the package titans-pytorch.
+
+    S_i = eta_i S_{i-1} + surprise_i           momentum, eq. 10; order o repeats it on its own output
+    M_i = (1 - alpha_i) M_{i-1} + S_i          forget gate, eq. 13
+
+Letters: B rows (batch and heads), o momentum orders.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from titans_pytorch.ops.newton_schulz import naive_newton_schulz
+
+from .base import UpdateRule, like
+from .rates import WriteRates
+
+
+@dataclass(frozen=True)
+class TitansRule(UpdateRule):
+    """Momentum and a forget gate.
+
+    Args:
+        momentum_order: how often momentum is applied, each time to its own output; 0: no momentum.
+        spectral_norm: orthogonalise the update of each matrix by Newton-Schulz iterations, as Muon does. The carried
+            momentum is not changed.
+    """
+
+    momentum_order: int = 1
+    spectral_norm: bool = False
+
+    chunkwise = True
+
+    @property
+    def slots(self) -> int:
+        """One momentum of each order."""
+        return self.momentum_order
+
+    def update(
+        self, weights: Tensor, surprise: Tensor, slots: tuple[Tensor, ...], rates: WriteRates
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Write one chunk to one parameter; see `UpdateRule.update`."""
+        orders = [surprise]
+        for order, momentum in enumerate(slots):
+            orders.append(like(rates.momentum[..., order], momentum) * momentum + orders[-1])
+        update = orders[-1]
+        if rates.combine is not None:
+            mixed = orders[-rates.combine.shape[-1] :]
+            update = sum(like(w, x) * x for w, x in zip(rates.combine.unbind(-1), mixed, strict=True))
+        if self.spectral_norm and update.ndim == 3:
+            update = naive_newton_schulz(update)
+        return like(rates.retention, weights) * weights + update, tuple(orders[1:])
