@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from titans_pytorch import NeuralMemory, NeuralMemState
-from titans_pytorch.gates.stages import GateCarry
+from titans_pytorch.gates.stages import GateCarry, Span
 
 from .helpers import randomise
 
@@ -65,6 +65,8 @@ def float64(values):
 
 def rates(memory, seq, state=None, first=0):
     """(as they would be without gates, as they are), of complete chunks from the given one on."""
-    span = memory.span(seq, first)
+    tokens = memory.chunk_views(seq).keys
+    span = Span(tokens, memory.store_chunk_size, first, memory.mini_batch)
+    before = memory.rates_of(tokens, with_residual=False)
     carry = memory.gates.start(GateCarry.of(state or NeuralMemState(0)), len(seq), seq.device)
-    return memory.rates(span.tokens, span.chunk, False), memory.gated_rates(span, carry)
+    return before, memory.gates.decide(span, before, carry)

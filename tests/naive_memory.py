@@ -44,7 +44,7 @@ class NaiveMemory:
 
     def __init__(self, memory, model, options):
         self.o, self.model = options, model
-        self.p = dict(memory.named_parameters())
+        self.p = {name.removeprefix("projections."): p for name, p in memory.named_parameters()}
         self.names = [f"model.{k}" for k, _ in model.named_parameters()]
         if options["mem_model_norm_add_residual"]:
             self.names = ["norm.gamma", *self.names]

@@ -22,8 +22,8 @@ def test_complexity_takes_its_share_of_the_decay():
     scale = memory.symplectic_complexity_scale.item()
     factor = 1 - scale * float64([0.25, 0.0, 1.0, 0.5])
     assert 0 < scale < 1
-    assert_close(1 - gated.rates.retention, (1 - before.keep) * factor, 1e-12)
-    assert torch.equal(gated.rates.learning_rate, before.step)
+    assert_close(1 - gated.rates.retention, (1 - before.retention) * factor, 1e-12)
+    assert torch.equal(gated.rates.learning_rate, before.learning_rate)
     assert NeuralMemory(DIM, use_symplectic_gating=True).symplectic_complexity_scale.item() == 0.5
 
 
@@ -33,7 +33,7 @@ def test_the_scale_acts_within_0_and_1(scale, effect):
     with torch.no_grad():
         memory.symplectic_complexity_scale.fill_(scale)
     before, gated = rates(memory, told([0.25, 1.0]))
-    assert_close(1 - gated.rates.retention, (1 - before.keep) * (1 - effect * float64([0.25, 1.0])), 1e-12)
+    assert_close(1 - gated.rates.retention, (1 - before.retention) * (1 - effect * float64([0.25, 1.0])), 1e-12)
 
 
 def test_a_gate_may_say_more_than_1_or_less_than_0():
@@ -45,7 +45,7 @@ def test_a_gate_may_say_more_than_1_or_less_than_0():
     memory.symplectic_gate = Loud()
     before, gated = rates(memory, told([0.5, 9.0, -9.0]))
     scale = memory.symplectic_complexity_scale.item()
-    assert_close(1 - gated.rates.retention, (1 - before.keep) * (1 - float64([scale / 2, 1.0, 0.0])), 1e-12)
+    assert_close(1 - gated.rates.retention, (1 - before.retention) * (1 - float64([scale / 2, 1.0, 0.0])), 1e-12)
 
 
 def test_a_scale_outside_finds_its_way_back():
@@ -79,7 +79,7 @@ def test_dmd_looks_back_over_a_window_that_ends_with_the_chunk(window):
     ).tanh()
     assert_close(gated.score.chunk, wanted, 1e-9)
     factor = 1 - memory.dmd_complexity_scale * wanted
-    assert_close(1 - gated.rates.retention, (1 - before.keep) * factor, 1e-9)
+    assert_close(1 - gated.rates.retention, (1 - before.retention) * factor, 1e-9)
 
 
 def test_both_gates_share_score_and_scale():
@@ -94,7 +94,7 @@ def test_both_gates_share_score_and_scale():
     tokens = memory.projections.store_norm(seq)
     twist = memory.symplectic_gate(tokens).squeeze(-1).unflatten(1, (-1, 4)).amax(dim=-1)
     error = torch.stack([naive_dmd_error(tokens[0, max(0, end - 16) : end]) for end in range(4, 25, 4)]).tanh()
-    assert_close(1 - gated.rates.retention, (1 - before.keep) * (1 - 0.5 * (twist + error) / 2), 1e-9)
+    assert_close(1 - gated.rates.retention, (1 - before.retention) * (1 - 0.5 * (twist + error) / 2), 1e-9)
 
 
 @pytest.mark.parametrize(
@@ -249,8 +249,8 @@ def test_kinetics_come_after_the_gate_and_before_mask_and_pages():
     seq = told([0.25, 0.5, 1.0, 0.5])
     before, gated = rates(memory, seq)
     scale = memory.symplectic_complexity_scale.item()
-    decay = (1 - before.keep) * (1 - scale * float64([0.25, 0.5, 1.0, 0.5]))
-    keep, step = kinetics(1 - decay, before.step, 0.6, 1e-6, 0.2)
+    decay = (1 - before.retention) * (1 - scale * float64([0.25, 0.5, 1.0, 0.5]))
+    keep, step = kinetics(1 - decay, before.learning_rate, 0.6, 1e-6, 0.2)
     active = torch.tensor([[True, True, False, False], [False, False, True, True]])
     assert_close(gated.rates.retention, keep, 1e-12)
     assert torch.equal(gated.rates.active, active)

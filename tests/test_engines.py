@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from titans_pytorch import MemoryAsContextTransformer, MemoryMLP, NeuralMemory
 from titans_pytorch.engines import plan as costs
 from titans_pytorch.engines.weight_paths import BuiltPath, DualPath
-from titans_pytorch.engines.written import Run
+from titans_pytorch.engines.written import Written
 from titans_pytorch.ops.causal_product import causal_product, naive_causal_product
 
 from .helpers import ForeignModel, GhostModel, assert_close, assert_same_tensors, randomise
@@ -16,14 +16,14 @@ from .helpers import ForeignModel, GhostModel, assert_close, assert_same_tensors
 def run_of(memory, seq):
     """The windows that a call wrote."""
     runs = []
-    read = Run.read
+    read = Written.read
 
     def spy(self, *args):
         runs.append(self)
         return read(self, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "read", spy)
+        patch.setattr(Written, "read", spy)
         memory(seq)
     return runs[0]
 
@@ -39,7 +39,11 @@ def test_engine_is_chosen():
     assert kinds(NeuralMemory(8, 64, engine="dual"), seq) == [DualPath]
     assert set(kinds(NeuralMemory(8, 1, engine="matrix"), seq)) == {BuiltPath}
     assert set(kinds(NeuralMemory(8, 1, spectral_norm_surprises=True), seq)) == {BuiltPath}
-    for model, wanted in ((ForeignModel(8), "SequentialEngine"), (GhostModel(8), "ChunkwiseEngine"), (None, "ChunkwiseEngine")):
+    for model, wanted in (
+        (ForeignModel(8), "SequentialEngine"),
+        (GhostModel(8), "ChunkwiseEngine"),
+        (None, "ChunkwiseEngine"),
+    ):
         assert type(NeuralMemory(8, model=model).engine).__name__ == wanted
     assert type(NeuralMemory(8, engine="reference").engine).__name__ == "SequentialEngine"
 
@@ -104,7 +108,7 @@ def test_weight_residual_does_not_build(monkeypatch):
     def built(self):
         raise AssertionError("updates were built")
 
-    monkeypatch.setattr(Run, "entries", lambda self, *args: built(self))
+    monkeypatch.setattr(Written, "entries", lambda self, *args: built(self))
     loss = model(ids, return_loss=True)
     loss.backward()
     assert torch.equal(loss, wanted)

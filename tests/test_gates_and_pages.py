@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from titans_pytorch import NeuralMemory, NeuralMemState, SymplecticGating, mem_state_detach
 from titans_pytorch.gates.stages import GateCarry
 
-from .gates import DIM, Told
+from .gates import DIM, Told, rates
 from .helpers import assert_same_tensors, gradients, randomise, refusal
 
 # off is off
@@ -130,8 +130,7 @@ def test_compiles_without_a_graph_break():
     memory, seq = used_memory(**EVERYTHING), torch.randn(2, 30, DIM)
 
     def decide(seq):
-        carry = memory.gates.start(GateCarry(), len(seq), seq.device)
-        gated = memory.gated_rates(memory.span(seq, 0), carry)
+        _, gated = rates(memory, seq)
         memory.gates._count(gated)
         return gated.rates.retention, gated.rates.learning_rate, gated.carry, gated.choice.page
 
@@ -158,7 +157,7 @@ def test_checkpointing_counts_switches_once(options):
 def test_every_part_learns():
     memory = randomise(used_memory(**EVERYTHING), 3, 0.1)
     grads = gradients([memory(torch.randn(2, 60, DIM))[0]], dict(memory.named_parameters()))
-    for name in ("symplectic_complexity_scale", "dmd_complexity_scale", "symplectic_gate.to_phase.weight"):
+    for name in ("gates.symplectic_complexity_scale", "gates.dmd_complexity_scale", "gates.symplectic_gate.to_phase.weight"):
         assert (grads[name] != 0).any(), name
 
 

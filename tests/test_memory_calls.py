@@ -294,7 +294,7 @@ def test_surprises_per_pair():
 def test_start_values():
     memory = build(heads=2, dim_head=4, momentum_order=3)
     weights, momentum = memory.init_weights(3), memory.init_momentum(3)
-    for i, name in enumerate(memory.parameter_names):
+    for i, name in enumerate(memory.memory_model_parameters.names):
         start = memory.memory_model_parameters[i]
         for row in range(6):
             assert torch.equal(weights[name][row], start[row % 2])
@@ -305,7 +305,7 @@ def test_start_values():
     assert all(torch.equal(v[0], v[5]) for v in shared.init_weights(3).values())
     assert build(momentum=False).init_momentum(3) == {}
     storages = {p.untyped_storage().data_ptr() for p in memory.memory_model_parameters}
-    assert len(storages) == len(memory.parameter_names)
+    assert len(storages) == len(memory.memory_model_parameters.names)
     assert all(p.is_contiguous() for p in memory.memory_model_parameters)
 
 
@@ -332,7 +332,7 @@ def test_tied_parameters_are_one():
     tied = NeuralMemory(DIM, 3, batch_size=3, model=Tied()).double()
     once = NeuralMemory(DIM, 3, batch_size=3, model=Once()).double()
     once.load_state_dict(tied.state_dict())
-    assert tied.parameter_names == ("norm.gamma", "model.first.weight")
+    assert tied.memory_model_parameters.names == ("norm.gamma", "model.first.weight")
     x = tokens()
     assert_close(tied(x)[0], once(x)[0], 1e-12)
 

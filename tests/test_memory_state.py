@@ -82,7 +82,7 @@ def same_state(got, wanted, tolerance=0.0):
 )
 def test_which_memory_a_position_reads(chunks, entries):
     memory = NeuralMemory(DIM, chunks)
-    assert [memory._entry_at(position) for position in range(len(entries))] == entries
+    assert [memory.chunk_config.reads.entry(position) for position in range(len(entries))] == entries
 
 
 def test_an_older_memory_is_kept_while_it_is_read():
@@ -111,7 +111,7 @@ def test_fields():
 def test_shapes_of_what_is_carried(name):
     memory, x = build(name), tokens(name)
     _, state = memory(x, store_mask=mask())
-    chunk, order = memory.store_chunk_size, memory.momentum_order
+    chunk, order = memory.store_chunk_size, memory.engine.rule.slots
     rows, stored = 3 * memory.internal_heads, 9 // chunk * chunk
     assert (state.seq_index, state.position) == (stored, 9)
     assert state.cache_store_mask.shape == (3, 9 - stored)

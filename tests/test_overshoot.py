@@ -59,7 +59,10 @@ def test_the_largest_of_all_calls_and_tokens():
     assert not memory.rates._forward_hooks
     with torch.no_grad():
         tokens = memory.projections.store_norm(seq)
-        keys, step = memory.projections.to_keys(tokens).unflatten(-1, (2, DIM)), memory.rates(tokens, 1, False).learning_rate
+        keys, step = (
+            memory.projections.to_keys(tokens).unflatten(-1, (2, DIM)),
+            memory.rates(tokens, 1, False).learning_rate,
+        )
     wanted = 2 * WINDOW / DIM * (step * keys.square().sum(-1)).sum(-1).max()
     assert apart[0]["0"] == pytest.approx(float(wanted), rel=1e-9)
 

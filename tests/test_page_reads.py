@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from titans_pytorch import NeuralMemory
-from titans_pytorch.gates.reading import EntryPages, of_page
+from titans_pytorch.gates.reading import EntryPages, hidden_heads
 from titans_pytorch.models.mac import MACLayer
+from titans_pytorch.ops.positions import Reads
 
 from .gates import DIM, pages_of, told, told_memory
 from .helpers import assert_close
@@ -19,7 +20,7 @@ def reading_alone(memory, page):
     alone.reads_one_page = False
     of_head = torch.arange(memory.internal_heads).repeat_interleave(memory.dim_head) // memory.heads
     with torch.no_grad():
-        alone.combine_heads.weight[:, of_head != page] = 0.0
+        alone.projections.combine_heads.weight[:, of_head != page] = 0.0
     return alone
 
 
@@ -101,9 +102,10 @@ def test_a_layer_that_reads_before_the_page_is_known_refuses():
 
 
 def test_entries_and_heads():
-    pages = EntryPages(3, torch.tensor([[0, 1, 1], [2, 2, 0]]), older=torch.tensor([1, 0]))
+    pages = EntryPages(3, torch.tensor([[0, 1, 1], [2, 2, 0]]), heads=2, pages=3, older=torch.tensor([1, 0]))
     # chunks of 2, groups of 4: tokens 5, 6 read entry 2 (older), 7 to 10 entry 4
-    assert pages.read(5, 6, 4, 2).tolist() == [[1, 1, 1, 1, 1, 1], [0, 0, 2, 2, 2, 2]]
+    read = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 2, 2, 2, 2]])
+    assert pages.hidden(5, 6, Reads(4, 2)).equal(hidden_heads(read, 2, 3))
     assert pages.at(5).tolist() == [1, 0]
-    read = torch.ones(1, 4, 3, 1)
-    assert of_page(read, torch.tensor([[0, 1, 0]]), 2).squeeze(-1).tolist() == [[[1, 0, 1]] * 2 + [[0, 1, 0]] * 2]
+    hidden = hidden_heads(torch.tensor([[0, 1, 0]]), heads=2, pages=2)
+    assert hidden.long().tolist() == [[[0, 1, 0]] * 2 + [[1, 0, 1]] * 2]

@@ -65,8 +65,8 @@ def test_agrees_with_the_peer(path, engine):
 
     sum((out * probe).sum() for out, probe in zip(outs, vector["probe"], strict=True)).backward()
     wanted = translate_memory_keys(memory, vector["grads"])
-    if not memory.per_head_learned_parameters:  # the peer's gradients go to its template then
-        for i, name in enumerate(memory.parameter_names):
+    if not memory.memory_model_parameters.per_head:  # the peer's gradients go to its template then
+        for i, name in enumerate(memory.memory_model_parameters.names):
             wanted[f"memory_model_parameters.{i}"] = vector["grads"][f"memory_model.{name}"]
     got = {name: p.grad for name, p in memory.named_parameters()}
     assert set(got) == set(wanted)
@@ -78,7 +78,7 @@ def test_what_does_not_fit_is_named():
     vector, memory = load(VECTORS[0], "auto")
     state = dict(vector["state_dict"])
     state["to_keys.extra"] = state.pop("to_keys.weight")
-    with pytest.raises(ValueError, match="missing to_keys.weight; left over to_keys.extra"):
+    with pytest.raises(ValueError, match="missing projections.to_keys.weight; left over projections.to_keys.extra"):
         load_peer_state_dict(memory, state)
     state = dict(vector["state_dict"], **{"to_queries.weight": torch.zeros(3, 3)})
     with pytest.raises(ValueError, match=r"to_queries.weight of shape \(3, 3\)"):

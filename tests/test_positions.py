@@ -11,9 +11,8 @@ CHUNKS = [(1, 1), (4, 4), (2, 4), (3, 2), (5, 3), (6, 4)]
 
 def reads_by_token(group, chunk, last):
     """Chunks written when each token is read, one token after the other."""
-    written, seen, out = 0, 0, []
-    for position in range(last):
-        seen += 1
+    written, out = 0, []
+    for seen in range(1, last + 1):
         if seen % group == 0:  # a new read group begins with the token that completes the one before
             written = seen // chunk
         out.append(written)

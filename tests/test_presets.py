@@ -21,7 +21,7 @@ def built(**changes):
 
 def equations(memory, seq):
     """Eq. 11 to 16 and section 4.4, one row: seq [n d] -> [n d]."""
-    p = dict(memory.named_parameters())
+    p = {name.removeprefix("projections."): p for name, p in memory.named_parameters()}
 
     def convolved(name):
         x = F.rms_norm(seq, (DIM,), p["retrieve_norm.weight" if name == "queries" else "store_norm.weight"])
@@ -109,7 +109,7 @@ def test_keywords_can_be_changed():
     assert changed["default_model_kwargs"] == {"depth": 1, "expansion_factor": 4.0}
     memory = NeuralMemory.paper(8, 16, max_step=0.5, depth=1, qkv_conv_kernel=None, momentum=False)
     assert memory.projections.queries_conv is None
-    assert not memory.momentum_order
+    assert not memory.engine.rule.slots
     for name, bad in (("dim_head", (0, 16)), ("segment", (8, 0)), ("max_step", (8, 16))):
         with pytest.raises(ValueError, match=refusal(name)):
             paper_memory_kwargs(*bad, **({"max_step": -1.0} if name == "max_step" else {}))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from titans_pytorch import NeuralMemory
-from titans_pytorch.memory.rates import RateOptions, Rates, SigmoidStep
+from titans_pytorch.memory.rates import RateConfig, Rates, SigmoidStep
 
 from .helpers import assert_close, randomise
 
@@ -16,7 +16,7 @@ DIM, CHUNK = 5, 3
 
 
 def build(**changes):
-    options = RateOptions(
+    options = RateConfig(
         heads=2,
         kv_per_token=2,
         momentum_order=2,
@@ -65,8 +65,8 @@ def test_formulas_and_layouts(attn_pool):
             mix = sigmoid(linear(rates.to_learned_weight_residual_mix, pooled))
             for h in range(2):
                 row = b * 2 + h
-                assert_close(got.step[row, m], step[:, h * 2 : h * 2 + 2].flatten(), 1e-13, "step")
-                assert_close(got.keep[row, m], keep[h], 1e-13, "keep")
+                assert_close(got.learning_rate[row, m], step[:, h * 2 : h * 2 + 2].flatten(), 1e-13, "step")
+                assert_close(got.retention[row, m], keep[h], 1e-13, "keep")
                 assert_close(got.momentum[row, m], momentum[h * 2 : h * 2 + 2], 1e-13, "momentum")
                 own = combine[h * 3 : h * 3 + 3].exp()
                 assert_close(got.combine[row, m], own / own.sum(), 1e-13, "combine")
@@ -104,7 +104,7 @@ def test_start_biases():
         DIM, CHUNK, heads=2, dim_head=4, init_adaptive_step_bias=-2.0, init_momentum_bias=1.5, init_decay_bias=-4
     )
     got = memory.rates(tokens().float(), CHUNK, with_residual=False)
-    for rate, logit in ((got.step, -2.0), (got.momentum, 1.5), (1 - got.keep, -4.0)):
+    for rate, logit in ((got.learning_rate, -2.0), (got.momentum, 1.5), (1 - got.retention, -4.0)):
         assert_close(rate, torch.full_like(rate, logit).sigmoid(), 1e-5)
     free = NeuralMemory(DIM, CHUNK).rates
     for linear in (free.to_adaptive_step, free.to_momentum, free.to_decay_factor):
@@ -113,7 +113,7 @@ def test_start_biases():
 
 def test_keep_is_exact_where_the_decay_is_small():
     memory = NeuralMemory(DIM, CHUNK, init_decay_bias=40.0)
-    keep = memory.rates(tokens().float(), CHUNK, with_residual=False).keep
+    keep = memory.rates(tokens().float(), CHUNK, with_residual=False).retention
     assert keep.flatten()[0].item() == pytest.approx(4.248354e-18, rel=1e-5)
 
 

@@ -131,7 +131,7 @@ def test_auxiliary_loss():
     assert_close(got, sum(values) / len(values), 1e-12)
     grads = gradients([got], dict(memory.named_parameters()))
     reached = {name for name, grad in grads.items() if (grad != 0).any()}
-    assert {"to_keys.weight", "to_values.weight", "memory_model_parameters.1"} <= reached
+    assert {"projections.to_keys.weight", "projections.to_values.weight", "memory_model_parameters.1"} <= reached
     error = torch.tensor([[1.0, 3.0]]).double()
     assert_close(auxiliary_loss((loss, step, error)), got + 2.0, 1e-12)
     assert auxiliary_loss((loss, step * 0)) == 0

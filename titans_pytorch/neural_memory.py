@@ -391,13 +391,13 @@ class NeuralMemory(nn.Module):
     def __getattr__(self, name: str):
         """Attributes of the gates are attributes of the memory."""
         if name in GATE_ATTRIBUTES:
-            gates = super().__getattr__("gates")
+            gates = self._modules.get("gates")
             return GATE_ATTRIBUTES[name] if gates is None else getattr(gates, name)
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value) -> None:
         if name in GATE_ATTRIBUTES:
-            if self.gates is None:
+            if self._modules.get("gates") is None:
                 raise ValueError(f"{name} needs a memory with gates")
             setattr(self.gates, name, value)
         else:
@@ -614,8 +614,8 @@ class NeuralMemory(nn.Module):
         start = self.init_weights(batch) if state.weights is None else state.weights
         if state.states is None:
             return Carry(start, start, None)
-        weights, slots = state.states
-        slots = LazyTensors(weights, lambda name: slots[name].unbind(0)) if self.engine.rule.slots else None
+        weights, momentum = state.states
+        slots = LazyTensors(weights, lambda name: momentum[name].unbind(0)) if self.engine.rule.slots else None
         return Carry(start, weights, slots)
 
     def _slots(self, written: Written, batch: int) -> Mapping[str, Tensor]:

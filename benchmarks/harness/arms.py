@@ -169,7 +169,7 @@ def parameters(model: nn.Module) -> int:
 def state_size(model: nn.Module) -> int:
     """Numbers that the memories of the model carry for one row: their weights and momenta."""
     memories = [m for m in model.modules() if isinstance(m, NeuralMemory)]
-    return sum(w.numel() * (1 + m.momentum_order) for m in memories for w in m.init_weights(1).values())
+    return sum(w.numel() * (1 + m.engine.rule.slots) for m in memories for w in m.init_weights(1).values())
 
 
 def build(task, arm: Arm, seed: int, device: str = "cpu") -> nn.Module:

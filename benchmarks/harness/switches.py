@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from titans_pytorch import NeuralMemory
+from titans_pytorch.gates.gates import gates_of
 from titans_pytorch.gates.observe import threshold_for_rate
 from titans_pytorch.gates.pages import FixedWindows, Pages
-from titans_pytorch.gates.stages import Gated, Span, Stage, Stages
+from titans_pytorch.gates.stages import Gated, Span, Stage
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,18 @@ class Call:
 class Listen(Stage):
     """A last stage that changes nothing and tells what the one before it chose."""
 
+    memory: NeuralMemory
     pages: Pages
     tell: Callable[[Call], object]
 
-    def __call__(self, host: nn.Module, span: Span, gated: Gated) -> Gated:
+    def __call__(self, gates, span: Span, gated: Gated) -> Gated:
         page, switched = gated.choice.page, gated.choice.switched
         windows = self.pages.windows_of(span, page.device)[0]
         begun = len(windows.unique())
         if isinstance(self.pages.windows, FixedWindows):
             begun -= bool(span.first % self.pages.windows.chunks)  # that window began in an earlier call
         complexity = gated.score.chunk.expand_as(page)
-        self.tell(Call(host, complexity, page, switched, windows, begun))
+        self.tell(Call(self.memory, complexity, page, switched, windows, begun))
         return gated
 
 
@@ -55,16 +57,16 @@ def heard(model: nn.Module, tell: Callable[[Call], object]) -> Iterator[None]:
     """Within it, `tell` gets every Call of the model's paged memories."""
     kept = {}
     for module in model.modules():
-        stages = getattr(module.gating, "stages", ()) if isinstance(module, NeuralMemory) else ()
-        pages = next((stage for stage in stages if isinstance(stage, Pages)), None)
+        gates = gates_of(module) if isinstance(module, NeuralMemory) else None
+        pages = next((stage for stage in gates.stages if isinstance(stage, Pages)), None) if gates else None
         if pages is not None:
-            kept[module] = module.gating
-            module.gating = Stages(*stages, Listen(pages, tell))
+            kept[gates] = gates.stages
+            gates.stages = (*gates.stages, Listen(module, pages, tell))
     try:
         yield
     finally:
-        for module, gating in kept.items():
-            module.gating = gating
+        for gates, stages in kept.items():
+            gates.stages = stages
 
 
 @dataclass

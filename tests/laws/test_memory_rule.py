@@ -43,15 +43,15 @@ def agrees(options, n, masked):
         losses, steps = (torch.stack([torch.cat(getattr(row, k)) for row in flat]) for k in ("losses", "steps"))
         assert_close(loss.flatten(0, 1), losses, limit, "loss")
         assert_close(step.flatten(0, 1), steps, limit, "step")
-    ours = list(subject.memory.parameter_names)
+    ours = list(subject.memory.memory_model_parameters.names)
     carried, wanted_carried = [], []
     for name, key in zip(ours, naive.names, strict=True):
         built = torch.stack([torch.stack([memory[key] for memory in row.memories]) for row in flat])
         assert_close(state.updates[name], built, limit, f"updates {name}")
         carried.append(state.states[0][name]), wanted_carried.append(built[:, -1])
-        if subject.memory.momentum_order:
+        if subject.memory.engine.rule.slots:
             momentum = torch.stack(
-                [torch.stack([row.momentum[k][key] for row in flat]) for k in range(subject.memory.momentum_order)]
+                [torch.stack([row.momentum[k][key] for row in flat]) for k in range(subject.memory.engine.rule.slots)]
             )
             assert_close(state.states[1][name], momentum, limit, f"momentum {name}")
             carried.append(state.states[1][name]), wanted_carried.append(momentum)

@@ -1,9 +1,9 @@
 """The chunkwise engine: for memory networks made of matrix products, and rules with a closed form (TitansRule).
 
 One forward and one backward pass of the network at the mini-batch start weights, batched over all tokens of a window,
-give for each weight its inputs a and the gradients delta of its outputs. Every chunk's surprise is a product of the two,
-and the fast weights after each chunk are sums of surprises with the window's coefficients (ops/coefficients.py): they
-are applied without being built, or built, whichever costs less (plan.py). Derivation: docs/fast_path.md.
+give for each weight its inputs a and the gradients delta of its outputs. Every chunk's surprise is a product of a and
+delta. The fast weights after each chunk are sums of surprises with the window's coefficients (ops/coefficients.py).
+They are applied without being built, or built, whichever costs less (plan.py). Derivation: docs/fast_path.md.
 
 Letters: B rows (batch and heads), m chunks, p pairs per chunk, G read groups, r queries per group, d and e the sides of
 a weight.
@@ -127,7 +127,7 @@ class ChunkwiseEngine(Engine):
         return clamp if modulation is None else clamp * modulation
 
     def _surprise(self, chunks: Chunks, start: Tensors):
-        """The inner loss of each pair [B m p], and per parameter (a, delta), or (gradient per pair, None) of a vector."""
+        """The inner loss of each pair [B m p], and for each parameter (a, delta), for a vector (gradient per pair, None)."""
         if not self.has_vjp:
             return self._surprise_by_autograd(chunks, start)
         weights = StartWeightsWithVjp(start, chunks)
@@ -189,8 +189,8 @@ class WeightsOfEntries:
 
 
 class StartWeights:
-    """The weights at which surprises are computed: the mini-batch start weights, plus a share of an earlier layer's fast
-    weights (applied, not built). Records what the surprises are made of."""
+    """The weights at which surprises are computed: the mini-batch start weights, plus a share of an earlier layer's
+    fast weights (applied, not built). Records what the surprises are made of."""
 
     def __init__(self, start: Tensors, chunks: Chunks):
         self.start, self.first, self.residual = start, chunks.first, chunks.residual

@@ -1,6 +1,7 @@
 """What a call wrote: solve windows, and every way to read them.
 
-Letters: B rows (batch and heads), n tokens, m chunks, p pairs per chunk, G read groups, r queries per group, d features.
+Letters: B rows (batch and heads), n tokens, m chunks, p pairs per chunk, G read groups, r queries per group,
+d features.
 Entry i: the fast weights before chunk i, counted from the first chunk of the stream.
 """
 

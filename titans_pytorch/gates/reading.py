@@ -1,6 +1,6 @@
 """Reads from one page: every token reads the page that was active when its entry was written.
 
-Letters: b batch, n tokens, h heads of all pages (page * heads + head), d features of a head, i entries (the fast weights
+Letters: b batch, n tokens, h heads of all pages (page * heads + head), d features of a head, i entries (fast weights
 before each chunk and after the last, see engines/written.py).
 """
 

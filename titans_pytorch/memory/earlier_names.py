@@ -5,7 +5,7 @@ PROJECTIONS = (
     *("retrieve_gate", "combine_heads", "queries_conv", "keys_conv", "values_conv", "activation"),
 )
 GATES = ("symplectic_gate", "symplectic_complexity_scale", "dmd_complexity_scale", "page_switch_events")
-ROOMS = {name: "projections" for name in PROJECTIONS} | {name: "gates" for name in GATES}
+ROOMS = dict.fromkeys(PROJECTIONS, "projections") | dict.fromkeys(GATES, "gates")
 
 
 def present_name(key: str) -> str:

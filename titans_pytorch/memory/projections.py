@@ -5,8 +5,8 @@
 
 All but the linear maps is optional.
 
-Letters: b batch, n tokens, m chunks, c tokens per chunk, h heads of all pages, u keys and values per token, d features of
-a head, w channels (h u d), k convolution kernel.
+Letters: b batch, n tokens, m chunks, c tokens per chunk, h heads of all pages, u keys and values per token, d features
+of a head, w channels (h u d), k convolution kernel.
 """
 
 from collections.abc import Callable

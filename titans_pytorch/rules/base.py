@@ -112,7 +112,7 @@ class UpdateRule:
 
 
 def clamp_scale(square_norm: Tensor, limit: float) -> Tensor:
-    """The factor that makes the norm x of a gradient (m/2) tanh(2x/m) + m/2, m the limit. A zero gradient stays zero."""
+    """The factor that turns a gradient's norm x into (m/2) tanh(2x/m) + m/2, m the limit. Zero stays zero."""
     positive = square_norm > 0
     norm = torch.where(positive, square_norm, 1.0).sqrt()
     half = limit / 2
