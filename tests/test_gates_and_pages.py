@@ -157,7 +157,11 @@ def test_checkpointing_counts_switches_once(options):
 def test_every_part_learns():
     memory = randomise(used_memory(**EVERYTHING), 3, 0.1)
     grads = gradients([memory(torch.randn(2, 60, DIM))[0]], dict(memory.named_parameters()))
-    for name in ("gates.symplectic_complexity_scale", "gates.dmd_complexity_scale", "gates.symplectic_gate.to_phase.weight"):
+    for name in (
+        "gates.symplectic_complexity_scale",
+        "gates.dmd_complexity_scale",
+        "gates.symplectic_gate.to_phase.weight",
+    ):
         assert (grads[name] != 0).any(), name
 
 

@@ -47,7 +47,7 @@ def collected(monkeypatch):
 def assert_finite(memories: dict[str, NeuralMemory]) -> None:
     for settings, memory in memories.items():
         kinds = STREAMS if memory.dim <= WIDE else STREAMS[-1:]
-        rows = torch.cat([stream(kind, TOKENS, 0, memory.dim) for kind in kinds]).to(memory.to_queries.weight.dtype)
+        rows = torch.cat([stream(kind, TOKENS, 0, memory.dim) for kind in kinds]).to(memory.projections.to_queries.weight.dtype)
         state = None
         for at in range(0, TOKENS, PIECE):
             part = rows[:, at : at + PIECE]

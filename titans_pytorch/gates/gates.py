@@ -15,7 +15,6 @@ from .options import GateConfig
 from .reading import EntryPages, given_page, hidden_heads
 from .stages import GateCarry, Gated, Span
 
-
 _counting = threading.Lock()
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from titans_pytorch.common.checks import Words, missing, wrong
 from titans_pytorch.common.files import replacing
 from titans_pytorch.gates import checks
+from titans_pytorch.gates.gates import gates_of
 from titans_pytorch.gates.limits import FixedLimit
 from titans_pytorch.gates.pages import Pages
-from titans_pytorch.gates.gates import gates_of
 from titans_pytorch.gates.stages import GateCarry, Span
 from titans_pytorch.memory.arguments import as_views, checked_state
 from titans_pytorch.memory.state import NeuralMemState

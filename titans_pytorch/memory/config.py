@@ -28,7 +28,7 @@ GATE_KEYWORDS = (
 )
 
 
-#: Keywords that change nothing in what a state means: how it is computed, where parameters start, what may be set later.
+#: Keywords that do not change what a state means: how it is computed, where parameters start, what may be set later.
 NOT_OF_A_STATE = (
     *("engine", "use_accelerated_scan", "init_adaptive_step_bias", "init_momentum_bias", "init_decay_bias"),
     *("surprise_threshold", "symplectic_page_threshold", "default_model_kwargs"),

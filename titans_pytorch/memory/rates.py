@@ -14,10 +14,6 @@ from titans_pytorch.common.checks import Words, wrong
 from titans_pytorch.ops.modes import at_least_float32
 from titans_pytorch.rules.rates import WriteRates
 
-    def still(self) -> "StoreRates":
-        """The rates with which a memory stays as it is. A step of 0 alone would still let it decay."""
-        return replace(self, step=torch.zeros_like(self.step), keep=torch.ones_like(self.keep))
-
 
 class AveragePool(nn.Module):
     """The mean of a chunk's tokens: [b m c d] -> [b m d]."""

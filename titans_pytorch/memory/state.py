@@ -13,7 +13,6 @@ from titans_pytorch.common.checks import Words, wrong
 from titans_pytorch.common.identity import check_identity
 from titans_pytorch.engines.lazy import LazyTensors
 
-
 # fields that are tensors of rows
 ROWS = (
     "active_page_indices",
