@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from titans_pytorch.memory.parts import MemoryParts
 
 from titans_pytorch import TitansConfig, build_model
-from titans_pytorch.memory.parts import MemoryParts
 from titans_pytorch.models.presets import PRESETS
 from titans_pytorch.neural_memory import NeuralMemory
 from titans_pytorch.training.mac import build_mac
@@ -47,7 +47,9 @@ def collected(monkeypatch):
 def assert_finite(memories: dict[str, NeuralMemory]) -> None:
     for settings, memory in memories.items():
         kinds = STREAMS if memory.dim <= WIDE else STREAMS[-1:]
-        rows = torch.cat([stream(kind, TOKENS, 0, memory.dim) for kind in kinds]).to(memory.projections.to_queries.weight.dtype)
+        rows = torch.cat([stream(kind, TOKENS, 0, memory.dim) for kind in kinds]).to(
+            memory.projections.to_queries.weight.dtype
+        )
         state = None
         for at in range(0, TOKENS, PIECE):
             part = rows[:, at : at + PIECE]

@@ -8,7 +8,7 @@ a store chunk, m chunks, p key-value pairs of a chunk, o momentum orders, k wait
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
@@ -50,6 +50,7 @@ from titans_pytorch.memory.projections import ProjectionConfig, Projections
 from titans_pytorch.memory.rates import RateConfig, Rates, SigmoidStep
 from titans_pytorch.memory.state import NeuralMemState, mem_state_detach
 from titans_pytorch.memory.surprise import SOURCES, NextToken, of_pairs, of_rows
+from titans_pytorch.memory.unused import unused_parameters, with_unused
 from titans_pytorch.ops.modes import no_autocast
 from titans_pytorch.ops.positions import Reads
 from titans_pytorch.ops.scan import AssocScan
@@ -494,6 +495,9 @@ class NeuralMemory(nn.Module):
         arguments.check_dtype(store, self.dtype, "store_seq")
         written, next_state, surprises, pages = self._write(store, state, prev_weights, store_mask, ttt_batch_size)
         retrieved, next_state = self._read(query, written, state, next_state, pages)
+        if torch.is_grad_enabled():
+            unused = self._unused(written, state, next_state, query.shape[1], prev_weights, ttt_batch_size)
+            retrieved = with_unused(retrieved, unused)
         if detach_mem_state:
             next_state = mem_state_detach(next_state)
         tell(self, "stored", next_state, surprises)
@@ -565,6 +569,13 @@ class NeuralMemory(nn.Module):
         if entry < written.last:
             older, older_page = written.entry(entry), pages and pages.at(entry)
         return retrieved, next_state._replace(**earlier._asdict(), read_weights=older, read_page=older_page)
+
+    def _unused(self, written: Written, state, next_state, n: int, prev_weights, ttt_batch_size) -> Iterable[Tensor]:
+        """Parameters that a call of n tokens did not need; they get zero gradients."""
+        read = self.chunk_config.reads.entry(next_state.position - 1) if n else written.first
+        mini_batch = mini_batch_chunks(ttt_batch_size or self.batch_size, self.store_chunk_size)
+        carried = state.weights is not None or state.states is not None
+        return unused_parameters(self, written.first, read, mini_batch, carried, prev_weights is not None)
 
     # the parts of a call
 

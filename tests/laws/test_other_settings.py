@@ -10,6 +10,7 @@ import pickle
 
 import pytest
 import torch
+from titans_pytorch.memory.parts import NOT_OF_A_STATE, MemoryParts
 from torch import nn
 
 from titans_pytorch import (
@@ -30,7 +31,6 @@ from titans_pytorch import (
     titans_memory,
 )
 from titans_pytorch.mac_transformer import NOT_OF_A_CACHE
-from titans_pytorch.memory.parts import NOT_OF_A_STATE, MemoryParts
 from titans_pytorch.models.attention import SegmentAttention, WindowAttention
 from titans_pytorch.models.language_model import NOT_OF_A_CACHE as NOT_OF_A_MODELS_CACHE
 

@@ -7,7 +7,6 @@ w parameters of the memory model.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from titans_pytorch.common.checks import Words, wrong
