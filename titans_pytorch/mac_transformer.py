@@ -31,6 +31,7 @@ from titans_pytorch.layers.norms import RMSNorm
 from titans_pytorch.layers.residual_streams import residual_streams
 from titans_pytorch.memory.config import NOT_OF_A_STATE, mini_batch_chunks
 from titans_pytorch.memory.diverged import label_memories
+from titans_pytorch.memory.surprise import auxiliary_loss
 from titans_pytorch.neural_memory import NeuralMemory
 
 __all__ = ["MacCache", "MemoryAsContextTransformer", "SegmentedAttention", "flex_attention"]
@@ -260,7 +261,7 @@ class MemoryAsContextTransformer(nn.Module):
         place = places(start, self.segment_len, len(self.longterm_mems))
         x = x + axial_positions(self.axial_pos_emb, place, x.shape[1], self.memory_segment_len).to(x.dtype)
 
-        streams, earlier = self.expand_streams(x), Earlier(memory_loss=x.new_zeros(()) if memory_loss else None)
+        streams, earlier = self.expand_streams(x), Earlier(surprises=() if memory_loss else None)
         caches = [LayerCache()] * len(self.layers) if cache is None else cache.layers
         next_caches = []
         for layer, layer_cache in zip(self.layers, caches, strict=True):
@@ -270,8 +271,11 @@ class MemoryAsContextTransformer(nn.Module):
 
         x = remove_longterm(self.reduce_streams(streams), len(self.longterm_mems), self.segment_len, start, n)
         logits = self.to_logits(self.norm(x))
-        memories = sum(layer.memory is not None for layer in self.layers)
-        return logits, earlier.memory_loss / max(memories, 1) if memory_loss else None, next_caches
+        loss = None
+        if memory_loss:
+            losses = [auxiliary_loss(surprises) for surprises in earlier.surprises]
+            loss = sum(losses, x.new_zeros(())) / max(len(losses), 1)
+        return logits, loss, next_caches
 
     def sample(
         self,

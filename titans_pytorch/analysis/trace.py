@@ -13,9 +13,9 @@ from titans_pytorch.analysis.overshoot import watch_gains
 from titans_pytorch.analysis.storing import memories_of
 from titans_pytorch.common.checks import positive_int
 from titans_pytorch.common.switches import evaluating, watched
-from titans_pytorch.memory.rates import StoreRates
 from titans_pytorch.memory.state import NeuralMemState
 from titans_pytorch.neural_memory import NeuralMemory
+from titans_pytorch.rules.rates import WriteRates
 
 __all__ = ["MemoryTrace", "trace_memories"]
 
@@ -93,7 +93,7 @@ class _Watcher:
         self.start = {key: value.double() for key, value in memory.init_weights(batch).items()}
         self.before = self.now = self.start
 
-    def rates(self, rates: StoreRates) -> None:
+    def rates(self, rates: WriteRates) -> None:
         trace = self.trace
         trace.step += _over_rows(rates.learning_rate.mean(dim=-1))
         trace.decay += _over_rows(1 - rates.retention)

@@ -127,7 +127,7 @@ class ChunkwiseEngine(Engine):
         return clamp if modulation is None else clamp * modulation
 
     def _surprise(self, chunks: Chunks, start: Tensors):
-        """The inner loss of each pair [B m p], and for each matrix (a, delta), for a vector (gradient per pair, None)."""
+        """The inner loss of each pair [B m p], and of each matrix (a, delta), of a vector (gradient per pair, None)."""
         if not self.has_vjp:
             return self._surprise_by_autograd(chunks, start)
         weights = StartWeightsWithVjp(start, chunks)

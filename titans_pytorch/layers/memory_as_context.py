@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from titans_pytorch.common.checks import positive_number, wrong
 from titans_pytorch.layers.attention import KeyValueCache, SegmentedAttention
 from titans_pytorch.layers.norms import RMSNorm
-from titans_pytorch.memory.surprise import auxiliary_loss
 
 VIEWS = 3
 VIEWS_PER_LAYER = 4  # what a layer leaves for later ones to choose from
@@ -73,13 +72,13 @@ class Earlier(NamedTuple):
     values: the first layer's attention values [b h n d].
     updates: the nearest earlier memory layer's weights, chunk by chunk.
     activations: branch inputs and outputs to choose views from, each [b n d].
-    memory_loss: `auxiliary_loss` of the memories so far, summed; None where nobody asks.
+    surprises: what each memory so far returned as its surprises; None where they are not needed.
     """
 
     values: Tensor | None = None
     updates: Any = None
     activations: tuple[Tensor, ...] = ()
-    memory_loss: Tensor | None = None
+    surprises: tuple[tuple[Tensor, ...], ...] | None = None
 
 
 class MemoryAsContextLayer(nn.Module):
@@ -158,8 +157,8 @@ class MemoryAsContextLayer(nn.Module):
         retrieved, state, surprises = self.memory(
             views, state=cache.memory, prev_weights=earlier.updates, return_surprises=True
         )
-        if earlier.memory_loss is not None:
-            earlier = earlier._replace(memory_loss=earlier.memory_loss + auxiliary_loss(surprises))
+        if earlier.surprises is not None:
+            earlier = earlier._replace(surprises=(*earlier.surprises, surprises))
         if self.gate_attn_output:
             return streams, retrieved.sigmoid(), state, earlier
         return add(retrieved), None, state, earlier
