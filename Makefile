@@ -2,6 +2,7 @@
 # make test: the same for the tests.
 # make test-oldest, make test-newest: the same with the oldest and the newest release of every dependency (TESTS="tests/hf"
 # for some of the tests).
+# make laws SEED=3: the laws of the memory on new random examples (EXAMPLES=100 for each).
 # make docs: the documentation, in site/, and the notebook, run from end to end.
 # make bench-quick: two quick benchmarks, compared with their committed baselines.
 # make baselines: those baselines again, at quick and at full settings (about 15 minutes).
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
 
-.PHONY: train test test-oldest test-newest lint docs bench-quick baselines clean
+.PHONY: train test test-oldest test-newest laws lint docs bench-quick baselines clean
 
 train: $(STAMP)
 	$(BIN)/python train_mac.py $(ARGS)
@@ -34,6 +35,12 @@ test-oldest test-newest: test-%: .venv-%/bin/uv
 .venv-%/bin/uv:
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/python -m pip install --quiet uv
+
+SEED ?= 0
+EXAMPLES ?= 100
+
+laws: $(STAMP)
+	OMP_NUM_THREADS=1 HYPOTHESIS_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -n 2 tests/laws --hypothesis-seed=$(SEED)
 
 lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -4,6 +4,8 @@ An axis is (name, values); the first value is the plain one, towards which faili
 which combinations are no configuration at all.
 """
 
+from dataclasses import dataclass
+
 import hypothesis.strategies as st
 import torch
 from torch import nn
@@ -16,6 +18,7 @@ from titans_pytorch import (
     MemorySwiGluMLP,
     NeuralMemory,
 )
+from titans_pytorch.rules.base import UpdateRule, like
 
 from ..helpers import ForeignModel, GhostModel, randomise
 
@@ -80,6 +83,21 @@ class OwnRouter:
         return (page + 1 + turn + (complexity > 0.5).long()) % 3
 
 
+@dataclass(frozen=True)
+class AdaGradRule(UpdateRule):
+    """A rule that is not linear: surprises divided by the root of the sum of their squares, and a forget gate."""
+
+    @property
+    def slots(self):
+        return 1
+
+    def update(self, weights, surprise, slots, rates):
+        (squares,) = slots
+        squares = squares + surprise.square()
+        step = surprise / (squares + 0.1).sqrt()
+        return like(rates.retention, weights) * weights + 0.1 * step, (squares,)
+
+
 AXES = [
     ("chunk_size", [3, 1, 2, 4, (2, 4), (3, 2), (5, 3)]),
     ("batch_chunks", [None, 1, 2, 3]),  # batch_size in store chunks
@@ -133,9 +151,14 @@ AXES = [
     ("symplectic_gate", [None, OwnGate]),
     ("page_router", [None, OwnRouter]),
     ("read_active_page_only", [False, True]),
+    ("update_rule", [None, AdaGradRule]),
 ]
 
+OF_THE_RULE = ("store_memory_loss_fn", "max_grad_norm", "spectral_norm_surprises")
+
 CONSTRAINTS = [
+    # a rule of one's own has its own loss, clamp and norm
+    lambda o: o["update_rule"] is None or not any(o[k] for k in OF_THE_RULE),
     lambda o: not o["store_with_lookahead_value"] or store_chunk(o) * o["num_kv_per_token"] > 1,
     lambda o: not (o["qk_l2norm"] and o["qk_rmsnorm"]),
     lambda o: o["num_pages"] == 1 or o["use_symplectic_gating"] or o["use_dmd_gating"],
@@ -177,6 +200,8 @@ class Subject:
         options["combine_symplectic_and_dmd"] = options["use_symplectic_gating"] and options["use_dmd_gating"]
         options["symplectic_gate_kwargs"] = GATES[options["symplectic_gate_kwargs"]]
         own_gate, own_router = options.pop("symplectic_gate"), options.pop("page_router")
+        if (own_rule := options.pop("update_rule")) is not None:
+            options["update_rule"] = own_rule()
         if own_gate is not None:
             options |= {"symplectic_gate": own_gate(), "symplectic_gate_kwargs": None}
         options["page_router"] = None if own_router is None else own_router()

@@ -12,6 +12,7 @@ from .subjects import AXES, DIM, MODELS, Subject, option_sets, store_chunk, tole
 
 WITHOUT_GATES = {"use_symplectic_gating": False, "use_dmd_gating": False, "kinetics_coupling": False, "num_pages": 1}
 WITHOUT_GATES |= {"page_threshold_quantile": None, "symplectic_gate": None}
+WITHOUT_GATES["update_rule"] = None  # the twin is of the paper's rule
 PLAIN = {name: values[0] for name, values in AXES} | WITHOUT_GATES
 
 
