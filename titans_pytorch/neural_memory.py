@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from einops import repeat
@@ -319,7 +319,7 @@ class NeuralMemory(nn.Module):
         used = gated_transition and batch_size is not None
         self.transition_gate = nn.Parameter(torch.tensor(-5.0)) if used else None
         # optional parameters are created last, so that they do not change how the others are initialised
-        self.gates = None if new_gates is None else new_gates()
+        self.gates: Any = None if new_gates is None else new_gates()
         self.projections.add_convolutions()
         self.surprise_threshold = number_or_none(surprise_threshold, "surprise_threshold")
         self.predictor = NextToken(dim) if one_of(surprise_source, SOURCES, "surprise_source") == "prediction" else None
@@ -490,7 +490,7 @@ class NeuralMemory(nn.Module):
         """
         query, store = arguments.as_views(seq, store_seq, self.dim, self.diff_views)
         state = arguments.checked_state(self, state, self._expected(store))
-        arguments.check_mask(store_mask, *query.shape[:2], "store_mask")
+        arguments.check_mask(store_mask, query.shape[0], query.shape[1], "store_mask")
         arguments.check_dtype(query, self.dtype, "seq")
         arguments.check_dtype(store, self.dtype, "store_seq")
         written, next_state, surprises, pages = self._write(store, state, prev_weights, store_mask, ttt_batch_size)
@@ -527,7 +527,7 @@ class NeuralMemory(nn.Module):
         if self.gates is not None:
             rates, gate_fields, pages = self.gates(views.keys, rates, state, first, mini_batch)
         carry = self._carry(state, b)
-        if count:
+        if rates is not None:
             allowed = None if mask is None else mask[:, : count * chunk]
             chunks, chunk_fields, errors = self._chunks(views, rates, allowed, residual, first, state)
             share = None if self.transition_gate is None else self.transition_gate.sigmoid()
@@ -540,12 +540,12 @@ class NeuralMemory(nn.Module):
             surprises = (tokens.new_zeros(b, self.internal_heads, 0),) * 2
             errors = None if self.predictor is None else tokens.new_zeros(b, 0)
 
-        unchanged = count == 0 and state.states is not None
+        slots = self._slots(written, b) if count or state.states is None else state.states[1]
         next_state = NeuralMemState(
             seq_index=state.seq_index + count * chunk,
             weights=written.final.start,
             cache_store_segment=waiting.clone(),
-            states=(written.final.weights, state.states[1] if unchanged else self._slots(written, b)),
+            states=(written.final.weights, slots),
             updates=written.updates(),
             cache_store_mask=None if mask is None else mask[:, count * chunk :].clone(),
             configuration=self.configuration,
@@ -708,7 +708,7 @@ class NeuralMemory(nn.Module):
             expected.check_weights(weights, "weights")
         if past_state is not None:
             expected.check_states(past_state, "past_state")
-        arguments.check_mask(mask, *view.shape[-3:-1], "mask")
+        arguments.check_mask(mask, view.shape[-3], view.shape[-2], "mask")
         state = NeuralMemState(seq_index, weights, states=past_state)
         _, next_state, surprises, _ = self._write(view, state, prev_weights, mask, None)
         return (next_state.updates, next_state, surprises) if return_surprises else (next_state.updates, next_state)
@@ -731,7 +731,7 @@ class NeuralMemory(nn.Module):
         seq = arguments.as_query_view(seq, self.dim)
         arguments.check_dtype(seq, self.dtype, "seq")
         expected = self._expected(seq)
-        hidden = None if self.gates is None else self.gates.hidden(page, *seq.shape[:2])
+        hidden = None if self.gates is None else self.gates.hidden(page, seq.shape[0], seq.shape[1])
         has_entries = expected.has_entries(weights, "weights")
         expected.check_weights(weights, "weights", has_entries)
         none = arguments.EarlierQueries()

@@ -7,7 +7,7 @@ Entry i of a window: the fast weights before its chunk i, so that a window of m 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -89,7 +89,8 @@ class Engine(ABC):
     """Writes and reads the fast weights of `model`, a module on the meta device, by the update rule `rule`."""
 
     def __init__(self, model: nn.Module, rule: UpdateRule):
-        self.model, self.rule = model, rule
+        self.model: Any = model  # its methods depend on its kind
+        self.rule = rule
 
     @abstractmethod
     def plan(self, chunks: Chunks, mini_batch: int) -> Plan:

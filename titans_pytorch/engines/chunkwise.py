@@ -52,6 +52,7 @@ class ChunkwiseEngine(Engine):
 
     def __init__(self, model, rule: TitansRule, has_vjp: bool, form: str = "auto", use_accelerated_scan: bool = False):
         super().__init__(model, rule)
+        self.rule: TitansRule = rule
         self.has_vjp, self.form, self.use_accelerated_scan = has_vjp, form, use_accelerated_scan
         self.shapes = tuple(tuple(p.shape) for p in model.parameters() if p.ndim == 2)
 
@@ -69,17 +70,15 @@ class ChunkwiseEngine(Engine):
         rates = skip_below_threshold(chunks.rates, loss, chunks.threshold)
         c = None
         if plan.dual or len(chunks) > 1:  # one chunk is built as it is
-            c = coefficients(
-                *(x if x is None else at_least_float32(x) for x in (rates.retention, rates.momentum, rates.combine)),
-                rates.active,
-            )
+            momentum, combine = (x if x is None else at_least_float32(x) for x in (rates.momentum, rates.combine))
+            c = coefficients(at_least_float32(rates.retention), momentum, combine, rates.active)
         paths, finals = {}, {}
         for index, name in enumerate(carry.start):
             modulation = None if rates.modulation is None else rates.modulation[..., index]
-            momentum = None if carry.slots is None else carry.slots[name]
+            carried = None if carry.slots is None else carry.slots[name]
             dual = plan.dual and carry.weights[name].ndim == 3
             paths[name], finals[name] = self._path(
-                products[name], carry.weights[name], momentum, modulation, rates, c, dual
+                products[name], carry.weights[name], carried, modulation, rates, c, dual
             )
         return Window(chunks.first, len(chunks), paths, lambda name: finals[name](), loss, rates.learning_rate)
 
@@ -194,7 +193,7 @@ class StartWeights:
 
     def __init__(self, start: Tensors, chunks: Chunks):
         self.start, self.first, self.residual = start, chunks.first, chunks.residual
-        if self.residual is not None:
+        if chunks.rates.residual_mix is not None:
             self.mix = chunks.rates.residual_mix[:, :, None, None]
         self._records: dict[str, list] = {name: [] for name in start}
         self._empty = chunks.keys[:, :, :0]
@@ -303,10 +302,9 @@ def scaled(a: Tensor, delta: Tensor, factor: Tensor | float) -> tuple[Tensor, Te
 
 def built_surprise(a: Tensor, delta: Tensor | None, scale: Tensor | None) -> Tensor:
     """Minus each chunk's gradient, times scale [B m]: [B m d e], or [B m d] of a vector (delta None)."""
-    factor = -1.0 if scale is None else -scale
     if delta is None:
-        return a.sum(dim=2) * (factor if scale is None else factor.unsqueeze(-1))
-    a, delta = scaled(a, delta, factor)
+        return -a.sum(dim=2) if scale is None else a.sum(dim=2) * -scale.unsqueeze(-1)
+    a, delta = scaled(a, delta, -1.0 if scale is None else -scale)
     return a.transpose(-1, -2) @ delta
 
 

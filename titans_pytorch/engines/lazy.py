@@ -10,7 +10,7 @@ from torch import Tensor
 from titans_pytorch.ops.modes import hooks_on_saved_tensors, no_autocast_anywhere, saved_as_they_are
 
 
-class LazyTensors(Mapping):
+class LazyTensors(Mapping[str, Any]):
     """A mapping name -> tensor. Each tensor is built when it is first read, once.
 
     It is built without autocast and under the grad mode in which the mapping was made. Activation checkpointing
@@ -23,10 +23,10 @@ class LazyTensors(Mapping):
         source: the `Written` that applies these weights without building them (`updates` only).
     """
 
-    def __init__(self, names, build: Callable[[str], Tensor], first_chunk: int | None = None, source: Any = None):
+    def __init__(self, names, build: Callable[[str], Any], first_chunk: int | None = None, source: Any = None):
         self._names = tuple(names)
-        self._build: Callable[[str], Tensor] | None = build
-        self._built: dict[str, Tensor] = {}
+        self._build: Callable[[str], Any] | None = build
+        self._built: dict[str, Any] = {}
         self.first_chunk = first_chunk
         self.source = source
         self._compiled = torch.compiler.is_compiling()  # a graph has one mode
@@ -35,7 +35,7 @@ class LazyTensors(Mapping):
             self._inference = torch.is_inference_mode_enabled()
             self._hooks = hooks_on_saved_tensors()
 
-    def __getitem__(self, name: str) -> Tensor:
+    def __getitem__(self, name: str) -> Any:
         build = self._build  # None once all are built, which another thread may do
         if name not in self._built and build is not None:
             if name not in self._names:
@@ -47,7 +47,7 @@ class LazyTensors(Mapping):
                 self._build = None  # frees what the tensors were built from
         return self._built[name]
 
-    def _build_in_mode(self, build: Callable[[str], Tensor], name: str) -> Tensor:
+    def _build_in_mode(self, build: Callable[[str], Any], name: str) -> Any:
         hooks = hooks_on_saved_tensors() in (None, self._hooks)
         if hooks and (self._grad, self._inference) == (torch.is_grad_enabled(), torch.is_inference_mode_enabled()):
             return build(name)

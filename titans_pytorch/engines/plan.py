@@ -41,7 +41,7 @@ def plan(shapes: Sequence[tuple[int, int]], rows: int, chunks: int, pairs: int, 
         return Plan(max(1, min(chunks, SPECTRAL_TOKENS // pairs)), dual=False)
     if form == "auto" and chunks == 1:  # its end is built anyway
         return Plan(1, dual=False)
-    best = None
+    costs: list[tuple[float, Plan]] = []
     for tokens in WINDOW_TOKENS:
         size = max(1, min(chunks, tokens // pairs, MOST_CHUNKS))
         windows = -(-chunks // size)
@@ -50,6 +50,5 @@ def plan(shapes: Sequence[tuple[int, int]], rows: int, chunks: int, pairs: int, 
         matrix = sum(matrix_cost(d, e, size, pairs) for d, e in shapes)
         use_dual = form == "dual" or (form == "auto" and dual < matrix)
         cost = (dual if use_dual else matrix) + WINDOW / (rows * size * pairs)
-        if best is None or cost < best[0]:
-            best = (cost, Plan(size, use_dual))
-    return best[1]
+        costs.append((cost, Plan(size, use_dual)))
+    return min(costs, key=lambda found: found[0])[1]

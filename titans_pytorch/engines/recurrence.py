@@ -10,6 +10,7 @@ from torch import Tensor
 
 from titans_pytorch.rules.base import like
 from titans_pytorch.rules.rates import WriteRates
+from titans_pytorch.rules.titans import mixture
 
 Scan = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -28,9 +29,7 @@ def combined_update(
     final = tuple(out[:, -1] for out in outs[1:])
     if rates.combine is None:
         return outs[-1], final
-    mixed = outs[-rates.combine.shape[-1] :]
-    weights = rates.combine.unbind(-1)
-    return sum(like(w, out) * out for w, out in zip(weights, mixed, strict=True)), final
+    return mixture(rates.combine, outs), final
 
 
 def where_active(active: Tensor | None, gate: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

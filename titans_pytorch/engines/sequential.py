@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 
 from titans_pytorch.ops.modes import eager, inner_gradients, ordinary
+from titans_pytorch.ops.positions import Rows
 from titans_pytorch.rules.base import like
 from titans_pytorch.rules.rates import WriteRates, skip_below_threshold, skip_pairs
 
 from .base import Carry, Chunks, Engine, Tensors, Window
 from .plan import Plan
-from .weight_paths import BuiltPath
+from .weight_paths import BuiltPath, Path
 
 
 class SequentialEngine(Engine):
@@ -63,6 +64,7 @@ class SequentialEngine(Engine):
             weight = weight.unsqueeze(1).expand(-1, m, *weight.shape[1:])
             if chunks.residual is None:
                 return weight
+            assert chunks.rates.residual_mix is not None
             earlier = ordinary(chunks.residual.entries(name, chunks.first, m))
             return weight + like(ordinary(chunks.rates.residual_mix), earlier) * earlier
 
@@ -74,8 +76,8 @@ class SequentialEngine(Engine):
         gradients, loss = inner_gradients(total, lambda: tuple(map(of_chunks, start)))
         return loss, dict(zip(start, gradients, strict=True))
 
-    def read(self, paths: Mapping[str, BuiltPath], queries: Tensor, rows) -> Tensor:
-        return self._call({name: path.weights[:, rows] for name, path in paths.items()}, queries)
+    def read(self, paths: Mapping[str, Path], queries: Tensor, rows: Rows) -> Tensor:
+        return self._call({name: path.rows(rows) for name, path in paths.items()}, queries)
 
     def _call(self, params: Tensors, x: Tensor) -> Tensor:
         """The network at x [B G r d], every [B G] with its own parameters."""

@@ -24,6 +24,8 @@ class Path(Protocol):
 
     def mul(self, x: Tensor, rows: Rows) -> Tensor: ...
 
+    def rows(self, rows: Rows) -> Tensor: ...
+
     def entries(self, start: int, stop: int) -> Tensor: ...
 
     def entry(self, i: int) -> Tensor: ...
@@ -43,6 +45,9 @@ class BuiltPath:
 
     def mul(self, x, rows):
         return x * self.weights[:, rows].unsqueeze(2)
+
+    def rows(self, rows):
+        return self.weights[:, rows]
 
     def entries(self, start, stop):
         return self.weights[:, start:stop]
@@ -97,6 +102,9 @@ class DualPath:
 
     def mul(self, x, rows):
         raise NotImplementedError("elementwise parameters are built")
+
+    def rows(self, rows):
+        raise NotImplementedError("its rows are not built")
 
     def entries(self, start, stop):
         return torch.stack([self.entry(i) for i in range(start, stop)], dim=1)

@@ -7,6 +7,7 @@ Entry i: the fast weights before chunk i, counted from the first chunk of the st
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from .weight_paths import BuiltPath
 class Written:
     """The windows that a call wrote, in order, and what the next call continues from.
 
-    engine: reads them; None where weights are only applied, not read (an earlier layer's).
+    engine: reads them; None for entries that are only applied (an earlier layer's).
     shapes: name -> [B ...].
     blended_end: the gated transition replaced the last entry, which is not the last window's own.
     before: an entry from before these windows, which the unfinished read group still reads.
@@ -60,6 +61,7 @@ class Written:
                 out.append((window, lo, hi))
         if self.blended_end and start <= self.last < stop:
             if not self._end:
+                assert self.engine is not None
                 self._end.append(self.engine.still(self.last, self.final.weights))
             out.append((self._end[0], self.last, self.last + 1))
         return out
@@ -87,12 +89,13 @@ class Written:
 
     def surprises(self) -> tuple[Tensor, Tensor]:
         """(inner loss, learning rate) of all pairs written, [B m p]."""
-        if len(self.windows) == 1:
-            return self.windows[0].loss, self.windows[0].learning_rate
-        return tuple(torch.cat([getattr(w, name) for w in self.windows], dim=1) for name in ("loss", "learning_rate"))
+        losses = [w.loss for w in self.windows if w.loss is not None]
+        rates = [w.learning_rate for w in self.windows if w.learning_rate is not None]
+        return (losses[0], rates[0]) if len(losses) == 1 else (torch.cat(losses, dim=1), torch.cat(rates, dim=1))
 
     def read(self, queries: Tensor, position: int, reads: Reads) -> Tensor:
         """Apply the network to queries [B n d], the first at `position`, each with the entry it reads: [B n d]."""
+        assert self.engine is not None
         n, outs = queries.shape[1], []
         for window, lo, hi in self.windows_of(reads.entry(position), reads.stop(position, n)):
             begin, end = reads.of_entries(position, n, lo, hi)
@@ -174,11 +177,11 @@ def write(engine: Engine, chunks: Chunks, carry: Carry, mini_batch: int | None, 
         window = engine.window(part, carry, plan)
         tell(engine, "wrote", part, carry, window, mini_batch, transition)
         windows.append(window)
-        weights = LazyTensors(shapes, lambda name, w=window: w.paths[name].entry(w.chunks))
+        weights = LazyTensors(shapes, partial(_end_of, window))
         slots = LazyTensors(shapes, window.final_slots) if engine.rule.slots else None
         ends = ends_mini_batch(chunks.first + stop, mini_batch)
         blended = ends and transition is not None
-        if blended:
+        if ends and transition is not None:
             weights = _blend(carry.start, weights, transition)
         carry = Carry(weights if ends else carry.start, weights, slots)
     return Written(engine, windows, shapes, carry, blended)
@@ -196,6 +199,10 @@ def given_entries(weights: Tensors, first: int, engine: Engine | None = None) ->
     window = Window(first, count - 1, {k: BuiltPath(v) for k, v in weights.items()}, lambda name: ())
     shapes = {k: (v.shape[0], *v.shape[2:]) for k, v in weights.items()}
     return Written(engine, [window], shapes, Carry({}, {}, None))
+
+
+def _end_of(window: Window, name: str) -> Tensor:
+    return window.paths[name].entry(window.chunks)
 
 
 def _blend(start: Tensors, weights: Tensors, share: Tensor) -> LazyTensors:

@@ -78,7 +78,7 @@ class Gates(nn.Module):
             self._count(gated)
             rates, carry = gated.rates, gated.carry
             written = None if gated.choice is None else gated.choice.page
-        pages = self._entry_pages(first, page, written) if self.reads_one_page else None
+        pages = None if page is None or not self.reads_one_page else self._entry_pages(first, page, written)
         return rates, carry._asdict(), pages
 
     def hidden(self, page, batch: int, n: int) -> Tensor | None:

@@ -25,7 +25,7 @@ class FixedLimit:
         limit = gates.symplectic_page_threshold  # may be set at any time
         if not isinstance(limit, (Real, Tensor)):
             raise wrong("symplectic_page_threshold", limit, "a number")
-        return limit, carry
+        return limit if isinstance(limit, Tensor) else float(limit), carry
 
 
 @dataclass(frozen=True)

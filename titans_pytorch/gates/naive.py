@@ -14,7 +14,12 @@ from titans_pytorch.gates.scores import rounding
 def naive_forward(gate, x: Tensor) -> dict[str, Tensor]:
     """Everything that `gate`, a SymplecticGating, returns for tokens x [b n d], by name."""
     rows = [_row(gate, row) for row in x]
-    return {name: torch.stack([row[name] for row in rows]) for name in rows[0] if rows[0][name] is not None}
+
+    def stacked(name: str) -> Tensor | None:
+        values = [value for row in rows if (value := row[name]) is not None]
+        return torch.stack(values) if values else None
+
+    return {name: value for name in rows[0] if (value := stacked(name)) is not None}
 
 
 def naive_top_k(values: list[float], k: int) -> list[bool]:
@@ -108,7 +113,7 @@ def _polar(gate, token: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _turn(angle: Tensor, before: Tensor) -> Tensor:
-    total = 0.0
+    total = angle.new_zeros(())
     for now, then in zip(angle, before, strict=True):
         step = (now - then).abs()
         turn = (step if step <= math.pi else 2 * math.pi - step) / math.pi
@@ -133,7 +138,7 @@ def _quorum(gate, scores: list[Tensor]) -> list[Tensor]:
     means = []
     for t in range(n):
         window = scores[max(0, t - gate.quorum_window + 1) : t + 1]
-        means.append(sum(window) / len(window))
+        means.append(torch.stack(window).mean(dim=0))
     quorum = [torch.sigmoid((m - gate.quorum_threshold) / gate.quorum_temperature) for m in means]
     if gate.budget_topk_ratio is None:
         return quorum

@@ -134,6 +134,7 @@ def calibrate_page_threshold(memory, tokens: Tensor, target_switch_rate: float, 
         got = Words(f"{type(memory).__name__} {'without pages' if pages is None else 'with page_threshold_quantile'}")
         raise wrong("memory", got, "a NeuralMemory with num_pages > 1 and a fixed threshold")
     trace = gate_trace(memory, tokens)
+    assert trace.complexity is not None  # pages need a gate
     highest = torch.stack(
         [trace.complexity[:, trace.windows == window].amax(dim=-1) for window in trace.windows.unique()], dim=1
     )
@@ -177,7 +178,7 @@ def plot_gate_trace(trace: GateTrace, path, row: int = 0) -> Path:
         raise missing("plot_gate_trace", "matplotlib", "bench") from error
 
     path = Path(path)
-    if trace.complexity is None:
+    if trace.complexity is None or trace.complexity_tokens is None:
         raise wrong("trace", Words("one without complexity"), "the trace of a memory with a gate")
     if not -len(trace.page) <= row < len(trace.page):
         raise wrong("row", row, f"a row of the trace, {len(trace.page)}")

@@ -67,7 +67,8 @@ class GateConfig:
 
     def stages(self) -> tuple[Stage, ...]:
         """Gates change the forget gate, kinetics learning rate and forget gate; then pages select what is written."""
-        router, stages = self._router(), []
+        router = self._router()
+        stages: list[Stage] = []
         if self.gated:
             stages.append(DecayGate(self._score(self.num_pages > 1 and getattr(router, "uses_phase", False))))
         if self.kinetics_coupling and self.kinetics_mix > 0:

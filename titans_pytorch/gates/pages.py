@@ -67,14 +67,16 @@ class Pages(Stage):
 
     @torch.no_grad()
     def choose(self, gates, span: Span, gated: Gated) -> tuple[PageChoice, GateCarry]:
-        carry, complexity = gated.carry, gated.score.chunk.detach()
+        carry, score, page = gated.carry, gated.score, gated.carry.active_page_indices
+        assert score is not None  # pages need a gate
+        assert page is not None  # `start` has set it
+        complexity = score.chunk.detach()
         # thresholds are not rounded to half precision
         complexity = complexity.float() if complexity.dtype.itemsize < 4 else complexity
         windows, starts = self.windows_of(span, complexity.device)
         limit, carry = self.limit(gates, complexity, carry)
         switched = first_of_window(complexity > limit, starts, self.windows.spent(windows, carry))
-        page, angle = carry.active_page_indices, gated.score.angle
-        page = turn_pages(page, switched, complexity, angle, self.router, self.pages)
+        page = turn_pages(page, switched, complexity, score.angle, self.router, self.pages)
         carry = self.windows.mark(windows, switched, carry._replace(active_page_indices=page[:, -1].clone()))
         return PageChoice(page, switched, limit), carry
 

@@ -28,7 +28,7 @@ class EntryPages(NamedTuple):
 
     def at(self, entry: int) -> Tensor:
         """The page of one entry [b]."""
-        return self.older if entry < self.first else self.page[:, entry - self.first]
+        return self.older if self.older is not None and entry < self.first else self.page[:, entry - self.first]
 
     def hidden(self, position: int, n: int, reads: Reads) -> Tensor:
         """The heads that n tokens from `position` on do not read: bool [b h n]."""

@@ -3,6 +3,8 @@
 Letters: b batch, n tokens, d features (dim), p phase pairs. The mathematics is in `gating`, this is the module.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -195,7 +197,7 @@ class SymplecticGating(nn.Module):
         complexity, quorum = self.apply_quorum_policy(per_token(step, n))
 
         complexity = complexity.to(dtype)
-        asked = []
+        asked: list[Any] = []
         for wanted, steps in (
             (return_moment_map, moment),
             (return_phase_map, phase),

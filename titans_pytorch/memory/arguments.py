@@ -28,7 +28,9 @@ def as_views(seq: Tensor, store_seq: Tensor | None, dim: int, diff_views: bool) 
         raise wrong("seq", given, f"{shapes}, or the query view [1 b n {dim}] with a store_seq")
     if query.shape[0] == 0:
         raise wrong("seq", given, "at least one row")
-    store = (seq[1:] if diff_views else seq) if store_seq is None else as_store_view(store_seq, dim, diff_views)
+    if store_seq is None:
+        return query, seq[1:] if diff_views else seq
+    store = as_store_view(store_seq, dim, diff_views)
     if store.shape[-3:-1] != query.shape[:2]:
         raise wrong("store_seq", tuple(store_seq.shape), f"as many rows and tokens as seq, {tuple(query.shape[:2])}")
     return query, store
@@ -131,7 +133,7 @@ class StateShape:
                 continue
             got = tuple(value.shape)
             if len(got) != len(shape) or any(w not in ("k", g) for w, g in zip(shape, got, strict=True)):
-                raise wrong(f"state.{name}", got, shape)
+                raise wrong(f"state.{name}", got, str(shape))
 
     def check_weights(self, weights, name: str, entries: bool = False) -> None:
         check_weights(weights, self.shapes, name, entries, self.kept_in)
@@ -190,14 +192,13 @@ def check_mask(mask, batch: int, n: int, name: str) -> None:
 
 def join_masks(mask: Tensor | None, state: NeuralMemState, batch: int, n: int) -> Tensor | None:
     """The mask of the waiting and the new tokens [b k+n], or None if nothing is masked."""
-    waiting = state.position - state.seq_index
-    if mask is None and state.cache_store_mask is None:
-        return None
-    device = state.cache_store_mask.device if mask is None else mask.device
     before = state.cache_store_mask
-    before = torch.ones(batch, waiting, dtype=torch.bool, device=device) if before is None else before
-    now = torch.ones(batch, n, dtype=torch.bool, device=device) if mask is None else mask
-    return torch.cat((before, now), dim=1)
+    if mask is not None:
+        waiting = state.position - state.seq_index
+        before = mask.new_ones(batch, waiting) if before is None else before
+    elif before is not None:
+        mask = before.new_ones(batch, n)
+    return None if before is None or mask is None else torch.cat((before, mask), dim=1)
 
 
 def earlier_layer(prev_weights, expected: StateShape, first: int, count: int) -> EarlierLayer:
@@ -234,7 +235,7 @@ def with_earlier_queries(queries: Tensor, earlier: Tensor | None, position: int,
     got = 0 if earlier is None else earlier.shape[2]
     if got != wanted:
         raise wrong("state.query_group", Words(f"{got} earlier queries"), f"{wanted} at position {position}")
-    return (torch.cat((earlier, queries), dim=2) if got else queries), position - got
+    return queries if earlier is None else torch.cat((earlier, queries), dim=2), position - got
 
 
 def older_page(state: NeuralMemState) -> Tensor:

@@ -5,6 +5,7 @@ Projections and rates have their objects beside their modules (projections.py, r
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -15,6 +16,7 @@ from titans_pytorch.engines.sequential import SequentialEngine
 from titans_pytorch.memory_models import fast_form
 from titans_pytorch.ops.positions import Reads
 from titans_pytorch.rules.base import UpdateRule
+from titans_pytorch.rules.titans import TitansRule
 
 ENGINES = ("auto", "dual", "matrix", "sequential", "reference")  # "reference": the former name of "sequential"
 
@@ -53,7 +55,7 @@ class ChunkConfig:
     values of a token. lookahead: pair each key with the next token's value.
     """
 
-    chunk_size: int | tuple[int, int]
+    chunk_size: Any
     batch_size: int | None
     kv_per_token: int
     lookahead: bool
@@ -100,11 +102,12 @@ def choose_engine(engine: str, model, rule: UpdateRule, use_accelerated_scan: bo
     if engine not in ENGINES:
         raise wrong("engine", engine, f"one of {', '.join(ENGINES)}")
     form = fast_form(model)
-    if engine in ("sequential", "reference") or (engine == "auto" and not (form and rule.chunkwise)):
+    closed_form = isinstance(rule, TitansRule)
+    if engine in ("sequential", "reference") or (engine == "auto" and not (form and closed_form)):
         return SequentialEngine(model, rule)
     if form is None:
         raise ValueError(f'engine="{engine}" needs a memory model with a method with_weights(x, weights)')
-    if not rule.chunkwise:
+    if not isinstance(rule, TitansRule):
         raise ValueError(f'engine="{engine}" cannot be combined with update_rule {type(rule).__name__}')
     if engine == "dual" and rule.spectral_norm:
         raise ValueError('engine="dual" cannot be combined with spectral_norm_surprises, which acts on built weights')

@@ -5,6 +5,7 @@ that is not finite makes all predictions of its row so, and by their gradients a
 """
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ def label_memories(model: nn.Module) -> None:
             module.label = name
 
 
-def warn_if_diverged(memory: nn.Module, state: NeuralMemState, tokens: int) -> None:
+def warn_if_diverged(memory: Any, state: NeuralMemState, tokens: int) -> None:
     """Called with the state that a call of `tokens` tokens starts from."""
     if state.states is None or torch.compiler.is_compiling() or memory.told_diverged:
         return
@@ -45,7 +46,7 @@ def warn_if_diverged(memory: nn.Module, state: NeuralMemState, tokens: int) -> N
         _warn(memory, state, first, at)
 
 
-def _warn(memory: nn.Module, state: NeuralMemState, first: Tensor, at: int) -> None:
+def _warn(memory: Any, state: NeuralMemState, first: Tensor, at: int) -> None:
     heads = memory.internal_heads
     finite = first.detach().flatten(1)[:, 0].isfinite().unflatten(0, (-1, heads)).all(dim=1)
     bad = (~finite).nonzero().flatten().tolist()

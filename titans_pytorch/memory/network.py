@@ -34,8 +34,8 @@ def template_of(model: nn.Module, dim: int) -> nn.Module:
             with torch.no_grad():
                 out = model(torch.zeros(shape, dtype=param.dtype, device=param.device))
         except Exception as error:
-            got = Words(f"{kind}, which fails on {shape} with {type(error).__name__}: {error}")
-            raise wrong("model", got, f"a module that maps [.. n {dim}] to [.. n {dim}]") from error
+            failed = Words(f"{kind}, which fails on {shape} with {type(error).__name__}: {error}")
+            raise wrong("model", failed, f"a module that maps [.. n {dim}] to [.. n {dim}]") from error
         if not isinstance(out, Tensor) or tuple(out.shape) != shape:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise wrong("model", Words(f"{kind}, which maps {shape} to {got}"), "a module that keeps the shape")

@@ -50,7 +50,7 @@ class UnitNorm(nn.Module):
         return unit_norm(x)[0]
 
 
-GATES = {"sigmoid": torch.sigmoid, "silu": nn.functional.silu}
+GATES: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": torch.sigmoid, "silu": nn.functional.silu}
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,11 @@ class Projections(nn.Module):
         self.multihead_rmsnorm = head_norm(o.post_rmsnorm or gated)
         gates = inner if gated else o.heads if o.heads > 1 else 0
         self.retrieve_gate = nn.Linear(o.dim, gates, bias=False) if gates else None
-        self.gate_activation = GATES[o.output_gate or "sigmoid"]
+        self.gate_activation: Callable[[Tensor], Tensor] = GATES[o.output_gate or "sigmoid"]
         self.combine_heads = nn.Linear(inner, o.dim, bias=False) if gates or inner != o.dim else nn.Identity()
-        self.queries_conv = self.keys_conv = self.values_conv = None
+        self.queries_conv: CausalConv | None = None
+        self.keys_conv: CausalConv | None = None
+        self.values_conv: CausalConv | None = None
 
     def add_convolutions(self) -> None:
         """Create the convolutions. Optional parameters are created last, so that they do not change how the others are

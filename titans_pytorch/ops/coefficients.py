@@ -43,8 +43,9 @@ def coefficients(
 ) -> Coefficients:
     """keep [B m]; momentum [B m o] or None; combine [B m o (+1)] or None (the last order alone); active bool [B m], or
     None: all are."""
-    order = 0 if momentum is None else momentum.shape[-1]
-    gates = keep.unsqueeze(1) if order == 0 else torch.cat((keep.unsqueeze(1), momentum.transpose(1, 2)), dim=1)
+    order, gates = 0, keep.unsqueeze(1)
+    if momentum is not None:
+        order, gates = momentum.shape[-1], torch.cat((gates, momentum.transpose(1, 2)), dim=1)
     if active is None:
         products = cumulative_products(gates)  # [B o+1 m+1 m+1]
     else:

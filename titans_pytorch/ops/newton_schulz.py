@@ -104,12 +104,12 @@ def _orthogonal(x: Tensor, out: Tensor, steps: int) -> None:
 
 def _product(x: Tensor, steps: int) -> Tensor:
     """Q: the product of the P_k, X_steps = Q X."""
-    gram, product = x @ x.transpose(1, 2), None
-    for step in range(steps):
+    gram = x @ x.transpose(1, 2)
+    product = poly = _polynomial(gram)
+    for _ in range(steps - 1):
+        gram = poly @ gram @ poly
         poly = _polynomial(gram)
-        product = poly if product is None else poly @ product
-        if step + 1 < steps:
-            gram = poly @ gram @ poly
+        product = poly @ product
     return product
 
 
@@ -136,19 +136,19 @@ def _section_slope(x: Tensor, grad: Tensor, steps: int) -> Tensor:
     _, b, c = COEFFICIENTS
     gram = x @ x.transpose(1, 2)
     d_gram = _and_transposed(grad @ x.transpose(1, 2))  # twice the symmetric part: A_0 = X X^T
-    product = d_product = None
-    for step in range(steps):
-        poly = _polynomial(gram)
-        d_poly = _and_transposed(torch.baddbmm(d_gram, gram, d_gram, beta=b / 2, alpha=c))
-        if step == 0:
-            product, d_product = poly, d_poly
-        else:
-            d_product = torch.bmm(poly, d_product).baddbmm_(d_poly, product)
-            product = poly @ product
-        if step + 1 < steps:  # A_{k+1} = P A P
-            half = poly @ gram
-            d_gram = _and_transposed(torch.bmm(d_poly, half).baddbmm_(poly, d_gram @ poly, alpha=0.5))
-            gram = half @ poly
+
+    def polynomial():
+        return _polynomial(gram), _and_transposed(torch.baddbmm(d_gram, gram, d_gram, beta=b / 2, alpha=c))
+
+    poly, d_poly = polynomial()
+    product, d_product = poly, d_poly
+    for _ in range(steps - 1):
+        half = poly @ gram  # A_{k+1} = P A P
+        d_gram = _and_transposed(torch.bmm(d_poly, half).baddbmm_(poly, d_gram @ poly, alpha=0.5))
+        gram = half @ poly
+        poly, d_poly = polynomial()
+        d_product = torch.bmm(poly, d_product).baddbmm_(d_poly, product)
+        product = poly @ product
     return torch.bmm(product, grad).baddbmm_(d_product, x)
 
 

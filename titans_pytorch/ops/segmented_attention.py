@@ -10,6 +10,8 @@ Persistent keys stand in front of all others and are seen by every query.
 ein letters: b batch, h heads, n queries, j keys, w window, m blocks, p persistent keys, d features per head
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -59,7 +61,7 @@ def segmented_attention(
         scale: multiplies the logits.
         dropout: probability of dropping an attention weight.
     """
-    options = {"scale": scale, "dropout": dropout}
+    options: dict[str, Any] = {"scale": scale, "dropout": dropout}
     n, cached = q.shape[-2], k.shape[-2] - q.shape[-2]
 
     if cached == 0:
@@ -147,7 +149,7 @@ def _blocks(q: Tensor, k: Tensor, v: Tensor, persistent: Tensor, window: int, op
 def _sliding_window(q: Tensor, k: Tensor, v: Tensor, persistent: Tensor, window: int, options: dict) -> Tensor:
     """The first block sees itself alone; each other one is given its own keys and those of the block before."""
     b, n = q.shape[0], q.shape[-2]
-    first = _causal(*(t[..., :window, :] for t in (q, k, v)), persistent, options)
+    first = _causal(q[..., :window, :], k[..., :window, :], v[..., :window, :], persistent, options)
     if n <= window:
         return first
 

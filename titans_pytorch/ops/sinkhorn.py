@@ -42,7 +42,7 @@ def sinkhorn(logits: Tensor, iterations: int = ITERATIONS) -> Tensor:
 def sinkhorn_numbers(logits: Sequence[Sequence[float]], iterations: int = ITERATIONS) -> list[list[float]]:
     """The same for one matrix of Python numbers: for one token, where launching a kernel takes longer than all of the
     arithmetic. It stops where a further iteration changes nothing."""
-    return list(zip(*sinkhorn_columns(logits, iterations), strict=True))
+    return [list(row) for row in zip(*sinkhorn_columns(logits, iterations), strict=True)]
 
 
 def sinkhorn_columns(logits: Sequence[Sequence[float]], iterations: int = ITERATIONS) -> list[list[float]]:

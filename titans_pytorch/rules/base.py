@@ -11,8 +11,8 @@ each weight by the sign of its surprise, as signSGD does:
             return retention * weights + 0.01 * surprise.sign(), slots
 
 `NeuralMemory(dim, update_rule=SignRule())` runs it, on the sequential engine: chunk by chunk, by autograd. All options
-of the layer work with it (masks, heads, streaming, pages). A rule whose fast weights are linear in the surprises can
-also be run chunkwise parallel; see `TitansRule` and docs/fast_path.md.
+of the layer work with it (masks, heads, streaming, pages). The fast weights of `TitansRule` are linear in the
+surprises, which is why it also has a chunkwise parallel form; see docs/fast_path.md.
 
 Letters: B rows (batch and heads), m chunks, p pairs per chunk, d features.
 """
@@ -41,9 +41,6 @@ class UpdateRule:
 
     loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None
     max_grad_norm: float | None = None
-
-    #: Whether the chunkwise engine knows this rule's closed form.
-    chunkwise = False
 
     @property
     def slots(self) -> int:

@@ -6,6 +6,7 @@
 Letters: B rows (batch and heads), o momentum orders.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -14,6 +15,16 @@ from titans_pytorch.ops.newton_schulz import naive_newton_schulz
 
 from .base import UpdateRule, like
 from .rates import WriteRates
+
+
+def mixture(combine: Tensor, orders: Sequence[Tensor]) -> Tensor:
+    """The weighted sum of the last k of surprise and momentum orders, each [B ...] or [B m ...]: weights [B k] or
+    [B m k]."""
+    first, *others = zip(combine.unbind(-1), orders[-combine.shape[-1] :], strict=True)
+    out = like(*first) * first[1]
+    for weight, order in others:
+        out = out + like(weight, order) * order
+    return out
 
 
 @dataclass(frozen=True)
@@ -29,8 +40,6 @@ class TitansRule(UpdateRule):
     momentum_order: int = 1
     spectral_norm: bool = False
 
-    chunkwise = True
-
     @property
     def slots(self) -> int:
         """One momentum of each order."""
@@ -42,11 +51,9 @@ class TitansRule(UpdateRule):
         """Write one chunk to one parameter; see `UpdateRule.update`."""
         orders = [surprise]
         for order, momentum in enumerate(slots):
+            assert rates.momentum is not None
             orders.append(like(rates.momentum[..., order], momentum) * momentum + orders[-1])
-        update = orders[-1]
-        if rates.combine is not None:
-            mixed = orders[-rates.combine.shape[-1] :]
-            update = sum(like(w, x) * x for w, x in zip(rates.combine.unbind(-1), mixed, strict=True))
+        update = orders[-1] if rates.combine is None else mixture(rates.combine, orders)
         if self.spectral_norm and update.ndim == 3:
             update = naive_newton_schulz(update)
         return like(rates.retention, weights) * weights + update, tuple(orders[1:])
