@@ -13,7 +13,7 @@ from axial_positional_embedding import ContinuousAxialPositionalEmbedding
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from titans_pytorch.common.checks import Words, check_flags, of_kind, positive_int, wrong
+from titans_pytorch.common.checks import Words, check_flags, flags, number_at_least_0, of_kind, positive_int, wrong
 from titans_pytorch.common.identity import check_identity, identity
 from titans_pytorch.decoding.decoder import Decoder, can_decode
 from titans_pytorch.decoding.sampling import check_ids, min_p_filter, sample
@@ -228,6 +228,7 @@ class MemoryAsContextTransformer(nn.Module):
             ValueError: for ids of another shape or dtype, out of range (seen on CPU), or another batch's cache.
         """
         check_ids("ids", ids, self.ids_below)
+        flags(return_loss=return_loss, disable_flex_attn=disable_flex_attn, return_cache=return_cache)
         if cache is not None:
             self._check_cache(cache, ids.shape[0])
         ids = ids.long()
@@ -327,9 +328,7 @@ class MemoryAsContextTransformer(nn.Module):
 
 
 def _weight(value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
-        raise wrong("memory_loss_weight", value, "a number of at least 0")
-    return value
+    return number_at_least_0(value, "memory_loss_weight")
 
 
 def _memory_layers(layers: Iterable[int] | None, depth: int) -> set[int]:

@@ -21,11 +21,13 @@ from titans_pytorch.common.checks import (
     Words,
     callable_or_none,
     check_flags,
+    flags,
     number_or_none,
     of_kind,
     one_of,
     positive_int,
     positive_number,
+    threshold_or_none,
     wrong,
 )
 from titans_pytorch.common.identity import check_identity, identity
@@ -321,7 +323,7 @@ class NeuralMemory(nn.Module):
         # optional parameters are created last, so that they do not change how the others are initialised
         self.gates: Any = None if new_gates is None else new_gates()
         self.projections.add_convolutions()
-        self.surprise_threshold = number_or_none(surprise_threshold, "surprise_threshold")
+        self.surprise_threshold = threshold_or_none(surprise_threshold, "surprise_threshold")
         self.predictor = NextToken(dim) if one_of(surprise_source, SOURCES, "surprise_source") == "prediction" else None
         self.configuration = self._identity(given, model)
         self.register_load_state_dict_pre_hook(rename_earlier)
@@ -488,6 +490,7 @@ class NeuralMemory(nn.Module):
         Raises:
             ValueError: for another shape or dtype, or a state of another memory, batch size or position.
         """
+        flags(detach_mem_state=detach_mem_state, return_surprises=return_surprises)
         query, store = arguments.as_views(seq, store_seq, self.dim, self.diff_views)
         state = arguments.checked_state(self, state, self._expected(store))
         arguments.check_mask(store_mask, query.shape[0], query.shape[1], "store_mask")
@@ -701,6 +704,7 @@ class NeuralMemory(nn.Module):
         """
         if not isinstance(seq_index, int) or seq_index < 0 or seq_index % self.store_chunk_size:
             raise wrong("seq_index", seq_index, f"a multiple of the store chunk size, {self.store_chunk_size}")
+        flags(return_surprises=return_surprises)
         view = arguments.as_store_view(seq, self.dim, self.diff_views, "seq")
         arguments.check_dtype(view, self.dtype, "seq")
         expected = self._expected(view)

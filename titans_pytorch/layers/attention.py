@@ -12,7 +12,7 @@ import torch
 from rotary_embedding_torch import RotaryEmbedding
 from torch import Tensor, nn
 
-from titans_pytorch.common.checks import Words, check_flags, check_tokens, of_kind, positive_int, wrong
+from titans_pytorch.common.checks import Words, check_flags, check_tokens, flags, of_kind, positive_int, wrong
 from titans_pytorch.common.identity import check_identity, identity
 from titans_pytorch.layers.norms import RMSNorm
 from titans_pytorch.ops.segmented_attention import prepend, segmented_attention, visible
@@ -191,6 +191,7 @@ class SegmentedAttention(nn.Module):
         Returns:
             The output [b n d] and `AttnIntermediates`.
         """
+        flags(disable_flex_attn=disable_flex_attn)
         self._check(seq, value_residual, output_gating)
         normed = self.norm(seq)
         qk, v = self.to_qkv(normed).split((2 * self.to_out.in_features, self.to_out.in_features), dim=-1)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from titans_pytorch.common.checks import Words, wrong
+from titans_pytorch.common.checks import Words, of_kind, wrong
 from titans_pytorch.common.identity import check_identity
 from titans_pytorch.engines.lazy import LazyTensors
 
@@ -156,7 +156,8 @@ def _rows_first(x: Tensor, batch: int) -> Tensor:
 
 
 def mem_state_detach(state: NeuralMemState) -> NeuralMemState:
-    """The same state cut from the graph: for truncated backpropagation through time."""
+    """The same state cut from the graph: for truncated backpropagation through time. ValueError for anything else."""
+    of_kind(state, NeuralMemState, "state", "a NeuralMemState")
     return NeuralMemState(*(_detach(value) for value in state))
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from titans_pytorch.common.checks import Words, of_kind, wrong
+from titans_pytorch.common.checks import Words, flags, of_kind, wrong
 from titans_pytorch.common.identity import check_identity, identity
 from titans_pytorch.common.switches import with_switches_of_now
 from titans_pytorch.decoding.sampling import check_ids, min_p_filter, sample
@@ -121,6 +121,7 @@ class LanguageModel(nn.Module):
         """
         check_ids("ids", ids, self.config.vocab_size)
         self._check_cache(ids, cache)
+        flags(return_loss=return_loss, return_cache=return_cache, return_surprises=return_surprises)
         if return_loss:
             if cache is not None or return_cache or return_surprises or ids.shape[1] < 2:
                 raise ValueError("return_loss=True needs at least two tokens, and no cache or surprises")

@@ -6,7 +6,7 @@ Letters: b batch, n tokens, d features, h heads, p persistent tokens
 import torch
 from torch import Tensor, nn
 
-from titans_pytorch.common.checks import Words, check_flags, check_tokens, positive_int, positive_number, wrong
+from titans_pytorch.common.checks import Words, check_flags, check_tokens, flags, positive_int, positive_number, wrong
 from titans_pytorch.common.identity import check_identity
 from titans_pytorch.layers.attention import count
 from titans_pytorch.memory.presets import paper_memory_kwargs
@@ -110,9 +110,10 @@ class Layer(nn.Module):
     configuration: str
     remember: "Remember"
 
-    def _check_call(self, x: Tensor, state, kind: type) -> None:
+    def _check_call(self, x: Tensor, state, kind: type, return_surprises: bool) -> None:
         """Refuses anything but tokens [b n d], and a state that is not of this `kind` or made by other settings."""
         memory = self.remember.memory
+        flags(return_surprises=return_surprises)
         check_tokens(x, "x", memory.dim, memory.memory_model_parameters[0])
         if state is None:
             return
