@@ -260,7 +260,8 @@ class MemoryAsContextTransformer(nn.Module):
         start, n = (0 if cache is None else cache.tokens), ids.shape[1]
         x = insert_longterm(self.token_emb(ids), self.longterm_mems, self.segment_len, start)
         place = places(start, self.segment_len, len(self.longterm_mems))
-        x = x + axial_positions(self.axial_pos_emb, place, x.shape[1], self.memory_segment_len).to(x.dtype)
+        own = self.longterm_mems
+        x = x + axial_positions(self.axial_pos_emb, place, x.shape[1], self.memory_segment_len, own).to(x.dtype)
 
         streams, earlier = self.expand_streams(x), Earlier(surprises=() if memory_loss else None)
         caches = [LayerCache()] * len(self.layers) if cache is None else cache.layers

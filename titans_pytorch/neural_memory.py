@@ -494,8 +494,8 @@ class NeuralMemory(nn.Module):
         query, store = arguments.as_views(seq, store_seq, self.dim, self.diff_views)
         state = arguments.checked_state(self, state, self._expected(store))
         arguments.check_mask(store_mask, query.shape[0], query.shape[1], "store_mask")
-        arguments.check_dtype(query, self.dtype, "seq")
-        arguments.check_dtype(store, self.dtype, "store_seq")
+        arguments.check_dtype(query, self.projections.to_queries, "seq")
+        arguments.check_dtype(store, self.projections.to_keys, "store_seq")
         written, next_state, surprises, pages = self._write(store, state, prev_weights, store_mask, ttt_batch_size)
         retrieved, next_state = self._read(query, written, state, next_state, pages)
         if torch.is_grad_enabled():
@@ -706,7 +706,7 @@ class NeuralMemory(nn.Module):
             raise wrong("seq_index", seq_index, f"a multiple of the store chunk size, {self.store_chunk_size}")
         flags(return_surprises=return_surprises)
         view = arguments.as_store_view(seq, self.dim, self.diff_views, "seq")
-        arguments.check_dtype(view, self.dtype, "seq")
+        arguments.check_dtype(view, self.projections.to_keys, "seq")
         expected = self._expected(view)
         if weights is not None:
             expected.check_weights(weights, "weights")
@@ -733,7 +733,7 @@ class NeuralMemory(nn.Module):
             ValueError: for other shapes, or updates that lack what these tokens read.
         """
         seq = arguments.as_query_view(seq, self.dim)
-        arguments.check_dtype(seq, self.dtype, "seq")
+        arguments.check_dtype(seq, self.projections.to_queries, "seq")
         expected = self._expected(seq)
         hidden = None if self.gates is None else self.gates.hidden(page, seq.shape[0], seq.shape[1])
         has_entries = expected.has_entries(weights, "weights")

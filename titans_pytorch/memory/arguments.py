@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from titans_pytorch.common.checks import Words, wrong
 from titans_pytorch.engines.written import EarlierLayer, Written, given_entries
@@ -65,10 +65,16 @@ def _floating(seq, name: str, shapes: str) -> Tensor:
     return seq
 
 
-def check_dtype(seq: Tensor, dtype: torch.dtype, name: str) -> None:
-    """Without autocast tokens must have the dtype of the parameters."""
-    if seq.dtype != dtype and not under_autocast(seq.device):
-        raise wrong(name, seq.dtype, f"{dtype}, the dtype of the memory's parameters")
+def check_dtype(seq: Tensor, layer: nn.Module, name: str) -> None:
+    """Without autocast tokens must have the dtype of the linear map that they enter. Only a quantised, adapted or
+    hooked one knows what it takes."""
+    weight = layer._parameters.get("weight")
+    if weight is None or type(layer).forward is not nn.Linear.forward:
+        return
+    if layer._forward_pre_hooks or "forward" in vars(layer):
+        return
+    if weight.is_floating_point() and seq.dtype != weight.dtype and not under_autocast(seq.device):
+        raise wrong(name, seq.dtype, f"{weight.dtype}, the dtype of the memory's parameters")
 
 
 def checked_state(memory, state, expected: "StateShape") -> NeuralMemState:

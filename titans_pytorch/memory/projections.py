@@ -27,19 +27,20 @@ class CausalConv(nn.Module):
 
     def __init__(self, width: int, kernel: int):
         super().__init__()
+        self.kernel = kernel
         self.weight = nn.Parameter(torch.empty(kernel, width).uniform_(-(kernel**-0.5), kernel**-0.5))
 
     def forward(self, x: Tensor, before: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x [b n w] after the k-1 tokens `before` it [b k-1 w] (None: zeros): (y [b n w], the k-1 tokens before the
         next)."""
-        kernel, n = len(self.weight), x.shape[1]
+        kernel, weight, n = self.kernel, self.weight, x.shape[1]
         if before is None:
             before = x.new_zeros(x.shape[0], kernel - 1, x.shape[2])
         x = torch.cat((before, x), dim=1)
         # a sum of shifted products: on a CPU many times faster than conv1d with as many groups as channels
-        y = x[:, :n] * self.weight[0]
-        for shift, weight in enumerate(self.weight[1:], start=1):
-            y = torch.addcmul(y, x[:, shift : shift + n], weight)
+        y = x[:, :n] * weight[0]
+        for shift in range(1, kernel):
+            y = torch.addcmul(y, x[:, shift : shift + n], weight[shift])
         return y, x[:, n:].clone()
 
 
