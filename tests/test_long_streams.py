@@ -9,7 +9,6 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from titans_pytorch.memory.parts import MemoryParts
 
 from titans_pytorch import TitansConfig, build_model
 from titans_pytorch.models.presets import PRESETS
@@ -31,7 +30,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 def collected(monkeypatch):
     """The memories that are built inside, one for each set of keywords."""
     found: dict[str, NeuralMemory] = {}
-    build = MemoryParts.__init__
+    build = NeuralMemory.__init__
 
     def note(self, *args, **kwargs):
         build(self, *args, **kwargs)
@@ -39,7 +38,7 @@ def collected(monkeypatch):
         found.setdefault(repr((args, type(kwargs.get("model")), sorted(plain.items(), key=str))), self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(MemoryParts, "__init__", note)
+        patch.setattr(NeuralMemory, "__init__", note)
         yield found
 
 

@@ -8,11 +8,11 @@ from functools import partial
 
 import pytest
 import torch
-from titans_pytorch.sampling import cached_logits
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from titans_pytorch import MemoryAsContextTransformer, NeuralMemory
+from titans_pytorch.decoding.sampling import cached_logits
 from titans_pytorch.models.config import ModelConfig
 from titans_pytorch.models.family import build_model
 from titans_pytorch.training.config import TrainConfig
@@ -277,7 +277,9 @@ def test_a_decoder_keeps_out_of_wrapped_layers():
         if wrap == "around":
             model.layers[0] = Around(model.layers[0])
         else:
-            module = model.layers[0].attention if wrap == "instance" else model.layers[0].memory.retrieve_norm
+            module = (
+                model.layers[0].attention if wrap == "instance" else model.layers[0].memory.projections.retrieve_norm
+            )
             own = module.forward
 
             def halved(*args, own=own, **kwargs):

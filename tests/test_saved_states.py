@@ -3,6 +3,7 @@ more than torch and the package."""
 
 import subprocess
 import sys
+import zipfile
 
 import pytest
 import torch
@@ -52,11 +53,13 @@ def kinds(value) -> set[str]:
 
 @torch.no_grad()
 def test_every_kind_is_listed():
-    listed = {name for names in STATES.values() for name in names} - {"_rebuild", "TitansCache"}
+    listed = set(STATES) - {"_rebuild", "TitansCache"}
     assert set().union(*map(kinds, states().values())) == listed
 
 
-@pytest.mark.parametrize("first", ["import torch, titans_pytorch", "import titans_pytorch, torch"])
+@pytest.mark.parametrize(
+    "first", ["import torch, titans_pytorch", "from titans_pytorch import NeuralMemory\nimport torch"]
+)
 @torch.no_grad()
 def test_a_fresh_process_reads_them_all(first, tmp_path):
     made = states()
@@ -66,6 +69,22 @@ def test_a_fresh_process_reads_them_all(first, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert dict(line.split() for line in done.stdout.splitlines()) == {n: type(s).__name__ for n, s in made.items()}
+
+
+def test_states_saved_by_version_0_1(tmp_path):
+    """Their classes were in other modules."""
+    state = mem_state_detach(NeuralMemory(16, 4)(torch.randn(2, 7, 16))[1])
+    torch.save(state, tmp_path / "now.pt")
+    with zipfile.ZipFile(tmp_path / "now.pt") as now, zipfile.ZipFile(tmp_path / "then.pt", "w") as then:
+        for name in now.namelist():
+            data = now.read(name)
+            if name.endswith("data.pkl"):
+                data = data.replace(b"titans_pytorch.memory.state", b"titans_pytorch.memory_state")
+                data = data.replace(b"titans_pytorch.engines.lazy", b"titans_pytorch.memory_state")
+            then.writestr(name, data)
+    again = torch.load(tmp_path / "then.pt")
+    assert type(again) is type(state)
+    assert all(torch.equal(again.states[0][name], value) for name, value in state.states[0].items())
 
 
 def test_the_cache_of_the_transformers_library(tmp_path):

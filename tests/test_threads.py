@@ -11,9 +11,10 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from titans_pytorch import MemoryAsContextTransformer, MemoryMLP, NeuralMemory, switches
+from titans_pytorch import MemoryAsContextTransformer, MemoryMLP, NeuralMemory
 from titans_pytorch.analysis.storing import memories_of, stop_storing, storing_off
 from titans_pytorch.analysis.trace import trace_memories
+from titans_pytorch.common import switches
 from titans_pytorch.common.switches import evaluating, with_switches_of_now
 from titans_pytorch.memory.state import LazyTensors
 from titans_pytorch.models.config import TitansConfig

@@ -372,7 +372,7 @@ class NeuralMemory(nn.Module):
         )
 
     def check_made_by_this(self, state: NeuralMemState) -> None:
-        """Raise ValueError for a state that a memory of other settings made."""
+        """Refuse a state that a memory of other settings made, with a ValueError."""
         check_identity(self.configuration, state.configuration, "state", NeuralMemory.__init__)
 
     def _new_gates(self, given: Mapping) -> Callable[[], nn.Module] | None:

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from titans_pytorch import NeuralMemory, unused
+from titans_pytorch import NeuralMemory
+from titans_pytorch.memory import unused
 from titans_pytorch.models.config import VARIANTS as FAMILY
 from titans_pytorch.models.config import ModelConfig
 from titans_pytorch.models.family import build_model
@@ -86,7 +87,7 @@ def test_of_another_retrieve_chunk_and_of_one_call_window():
 def test_what_is_not_finite_stays_where_it_is():
     memory = NeuralMemory(4, chunk_size=4)
     with torch.no_grad():
-        memory.to_keys.weight.fill_(torch.nan)
+        memory.projections.to_keys.weight.fill_(torch.nan)
     out = memory(torch.randn(1, 3, 4))[0]
     assert out.isfinite().all()
     assert gradients_of(memory, out)["to_keys.weight"].eq(0.0).all()

@@ -10,7 +10,6 @@ import pickle
 
 import pytest
 import torch
-from titans_pytorch.memory.parts import NOT_OF_A_STATE, MemoryParts
 from torch import nn
 
 from titans_pytorch import (
@@ -31,8 +30,11 @@ from titans_pytorch import (
     titans_memory,
 )
 from titans_pytorch.mac_transformer import NOT_OF_A_CACHE
+from titans_pytorch.memory.config import NOT_OF_A_STATE
 from titans_pytorch.models.attention import SegmentAttention, WindowAttention
 from titans_pytorch.models.language_model import NOT_OF_A_CACHE as NOT_OF_A_MODELS_CACHE
+
+from .subjects import AdaGradRule
 
 DIM = 6
 GATED = {"use_symplectic_gating": True}
@@ -103,6 +105,7 @@ MEMORY = [
     ("page_threshold_quantile", PAGED, None, 0.5),
     ("page_threshold_window", PAGED | {"page_threshold_quantile": 0.5}, 64, 32),
     ("read_active_page_only", PAGED, False, True),
+    ("update_rule", {}, None, AdaGradRule()),
     ("qkv_conv_kernel", {}, None, 4),
     ("qkv_conv_kernel", {}, 2, 4),
     ("qk_l2norm", {}, False, True),
@@ -129,7 +132,7 @@ def tokens(memory, n=9, seed=0):
 
 
 def test_every_keyword_of_the_memory_is_listed():
-    keywords = set(inspect.signature(MemoryParts.__init__).parameters) - {"self"}
+    keywords = set(inspect.signature(NeuralMemory.__init__).parameters) - {"self"}
     assert MEMORY_NAMES | set(NOT_OF_A_STATE) == keywords
     assert not MEMORY_NAMES & set(NOT_OF_A_STATE)
 

@@ -6,9 +6,9 @@ import inspect
 import re
 
 import pytest
-from titans_pytorch.norms import MultiheadRMSNorm
 
 import titans_pytorch as t
+from titans_pytorch.layers.norms import MultiheadRMSNorm
 from titans_pytorch.models.attention import SegmentAttention, WindowAttention
 from titans_pytorch.models.config import ModelConfig
 from titans_pytorch.models.gates import Gate

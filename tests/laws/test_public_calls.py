@@ -3,12 +3,12 @@ place of flags raise a ValueError that names the argument."""
 
 import pytest
 import torch
-from titans_pytorch.norms import RMSNorm
-from titans_pytorch.sampling import gumbel_sample, min_p_filter, top_k_filter, top_p_filter
-from titans_pytorch.storing import memories_of, page_switches, stop_storing
 from torch import nn
 
 import titans_pytorch as t
+from titans_pytorch.analysis.storing import memories_of, page_switches, stop_storing
+from titans_pytorch.decoding.sampling import gumbel_sample, min_p_filter, top_k_filter, top_p_filter
+from titans_pytorch.layers.norms import RMSNorm
 from titans_pytorch.models.attention import SegmentAttention, WindowAttention
 from titans_pytorch.models.gates import Gate
 from titans_pytorch.models.memory import titans_memory
