@@ -83,7 +83,9 @@ def test_every_memory_is_measured():
         anchor, end = memory.init_weights(1), state.states[0]
         tokens = memory.projections.store_norm(seq)
         keys, values = memory.projections.to_keys(tokens)[:, None], memory.projections.to_values(tokens)[:, None]
-        before, after = (memory.engine.still(0, weights).read(keys, slice(0, 1)) for weights in (anchor, end))
+        before, after = (
+            memory.engine.read(memory.engine.still(0, weights).paths, keys, slice(0, 1)) for weights in (anchor, end)
+        )
         wanted = ((after - before).norm() / (values - before).norm()).item()
         assert gains == pytest.approx({"": wanted}, rel=1e-9)
 

@@ -89,8 +89,8 @@ def test_the_maps_of_a_memory_as_torch_counts_them():
     shape = memory_shape(kwargs | {"per_parameter_lr_modulation": True})
     parts = ops.memory_operations(shape, batch=2, tokens=16)
     maps = ("to_queries", "to_keys", "to_values", "combine_heads")
-    assert parts["projections"] == sum(of[name] for name in maps)
-    assert parts["rates"] == of["rates"] + of["retrieve_gate"]
+    assert parts["projections"] == sum(of[f"projections.{name}"] for name in maps)
+    assert parts["rates"] == of["rates"] + of["projections.retrieve_gate"]
 
 
 def test_a_transformer_as_torch_counts_it():

@@ -87,8 +87,8 @@ def test_a_lesson_moves_the_gate_alone_and_ends_with_training():
     found = lesson(memory, [])
     grads = torch.autograd.grad(found, list(memory.parameters()), allow_unused=True)
     moved = {name for (name, _), grad in zip(memory.named_parameters(), grads, strict=True) if grad is not None}
-    assert {"symplectic_gate.map.weight", "symplectic_gate.map.bias"} <= moved
-    assert all(name.startswith(("symplectic_gate.", "store_norm.")) for name in moved)
+    assert {"gates.symplectic_gate.map.weight", "gates.symplectic_gate.map.bias"} <= moved
+    assert all(name.startswith(("gates.symplectic_gate.", "projections.store_norm.")) for name in moved)
     with torch.no_grad():
         TASK.loss(memory, episode())
     assert float(lesson(memory, [])) == 0.0

@@ -169,7 +169,7 @@ def test_inputs_and_start_values_are_the_seed_s():
     one, same, other = (Setup(seed=seed) for seed in (1, 1, 2))
     assert torch.equal(inputs(case, one, 2, 8), inputs(case, same, 2, 8))
     assert not torch.equal(inputs(case, one, 2, 8), inputs(case, other, 2, 8))
-    weights = [build_module(case, s).to_keys.weight for s in (one, same, other)]
+    weights = [build_module(case, s).projections.to_keys.weight for s in (one, same, other)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 

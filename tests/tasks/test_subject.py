@@ -42,7 +42,7 @@ def test_settings_name_the_subject(text_file, tmp_path):
     ("data", "message"),
     [
         (TaskConfig("recall", {"seed": 3}), "data.settings cannot be combined with seed, which seed of training sets"),
-        (TaskConfig("recall", {"pairs": "many"}), "data: pairs must be an integer of at least 1, got 'many'"),
+        (TaskConfig("recall", {"pairs": "many"}), "data: pairs must be a whole number, got 'many'"),
         (TaskConfig("recal"), "data: unknown task recal; the nearest is recall"),
         (TaskConfig("recall", first_len=128), "first_len must be 0, or 24 to seq_len = 64 for this task, got 128"),
     ],

@@ -4,6 +4,7 @@ Multiply-adds per stored and read token, for a weight [d e], windows of T tokens
 (the same for all) left out. A window that is not the last also leaves M and S behind and reads an S it found.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,7 +42,7 @@ def plan(shapes: Sequence[tuple[int, int]], rows: int, chunks: int, pairs: int, 
         return Plan(max(1, min(chunks, SPECTRAL_TOKENS // pairs)), dual=False)
     if form == "auto" and chunks == 1:  # its end is built anyway
         return Plan(1, dual=False)
-    costs: list[tuple[float, Plan]] = []
+    best, least = Plan(1, dual=False), math.inf
     for tokens in WINDOW_TOKENS:
         size = max(1, min(chunks, tokens // pairs, MOST_CHUNKS))
         windows = -(-chunks // size)
@@ -50,5 +51,6 @@ def plan(shapes: Sequence[tuple[int, int]], rows: int, chunks: int, pairs: int, 
         matrix = sum(matrix_cost(d, e, size, pairs) for d, e in shapes)
         use_dual = form == "dual" or (form == "auto" and dual < matrix)
         cost = (dual if use_dual else matrix) + WINDOW / (rows * size * pairs)
-        costs.append((cost, Plan(size, use_dual)))
-    return min(costs, key=lambda found: found[0])[1]
+        if cost < least:
+            best, least = Plan(size, use_dual), cost
+    return best

@@ -51,7 +51,7 @@ def load_peer_state_dict(module: nn.Module, state_dict: Mapping[str, Tensor]) ->
 def translate_memory_keys(memory: NeuralMemory, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The peer's keys as ours, less those without effect, and the fork's scales as numbers."""
     translated = {_our_key(key): value for key, value in state_dict.items() if not _without_effect(memory, key)}
-    for scale in SCALES:
+    for scale in map(present_name, SCALES):
         if scale in translated and translated[scale].shape == (1,):
             translated[scale] = translated[scale].squeeze(0)
     return translated
