@@ -25,6 +25,7 @@ from .presets import paper_memory_kwargs
 from .projections import conv_tails, output, queries
 from .surprise import of_rows
 from .switches import tell
+from .unused import unused_parameters, with_unused
 
 __all__ = ["AssocScan", "NeuralMemState", "NeuralMemory", "mem_state_detach"]
 
@@ -211,6 +212,12 @@ class NeuralMemory(MemoryChunks):
             pages = pages and pages._replace(older=inputs.older_page(state))
         earlier = Earlier(state.query_group, state.query_conv)
         retrieved, earlier = self._retrieve(views.query, run, position, earlier, pages)
+        if torch.is_grad_enabled():
+            read = self._entry_at(next_state.position - 1) if retrieved.shape[1] else run.first
+            anchor_chunks = batch_chunks(ttt_batch_size or self.batch_size, self.store_chunk_size)
+            carried = state.weights is not None or state.states is not None
+            unused = unused_parameters(self, run.first, read, anchor_chunks, carried, prev_weights is not None)
+            retrieved = with_unused(retrieved, unused)
         entry = self._entry_at(next_state.position)
         older = run.entry(entry) if entry < run.last else None
         older_page = pages.at(entry) if pages and entry < run.last else None

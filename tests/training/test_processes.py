@@ -58,6 +58,15 @@ def test_two_processes_give_the_losses_of_one(tmp_path):
     assert one["text"][:2] != one["two stages"][:2]
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_rows_of_another_length_in_each_process(tmp_path, count):
+    """A process whose sequence is shorter than a chunk neither fails nor keeps the others waiting."""
+    launched([str(Path(__file__).with_name("unequal_lengths.py")), str(tmp_path)], count)
+    first, *others = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(count)]
+    assert len(first) == 6
+    assert all(other == pytest.approx(first) for other in others)
+
+
 def test_a_batch_is_shared_evenly():
     processes = Together.__new__(Together)
     processes.rank, processes.count = 1, 3

@@ -13,6 +13,7 @@ from titans_pytorch.memory_models import MemoryMLP
 from titans_pytorch.memory_state import NeuralMemState
 from titans_pytorch.neural_memory import NeuralMemory
 from titans_pytorch.presets import paper_memory_kwargs
+from titans_pytorch.unused import with_unused
 
 NEVER = -100.0  # the sigmoid of this is 0 beside 1 in every precision
 
@@ -153,5 +154,6 @@ class Remember(nn.Module):
         p = self.persistent().shape[0] if state is None else 0
         seq = self.persistent.before(x) if p else x
         read, state, surprises = self.memory(seq, state=state, return_surprises=True)
+        read = read if p else with_unused(read, self.persistent.parameters())
         state = state._replace(updates=None)  # the history of one call
         return read[:, p:], read[:, :p], state, tuple(s[..., s.shape[-1] - x.shape[1] :] for s in surprises)

@@ -1,0 +1,53 @@
+"""Parameters that a call does not need: its output is joined to them, with gradient zero.
+
+DistributedDataParallel waits for the gradient of every parameter. Without this a sequence shorter than a chunk fails,
+or waits forever where the other processes read longer ones.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from .switches import stores
+
+
+def with_unused(x: Tensor, parameters: Iterable[Tensor]) -> Tensor:
+    """x, to the bit; its graph leads to the parameters too. Where gradients are off it is x itself.
+
+    Tensor subclasses (DTensor, quantised weights) are left out: they do not mix with plain tensors.
+    """
+    if not torch.is_grad_enabled():
+        return x
+    # nothing of a parameter is read, so that one which is not finite does no harm
+    none = [p.flatten()[:0].to(x) for p in parameters if p.requires_grad and type(p) in (nn.Parameter, Tensor)]
+    return x - torch.cat(none).sum() if none else x
+
+
+def unused_parameters(memory: nn.Module, first: int, read: int, boundary: int | None, carried: bool, residual: bool):
+    """Those of a NeuralMemory that a call did not need, and perhaps some that it did.
+
+    Args:
+        memory: the NeuralMemory.
+        first: chunks stored before the call.
+        read: chunks that its last query reads.
+        boundary: chunks that share mini-batch start weights; None: all.
+        carried: the state held weights, in place of the initial ones.
+        residual: an earlier memory's weights took part.
+    """
+    if read <= first or not stores(memory):  # nothing that the call stored was read
+        return memory.parameters()
+    return _unused_of_some(memory, first, read, boundary, carried, residual)
+
+
+def _unused_of_some(memory, first, read, boundary, carried, residual) -> Iterator[Tensor]:
+    if memory.predictor is not None:  # it learns from `auxiliary_loss` alone
+        yield from memory.predictor.parameters()
+    if memory.rates.to_momentum is not None and read - first < 2:  # the first chunk has no momentum yet
+        yield from memory.rates.to_momentum.parameters()
+    if memory.rates.to_learned_weight_residual_mix is not None and not residual:
+        yield from memory.rates.to_learned_weight_residual_mix.parameters()
+    if memory.transition_gate is not None and (boundary is None or read // boundary == first // boundary):
+        yield memory.transition_gate
+    if carried:
+        yield from memory.memory_model_parameters.parameters()
