@@ -12,7 +12,7 @@ import torch
 from rotary_embedding_torch import RotaryEmbedding
 from torch import Tensor, nn
 
-from .checks import Words, check_flags, check_tokens, of_kind, positive_int, wrong
+from .checks import Words, check_flags, check_tokens, flags, of_kind, positive_int, wrong
 from .identity import check_identity, identity
 from .norms import RMSNorm
 from .ops.segmented_attention import prepend, segmented_attention, visible
@@ -191,6 +191,7 @@ class SegmentedAttention(nn.Module):
         Returns:
             The output [b n d] and `AttnIntermediates`.
         """
+        flags(disable_flex_attn=disable_flex_attn)
         self._check(seq, value_residual, output_gating)
         normed = self.norm(seq)
         qk, v = self.to_qkv(normed).split((2 * self.to_out.in_features, self.to_out.in_features), dim=-1)

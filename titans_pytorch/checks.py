@@ -34,12 +34,25 @@ def positive_int(value, name: str) -> int:
 
 
 def positive_number(value, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise wrong(name, value, "a number above 0")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise wrong(name, value, "a number above 0, not infinite")
+    return value
+
+
+def number_at_least_0(value, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise wrong(name, value, "a number of at least 0, not infinite")
     return value
 
 
 def number_or_none(value, name: str) -> float | None:
+    if value is not None and not math.isfinite(threshold_or_none(value, name)):
+        raise wrong(name, value, "a number, not infinite, or None")
+    return value
+
+
+def threshold_or_none(value, name: str) -> float | None:
+    """May be infinite: never, or always."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value)):
         raise wrong(name, value, "a number or None")
     return value
@@ -61,9 +74,19 @@ def check_flags(function: Callable, given: Mapping) -> None:
     """Of a call of `function` with the arguments `given`: what is True or False by default takes nothing else."""
     for name, parameter in inspect.signature(function).parameters.items():
         if isinstance(parameter.default, bool):
-            value = given[name]
-            if not hasattr(type(value), "__bool__") or value not in (True, False):  # NumPy's have it, too; text has not
-                raise wrong(name, value, "True or False")
+            flags(**{name: given[name]})
+
+
+def flags(**given) -> None:
+    """What is neither true nor false is refused: the word "false" would be true."""
+    for name, value in given.items():
+        if value is not True and value is not False and not _is_flag(value):
+            raise wrong(name, value, "True or False")
+
+
+def _is_flag(value) -> bool:
+    """NumPy's truth values are some, too; text is not."""
+    return hasattr(type(value), "__bool__") and value in (True, False)
 
 
 def check_tokens(x, name: str, dim: int, weight=None, letters: str = "b n") -> None:

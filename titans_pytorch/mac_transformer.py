@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from .attention import SegmentedAttention, count, flex_attention
 from .axial_positions import axial_positions
 from .blocks import Earlier, LayerCache, MemoryAsContextLayer, ViewSelector, feed_forward
-from .checks import Words, check_flags, of_kind, positive_int, wrong
+from .checks import Words, check_flags, flags, number_at_least_0, of_kind, positive_int, wrong
 from .decoding.decoder import Decoder, can_decode
 from .diverged import label_memories
 from .identity import check_identity, identity
@@ -222,6 +222,7 @@ class MemoryAsContextTransformer(nn.Module):
             ValueError: for ids of another shape or dtype, out of range (seen on CPU), or another batch's cache.
         """
         check_ids("ids", ids, self.ids_below)
+        flags(return_loss=return_loss, disable_flex_attn=disable_flex_attn, return_cache=return_cache)
         if cache is not None:
             self._check_cache(cache, ids.shape[0])
         ids = ids.long()
@@ -318,9 +319,7 @@ class MemoryAsContextTransformer(nn.Module):
 
 
 def _weight(value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
-        raise wrong("memory_loss_weight", value, "a number of at least 0")
-    return value
+    return number_at_least_0(value, "memory_loss_weight")
 
 
 def _memory_layers(layers: Iterable[int] | None, depth: int) -> set[int]:

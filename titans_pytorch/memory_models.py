@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from .checks import positive_int, positive_number, wrong
+from .checks import Words, of_kind, positive_int, positive_number, wrong
 from .ops import vjp
 
 
@@ -82,6 +82,7 @@ class MemoryModel(nn.Module):
     """Base of the shipped models: one definition, `with_vjp`, serves every use."""
 
     tokenwise = True
+    dim: int | None = None  # features of a token, where a model says so: others are refused
 
     def with_vjp(self, x: Tensor, weights: TapedWeights):
         """([.. n d] at x, the way back: a function from the gradient of that to the gradient of x), with every
@@ -95,7 +96,17 @@ class MemoryModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [.. n d] -> [.. n d], with the module's own parameters."""
+        check_features(x, self.dim)
         return self.with_weights(x, OwnWeights(self))
+
+
+def check_features(x: Tensor, dim: int | None) -> None:
+    """Refuses anything but floating point tokens [.. n dim]."""
+    takes = f"a floating point tensor [.. n {'d' if dim is None else dim}]"
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise wrong("x", Words(x.dtype if isinstance(x, Tensor) else type(x).__name__), takes)
+    if x.ndim < 2 or dim not in (None, x.shape[-1]):
+        raise wrong("x", tuple(x.shape), takes)
 
 
 def _inner_width(dim: int, expansion_factor: float, times: int = 1, over: int = 1) -> int:
@@ -114,7 +125,8 @@ class LayerNormGamma(MemoryModel):
 
     def __init__(self, dim: int):
         super().__init__()
-        self.gamma = nn.Parameter(torch.zeros(positive_int(dim, "dim")))
+        self.dim = positive_int(dim, "dim")
+        self.gamma = nn.Parameter(torch.zeros(dim))
 
     def with_vjp(self, x, weights):
         normed, back_norm = vjp.layer_norm(x)
@@ -135,7 +147,7 @@ class ResidualNorm(MemoryModel):
     def __init__(self, dim: int, model: nn.Module):
         super().__init__()
         self.norm = LayerNormGamma(dim)
-        self.model = model
+        self.dim, self.model = dim, of_kind(model, nn.Module, "model", "a torch.nn.Module")
 
     @property
     def tokenwise(self):
@@ -153,6 +165,7 @@ class ResidualNorm(MemoryModel):
 
     def forward(self, x):
         """x [.. n d] -> [.. n d]."""
+        check_features(x, self.dim)
         return self.norm(self.model(x)) + x
 
 
@@ -173,7 +186,7 @@ class MemoryMLP(MemoryModel):
 
     def __init__(self, dim: int, depth: int, expansion_factor: float = 2.0):
         super().__init__()
-        inner = _inner_width(dim, expansion_factor)
+        self.dim, inner = dim, _inner_width(dim, expansion_factor)
         widths = (dim, *(inner,) * (positive_int(depth, "depth") - 1), dim)
         self.weights = nn.ParameterList([_matrix(i, o) for i, o in zip(widths[:-1], widths[1:], strict=True)])
 
@@ -204,7 +217,8 @@ class FactorizedMemoryMLP(MemoryModel):
 
     def __init__(self, dim: int, depth: int, k: int = 32):
         super().__init__()
-        positive_int(dim, "dim"), positive_int(k, "k")
+        self.dim = positive_int(dim, "dim")
+        positive_int(k, "k")
         self.weights = nn.ModuleList(
             [nn.ParameterList([_matrix(dim, k), _matrix(k, dim)]) for _ in range(positive_int(depth, "depth"))]
         )
@@ -237,7 +251,7 @@ class MemorySwiGluMLP(MemoryModel):
 
     def __init__(self, dim: int, depth: int = 1, expansion_factor: float = 4.0):
         super().__init__()
-        inner = _inner_width(dim, expansion_factor, 2, 3)
+        self.dim, inner = dim, _inner_width(dim, expansion_factor, 2, 3)
 
         def layer():
             shapes = ((dim, inner * 2), (inner, dim))
@@ -285,7 +299,7 @@ class GatedResidualMemoryMLP(MemoryModel):
 
     def __init__(self, dim: int, depth: int, expansion_factor: float = 4.0):
         super().__init__()
-        inner = _inner_width(dim, expansion_factor)
+        self.dim, inner = dim, _inner_width(dim, expansion_factor)
         self.weights = nn.ModuleList(
             [
                 nn.ParameterList([_matrix(dim, inner), _matrix(inner, dim), _matrix(dim * 2, dim)])
@@ -339,7 +353,7 @@ class MemoryAttention(MemoryModel):
     def __init__(self, dim: int, scale: float = 8.0, expansion_factor: float = 2.0):
         super().__init__()
         self.scale = positive_number(scale, "scale")
-        inner = _inner_width(dim, expansion_factor)
+        self.dim, inner = dim, _inner_width(dim, expansion_factor)
         shapes = ((dim, dim), (dim, dim), (dim, dim), (dim, inner), (inner, dim))
         self.weights = nn.ParameterList([_matrix(*shape) for shape in shapes])
 

@@ -6,7 +6,15 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from .checks import callable_or_none, check_flags, number_or_none, one_of, positive_int, positive_number
+from .checks import (
+    callable_or_none,
+    check_flags,
+    number_or_none,
+    one_of,
+    positive_int,
+    positive_number,
+    threshold_or_none,
+)
 from .engines.update_rule import UpdateRule
 from .gating.options import GateOptions
 from .identity import check_identity, identity
@@ -213,7 +221,7 @@ class MemoryParts(nn.Module):
         # what is optional comes last, so that all else starts as it does without
         self._add_gates(gates)
         self._add_convolutions(qkv_conv_kernel)
-        self.surprise_threshold = number_or_none(surprise_threshold, "surprise_threshold")
+        self.surprise_threshold = threshold_or_none(surprise_threshold, "surprise_threshold")
         self.predictor = NextToken(dim) if one_of(surprise_source, SOURCES, "surprise_source") == "prediction" else None
         self.configuration = memory_identity(given, model)
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .checks import Words, wrong
+from .checks import Words, of_kind, wrong
 from .identity import check_identity
 from .ops.modes import hooks_on_saved_tensors, no_autocast_anywhere, saved_as_they_are
 
@@ -233,7 +233,8 @@ def _rows_first(x: Tensor, batch: int) -> Tensor:
 
 
 def mem_state_detach(state: NeuralMemState) -> NeuralMemState:
-    """The same state cut from the graph: for truncated backpropagation through time."""
+    """The same state cut from the graph: for truncated backpropagation through time. ValueError for anything else."""
+    of_kind(state, NeuralMemState, "state", "a NeuralMemState")
     return NeuralMemState(*(_detach(value) for value in state))
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import memory_inputs as inputs
-from .checks import Words, wrong
+from .checks import Words, flags, wrong
 from .diverged import warn_if_diverged
 from .engines.run import Carry, Run, built_run, still_run, store
 from .gating.reading import EntryPages, entry_pages, given_page
@@ -198,6 +198,7 @@ class NeuralMemory(MemoryChunks):
         Raises:
             ValueError: for another shape or dtype, or a state of another memory, batch size or position.
         """
+        flags(detach_mem_state=detach_mem_state, return_surprises=return_surprises)
         views = inputs.as_views(seq, store_seq, self.dim, self.diff_views)
         state, expected = inputs.checked_state(self, state), self._expected(views.store)
         expected.check(state)
@@ -257,6 +258,7 @@ class NeuralMemory(MemoryChunks):
         """
         if not isinstance(seq_index, int) or seq_index < 0 or seq_index % self.store_chunk_size:
             raise wrong("seq_index", seq_index, f"a multiple of the store chunk size, {self.store_chunk_size}")
+        flags(return_surprises=return_surprises)
         view = inputs.as_store_view(seq, self.dim, self.diff_views, "seq")
         inputs.check_dtype(view, self.to_keys.weight, "seq")
         expected = self._expected(view)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from .checks import Words, positive_int, wrong
 from .ops.rms_norm import rms_norm
 
 
@@ -10,6 +11,9 @@ class RMSNorm(nn.RMSNorm):
     """torch's, with its learned weight and default eps; faster on a CPU (ops/rms_norm.py)."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor) or tuple(x.shape[-1:]) != self.normalized_shape or not x.is_floating_point():
+            got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise wrong("x", Words(got), f"a floating point tensor [.. {self.normalized_shape[0]}]")
         return rms_norm(x, self.weight, self.eps)
 
 
@@ -18,6 +22,7 @@ class MultiheadRMSNorm(nn.Module):
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
+        positive_int(dim, "dim"), positive_int(heads, "heads")
         self.gamma = nn.Parameter(torch.zeros(heads, 1, dim))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -41,6 +41,7 @@ def paper_memory_kwargs(
     """
     positive_int(dim_head, "dim_head")
     positive_int(segment, "segment")
+    positive_int(depth, "depth"), positive_number(expansion_factor, "expansion_factor")
     step = MOST_PER_SEGMENT / segment if max_step is None else positive_number(max_step, "max_step")
     return {
         "chunk_size": 1,

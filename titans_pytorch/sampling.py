@@ -3,13 +3,13 @@
 Letters: b batch, n tokens, v tokens of the vocabulary
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .checks import Words, positive_int, wrong
+from .checks import Words, callable_or_none, flags, number_at_least_0, of_kind, positive_int, wrong
 from .ops.modes import plain_only
 from .switches import evaluating
 
@@ -24,7 +24,7 @@ def min_p_filter(logits: Tensor, min_p: float = 0.1) -> Tensor:
     Returns:
         [.. v], -inf where dropped.
     """
-    if not 0 <= min_p <= 1:
+    if not isinstance(min_p, (int, float)) or not 0 <= min_p <= 1:
         raise wrong("min_p", min_p, "a number in [0, 1]")
     probs = logits.softmax(dim=-1)
     return logits.masked_fill(probs < min_p * probs.amax(dim=-1, keepdim=True), -torch.inf)
@@ -55,7 +55,7 @@ def top_p_filter(logits: Tensor, p: float = 0.9) -> Tensor:
     Returns:
         [.. v], -inf where dropped.
     """
-    if not 0 < p <= 1:
+    if not isinstance(p, (int, float)) or not 0 < p <= 1:
         raise wrong("p", p, "a number in (0, 1]")
     values, indices = logits.sort(dim=-1, descending=True, stable=True)
     probs = values.softmax(dim=-1)
@@ -75,8 +75,7 @@ def gumbel_sample(logits: Tensor, temperature: float = 1.0, generator: torch.Gen
     Returns:
         Token ids, long [..].
     """
-    if not temperature >= 0:
-        raise wrong("temperature", temperature, "a number of at least 0")
+    number_at_least_0(temperature, "temperature")
     if temperature == 0:
         return logits.argmax(dim=-1)
     logits = logits.float() if logits.dtype.itemsize < 4 else logits
@@ -145,8 +144,10 @@ def sample(
     """
     check_ids("prompt", prompt)
     positive_int(seq_len, "seq_len")
-    if not temperature >= 0:
-        raise wrong("temperature", temperature, "a number of at least 0")
+    callable_or_none(filter_fn, "filter_fn")
+    of_kind(filter_kwargs, (Mapping, type(None)), "filter_kwargs", "a mapping of the filter's keywords, or None")
+    flags(show_progress=show_progress, use_cache=use_cache)
+    number_at_least_0(temperature, "temperature")
 
     start = prompt.shape[1]
     ids = torch.nn.functional.pad(prompt.long(), (0, max(seq_len - start, 0)))

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from .checks import of_kind
 from .neural_memory import NeuralMemory
 from .switches import Stop, set_stops, stops
 
@@ -17,6 +18,7 @@ __all__ = ["memories_of", "page_switches", "stop_storing", "storing_off"]
 
 def memories_of(model: nn.Module) -> dict[str, NeuralMemory]:
     """Every memory in a model, by its name there."""
+    of_kind(model, nn.Module, "model", "a torch.nn.Module")
     return {name: module for name, module in model.named_modules() if isinstance(module, NeuralMemory)}
 
 

@@ -15,7 +15,7 @@ import torch
 from einops import repeat
 from torch import Tensor, nn
 
-from .checks import Words, wrong
+from .checks import Words, flags, of_kind, wrong
 from .ops.modes import at_least_float32
 from .rates import StoreRates
 
@@ -88,6 +88,9 @@ def auxiliary_loss(surprises: Sequence[Tensor], every_pair: bool = False) -> Ten
     if not isinstance(surprises, tuple | list) or len(surprises) not in (2, 3):
         takes = "(loss, step), as a NeuralMemory returns them with return_surprises = True"
         raise wrong("surprises", Words(type(surprises).__name__), takes)
+    for part in surprises:
+        of_kind(part, Tensor, "surprises", "tensors, as a NeuralMemory returns them with return_surprises = True")
+    flags(every_pair=every_pair)
     loss, step, *errors = surprises
     learned = step > 0
     pairs = max(learned.numel(), 1) if every_pair else learned.sum().clamp(min=1)

@@ -301,6 +301,8 @@ class SymplecticGating(nn.Module):
             raise ValueError(f"x must be tokens [b n {self.dim}], got {got}")
         if not x.is_floating_point():
             raise ValueError(f"x must be floating point tokens, got {x.dtype}")
+        if x.shape[0] == 0:
+            raise ValueError(f"x must be tokens [b n {self.dim}] of at least one row, got shape {tuple(x.shape)}")
 
 
 def _optional(check, name, value, *limits):

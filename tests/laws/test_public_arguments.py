@@ -8,12 +8,19 @@ import re
 import pytest
 
 import titans_pytorch as t
+from titans_pytorch.models.attention import SegmentAttention, WindowAttention
+from titans_pytorch.models.config import ModelConfig
+from titans_pytorch.models.gates import Gate
+from titans_pytorch.models.memory import PersistentTokens
+from titans_pytorch.norms import MultiheadRMSNorm
 from titans_pytorch.training.config import DataConfig, ReportConfig, TaskConfig, TrainConfig
 from titans_pytorch.training.mac import MacConfig
 
 from ..helpers import refusal
 
-WRONG = (None, "x", -1, 0, 1.5, float("nan"), [], {}, True, object(), (1, 2, 3))
+INF = float("inf")
+WRONG = (None, "x", "false", -1, 0, 1.5, float("nan"), INF, -INF, [], {}, True, object(), (1, 2, 3), int)
+TINY = ModelConfig(vocab_size=8, d_model=16, n_layers=1, n_heads=2, mem_heads=2)
 NEEDED = {
     t.NeuralMemory: {"dim": 8},
     t.MemoryAsContextTransformer: {
@@ -37,7 +44,22 @@ NEEDED = {
     t.MALLayer: {"dim": 16},
     t.LMMLayer: {"dim": 16},
     t.titans_memory: {"dim": 8},
+    t.paper_memory_kwargs: {"dim_head": 8},
+    t.AssocScan: {},
+    t.ResidualNorm: {"dim": 8, "model": t.MemoryMLP(8, 1)},
+    t.TitansMAC: {"config": TINY},
+    t.TitansMAG: {"config": TINY},
+    t.TitansMAL: {"config": TINY},
+    t.TitansLMM: {"config": TINY},
+    t.TransformerBaseline: {"config": TINY},
+    t.build_model: {"config": TINY},
+    WindowAttention: {"dim": 16, "heads": 2, "window": 4},
+    SegmentAttention: {"dim": 16, "heads": 2, "segment": 4},
+    Gate: {"dim": 8},
+    PersistentTokens: {"n_persistent": 2, "dim": 8},
+    MultiheadRMSNorm: {"dim": 8, "heads": 2},
     t.ModelConfig: {},
+    t.TitansConfig: {},
     DataConfig: {},
     TaskConfig: {},
     TrainConfig: {},
@@ -62,6 +84,41 @@ def test_what_an_argument_does_not_take(made, name):
             message = str(error)
             assert re.match(refusal(name), message), message
             assert "\n" not in message
+
+
+# what is called, not constructed: test_public_calls.py; or results, which nobody constructs
+OTHERS = {"NeuralMemState", "GateTrace", "mem_state_detach", "auxiliary_loss", "load_peer_state_dict", "gate_trace"}
+OTHERS |= {"calibrate_page_threshold", "plot_gate_trace", "MemoryDiverged"}
+THRESHOLDS = {"surprise_threshold", "symplectic_page_threshold", "gate_threshold"}  # infinite: never, or always
+
+
+def test_every_public_name_is_listed():
+    listed = {made.__name__ for made in NEEDED} | OTHERS
+    assert set(t.__all__) <= listed, "a new public name joins NEEDED, or test_public_calls.py and OTHERS"
+
+
+@pytest.mark.parametrize(("made", "name"), ARGUMENTS, ids=IDS)
+def test_numbers_are_finite_and_sizes_are_not_negative(made, name):
+    """By the argument's annotation; thresholds alone may be infinite."""
+    takes = str(inspect.signature(made).parameters[name].annotation)
+    if not re.search(r"\b(int|float)\b", takes):
+        return
+    values = [float("nan"), "1", "false", [1.0], object()]
+    values += [] if name in THRESHOLDS else [INF, -INF]
+    values += [True, -1, 1.5] if "float" not in takes else []
+    for value in values:
+        with pytest.raises(ValueError, match=refusal(name)):
+            made(**NEEDED[made] | {name: value})
+
+
+@pytest.mark.parametrize("made", NEEDED, ids=lambda made: made.__name__)
+def test_unknown_keywords(made):
+    def call():
+        result = made(**NEEDED[made], unknown_keyword=1)
+        return t.NeuralMemory(8, **result)  # keywords on their way to a memory
+
+    with pytest.raises((TypeError, ValueError), match="unknown_keyword"):
+        call()
 
 
 @pytest.mark.parametrize(("made", "name"), ARGUMENTS, ids=IDS)

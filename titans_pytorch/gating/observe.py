@@ -4,13 +4,14 @@ Letters: b batch, n tokens, m chunks, h internal heads (page * heads + head), p 
 """
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..checks import Words, missing, wrong
+from ..checks import Words, flags, missing, of_kind, wrong
 from ..files import replacing
 from ..memory_inputs import as_views, checked_state
 from ..memory_state import NeuralMemState
@@ -128,6 +129,7 @@ def calibrate_page_threshold(memory, tokens: Tensor, target_switch_rate: float, 
         ValueError: for another memory, or a rate outside [0, 1].
     """
     checks.fraction("target_switch_rate", target_switch_rate)
+    flags(set_threshold=set_threshold)
     pages = _pages(memory)
     if pages is None or not isinstance(pages.limit, FixedLimit):
         got = Words(f"{type(memory).__name__} {'without pages' if pages is None else 'with page_threshold_quantile'}")
@@ -175,10 +177,11 @@ def plot_gate_trace(trace: GateTrace, path, row: int = 0) -> Path:
     except ImportError as error:
         raise missing("plot_gate_trace", "matplotlib", "bench") from error
 
-    path = Path(path)
+    of_kind(trace, GateTrace, "trace", "the GateTrace of a memory")
+    path = Path(of_kind(path, (str, os.PathLike), "path", "the path of a PNG file"))
     if trace.complexity is None:
         raise wrong("trace", Words("one without complexity"), "the trace of a memory with a gate")
-    if not -len(trace.page) <= row < len(trace.page):
+    if not isinstance(row, int) or not -len(trace.page) <= row < len(trace.page):
         raise wrong("row", row, f"a row of the trace, {len(trace.page)}")
     m, chunk = trace.page.shape[1], trace.chunk
     edges = [i * chunk for i in range(m + 1)]

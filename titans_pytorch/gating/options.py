@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..checks import Words, callable_or_none, number_or_none, positive_int, wrong
+from ..checks import Words, callable_or_none, positive_int, threshold_or_none, wrong
 from ..symplectic_gate import SymplecticGating
 from . import checks
 from .decay import DecayGate, DmdScore, GateScore, MeanScore, context_of
@@ -125,7 +125,7 @@ class GateOptions:
         for name in ("kinetics_mix", "hierarchy_mix"):
             checks.fraction(name, getattr(self, name))
         checks.positive("kinetics_eps", self.kinetics_eps)
-        limit = number_or_none(self.symplectic_page_threshold, "symplectic_page_threshold")
+        limit = threshold_or_none(self.symplectic_page_threshold, "symplectic_page_threshold")
         if limit is not None and math.isnan(limit):
             raise wrong("symplectic_page_threshold", limit, "a number or None")
         callable_or_none(self.page_router, "page_router")

@@ -120,7 +120,11 @@ def build_model(config: TitansConfig | ModelConfig, device: torch.device | str |
         config = config.model
     if not isinstance(config, ModelConfig):
         raise wrong("config", Words(type(config).__name__), "a TitansConfig or its model section")
-    if device is not None and torch.device(device).type == "meta":
+    try:
+        place = None if device is None else torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise wrong("device", device, "a torch.device or its name, or None") from error
+    if place is not None and place.type == "meta":
         with torch.device("meta"):
             return MODELS[config.variant](config)
     return MODELS[config.variant](config).to(device)

@@ -26,8 +26,9 @@ class Gate(nn.Module):
         self.to_out = nn.Linear(dim, dim, bias=False)
 
     def forward(self, attended: Tensor, remembered: Tensor) -> Tensor:
-        check_tokens(attended, "attended", self.dim)
-        check_tokens(remembered, "remembered", self.dim)
+        weight = getattr(self.to_out, "weight", None)
+        check_tokens(attended, "attended", self.dim, weight)
+        check_tokens(remembered, "remembered", self.dim, weight)
         if attended.shape != remembered.shape:
             raise wrong("remembered", tuple(remembered.shape), f"of the shape of attended, {tuple(attended.shape)}")
         attended, remembered = self.attended_norm(attended), self.remembered_norm(remembered)

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from titans_pytorch.blocks import feed_forward
-from titans_pytorch.checks import Words, of_kind, wrong
+from titans_pytorch.checks import Words, flags, of_kind, wrong
 from titans_pytorch.diverged import label_memories
 from titans_pytorch.identity import check_identity, identity
 from titans_pytorch.norms import RMSNorm
@@ -122,6 +122,7 @@ class LanguageModel(nn.Module):
         """
         check_ids("ids", ids, self.config.vocab_size)
         self._check_cache(ids, cache)
+        flags(return_loss=return_loss, return_cache=return_cache, return_surprises=return_surprises)
         if return_loss:
             if cache is not None or return_cache or return_surprises or ids.shape[1] < 2:
                 raise ValueError("return_loss=True needs at least two tokens, and no cache or surprises")

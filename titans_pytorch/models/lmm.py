@@ -49,7 +49,7 @@ class LMMLayer(Layer):
         Returns:
             (out [b n d], state), and (loss, step) if asked for. The residual is the caller's.
         """
-        self._check_call(x, state, LMMState)
+        self._check_call(x, state, LMMState, return_surprises)
         read, _, memory, surprises = self.remember(x, None if state is None else state.memory)
         state = LMMState(memory, self.configuration)
         return (read, state, surprises) if return_surprises else (read, state)

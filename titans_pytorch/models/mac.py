@@ -101,7 +101,7 @@ class MACLayer(Layer):
         Returns:
             (out [b n d], state), and (loss, step) if asked for. The residual is the caller's.
         """
-        self._check_call(x, state, MACState)
+        self._check_call(x, state, MACState, return_surprises)
         x = self.norm(x)
         if state is None:
             state = MACState(0, None, None, None, x[:, :0])

@@ -69,7 +69,7 @@ class MAGLayer(Layer):
         Returns:
             (out [b n d], state), and (loss, step) if asked for. The residual is the caller's.
         """
-        self._check_call(x, state, MAGState)
+        self._check_call(x, state, MAGState, return_surprises)
         before, cache = (None, None) if state is None else (state.memory, state.attention)
         x = self.norm(x)
         attended, cache = self.attention(x, self.remember.persistent(), cache)

@@ -69,7 +69,7 @@ class MALLayer(Layer):
         Returns:
             (out [b n d], state), and (loss, step) if asked for. The residual is the caller's.
         """
-        self._check_call(x, state, MALState)
+        self._check_call(x, state, MALState, return_surprises)
         before, cache, prefix = (None, None, None) if state is None else (state.memory, state.attention, state.prefix)
         read, first, before, surprises = self.remember(x, before)
         prefix = first if state is None else prefix

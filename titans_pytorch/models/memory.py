@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from titans_pytorch.attention import count
-from titans_pytorch.checks import Words, check_flags, check_tokens, positive_int, positive_number, wrong
+from titans_pytorch.checks import Words, check_flags, check_tokens, flags, positive_int, positive_number, wrong
 from titans_pytorch.identity import check_identity
 from titans_pytorch.memory_models import MemoryMLP
 from titans_pytorch.memory_state import NeuralMemState
@@ -110,9 +110,10 @@ class Layer(nn.Module):
     configuration: str
     remember: "Remember"
 
-    def _check_call(self, x: Tensor, state, kind: type) -> None:
+    def _check_call(self, x: Tensor, state, kind: type, return_surprises: bool) -> None:
         """Refuses anything but tokens [b n d], and a state that is not of this `kind` or made by other settings."""
         memory = self.remember.memory
+        flags(return_surprises=return_surprises)
         check_tokens(x, "x", memory.dim, memory.memory_model_parameters[0])
         if state is None:
             return

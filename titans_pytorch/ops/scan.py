@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from ..checks import wrong
+from ..checks import Words, check_flags, wrong
 from .modes import in_transform, plain_only, without_autocast
 
 
@@ -65,6 +65,7 @@ class AssocScan(nn.Module):
     """
 
     def __init__(self, use_accelerated: bool = False):
+        check_flags(AssocScan.__init__, locals())
         super().__init__()
         self.use_accelerated = use_accelerated
 
@@ -79,6 +80,10 @@ class AssocScan(nn.Module):
         Returns:
             h, of the shape of inputs.
         """
+        for name, x in (("gates", gates), ("inputs", inputs), ("prev", inputs if prev is None else prev)):
+            if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < (1 if name == "prev" else 2):
+                got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+                raise wrong(name, Words(got), f"a floating point tensor [b {'' if name == 'prev' else 'n '}...]")
         b, n, *rest = inputs.shape
         sizes = zip(gates.shape, inputs.shape, strict=False)
         if gates.shape[:2] != (b, n) or gates.ndim > inputs.ndim or not all(g in (1, x) for g, x in sizes):

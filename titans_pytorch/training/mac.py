@@ -60,7 +60,8 @@ class MacConfig:
         typed(self)
         positive(self, "dim", "depth", "dim_head", "heads", "ff_mult", "num_residual_streams", "segment_len")
         positive(self, "memory_dim_head", "memory_heads", "memory_depth", "memory_expansion_factor", "num_pages")
-        positive(self, "memory_loss_weight", zero=True)
+        positive(self, "neural_memory_segment_len", "neural_memory_batch_size", "momentum_order")
+        positive(self, "num_persist_mem_tokens", "num_longterm_mem_tokens", "memory_loss_weight", zero=True)
 
         at_most(self, depth=1000, memory_depth=100, momentum_order=100)
 
