@@ -168,5 +168,5 @@ def test_the_transformer_adds_the_mean_over_its_memories():
     assert all((layer.memory.predictor.predict.weight.grad != 0).any() for layer in (model.layers[0], model.layers[2]))
     with pytest.raises(ValueError, match=r"^memory_loss_weight needs return_loss=True"):
         model(ids, memory_loss_weight=0.5)
-    with pytest.raises(ValueError, match="^memory_loss_weight must be a number of at least 0, got -1"):
+    with pytest.raises(ValueError, match="^memory_loss_weight must be a finite number of at least 0, got -1"):
         model(ids, return_loss=True, memory_loss_weight=-1)

@@ -35,19 +35,19 @@ def positive_int(value, name: str) -> int:
 
 def positive_number(value, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise wrong(name, value, "a number above 0, not infinite")
+        raise wrong(name, value, "a finite number above 0")
     return value
 
 
 def number_at_least_0(value, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        raise wrong(name, value, "a number of at least 0, not infinite")
+        raise wrong(name, value, "a finite number of at least 0")
     return value
 
 
 def number_or_none(value, name: str) -> float | None:
     if value is not None and not math.isfinite(threshold_or_none(value, name)):
-        raise wrong(name, value, "a number, not infinite, or None")
+        raise wrong(name, value, "a finite number or None")
     return value
 
 

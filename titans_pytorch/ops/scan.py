@@ -81,9 +81,12 @@ class AssocScan(nn.Module):
             h, of the shape of inputs.
         """
         for name, x in (("gates", gates), ("inputs", inputs), ("prev", inputs if prev is None else prev)):
-            if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < (1 if name == "prev" else 2):
-                got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-                raise wrong(name, Words(got), f"a floating point tensor [b {'' if name == 'prev' else 'n '}...]")
+            if not isinstance(x, Tensor) or not x.is_floating_point():
+                raise wrong(
+                    name, Words(x.dtype if isinstance(x, Tensor) else type(x).__name__), "a floating point tensor"
+                )
+        if inputs.ndim < 2:
+            raise wrong("inputs", tuple(inputs.shape), "of shape [b n ...]")
         b, n, *rest = inputs.shape
         sizes = zip(gates.shape, inputs.shape, strict=False)
         if gates.shape[:2] != (b, n) or gates.ndim > inputs.ndim or not all(g in (1, x) for g, x in sizes):
