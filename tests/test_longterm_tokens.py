@@ -41,4 +41,4 @@ def test_positions_equal_the_librarys_grid(n, start, width):
     embedding = ContinuousAxialPositionalEmbedding(dim=3, num_axial_dims=2).double()
     for total in (start + n, start + n + 30):  # a longer sequence changes nothing
         whole = embedding.forward_with_seq_len(total, (width,))
-        torch.testing.assert_close(axial_positions(embedding, start, n, width), whole[start : start + n])
+        torch.testing.assert_close(axial_positions(embedding, start, n, width, whole), whole[start : start + n])

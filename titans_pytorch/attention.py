@@ -160,7 +160,7 @@ class SegmentedAttention(nn.Module):
         self.sliding = sliding
         self.use_flex_attn = use_flex_attn
 
-        inner = dim_head * heads
+        self.inner = inner = dim_head * heads
         self.norm = RMSNorm(dim)
         self.to_qkv = nn.Linear(dim, inner * 3, bias=False)
         self.to_out = nn.Linear(inner, dim, bias=False)
@@ -194,7 +194,7 @@ class SegmentedAttention(nn.Module):
         flags(disable_flex_attn=disable_flex_attn)
         self._check(seq, value_residual, output_gating)
         normed = self.norm(seq)
-        qk, v = self.to_qkv(normed).split((2 * self.to_out.in_features, self.to_out.in_features), dim=-1)
+        qk, v = self.to_qkv(normed).split((2 * self.inner, self.inner), dim=-1)
         qk, v = (t.unflatten(-1, (-1, self.persistent_memory.shape[-1])).transpose(1, 2) for t in (qk, v))
 
         start = position_after(cache, self, SegmentedAttention.__init__)

@@ -165,6 +165,7 @@ class MemoryAsContextTransformer(nn.Module):
             sliding=sliding_window_attn,
             use_flex_attn=use_flex_attn,
         )
+        self.memories = len(memory_layers)
         self.layers = nn.ModuleList()
         for index in range(depth):
             memory = selector = None
@@ -254,7 +255,8 @@ class MemoryAsContextTransformer(nn.Module):
         start, n = (0 if cache is None else cache.tokens), ids.shape[1]
         x = insert_longterm(self.token_emb(ids), self.longterm_mems, self.segment_len, start)
         place = places(start, self.segment_len, len(self.longterm_mems))
-        x = x + axial_positions(self.axial_pos_emb, place, x.shape[1], self.memory_segment_len).to(x.dtype)
+        own = self.longterm_mems
+        x = x + axial_positions(self.axial_pos_emb, place, x.shape[1], self.memory_segment_len, own).to(x.dtype)
 
         streams, earlier = self.expand_streams(x), Earlier(memory_loss=x.new_zeros(()) if memory_loss else None)
         caches = [LayerCache()] * len(self.layers) if cache is None else cache.layers
@@ -266,8 +268,7 @@ class MemoryAsContextTransformer(nn.Module):
 
         x = remove_longterm(self.reduce_streams(streams), len(self.longterm_mems), self.segment_len, start, n)
         logits = self.to_logits(self.norm(x))
-        memories = sum(layer.memory is not None for layer in self.layers)
-        return logits, earlier.memory_loss / max(memories, 1) if memory_loss else None, next_caches
+        return logits, earlier.memory_loss / max(self.memories, 1) if memory_loss else None, next_caches
 
     def sample(
         self,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .checks import Words, wrong
 from .engines.run import ResidualSource, Run, built_run
@@ -73,8 +73,14 @@ def _floating(seq, name: str, shapes: str) -> Tensor:
     return seq
 
 
-def check_dtype(seq: Tensor, weight: Tensor, name: str) -> None:
-    """Without autocast tokens have the dtype of the weights that they meet."""
+def check_dtype(seq: Tensor, layer: nn.Module, name: str) -> None:
+    """Without autocast tokens have the dtype of the linear map that they meet. What a quantised, adapted or hooked one
+    takes is known to itself alone."""
+    weight = layer._parameters.get("weight")
+    if weight is None or type(layer).forward is not nn.Linear.forward:
+        return
+    if layer._forward_pre_hooks or "forward" in vars(layer):
+        return
     if weight.is_floating_point() and seq.dtype != weight.dtype and not under_autocast(seq.device):
         raise wrong(name, seq.dtype, f"{weight.dtype}, the dtype of the memory's parameters")
 

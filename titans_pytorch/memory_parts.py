@@ -257,6 +257,7 @@ class MemoryParts(nn.Module):
         self.combine_heads = nn.Linear(inner, dim, bias=False) if mapped else nn.Identity()
 
     def _add_convolutions(self, kernel: int | None) -> None:
+        self.conv_kernel = kernel
         for name in ("queries", "keys", "values"):
             width = getattr(self, f"to_{name}").out_features
             setattr(self, f"{name}_conv", None if kernel is None else CausalConv(width, kernel))

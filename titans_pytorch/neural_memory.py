@@ -203,8 +203,8 @@ class NeuralMemory(MemoryChunks):
         state, expected = inputs.checked_state(self, state), self._expected(views.store)
         expected.check(state)
         inputs.check_mask(store_mask, *views.query.shape[:2], "store_mask")
-        inputs.check_dtype(views.query, self.to_queries.weight, "seq")
-        inputs.check_dtype(views.store, self.to_keys.weight, "store_seq")
+        inputs.check_dtype(views.query, self.to_queries, "seq")
+        inputs.check_dtype(views.store, self.to_keys, "store_seq")
         position = state.position
         run, next_state, surprises, pages = self._store(views.store, state, prev_weights, store_mask, ttt_batch_size)
         entry = self._entry_at(position)
@@ -260,7 +260,7 @@ class NeuralMemory(MemoryChunks):
             raise wrong("seq_index", seq_index, f"a multiple of the store chunk size, {self.store_chunk_size}")
         flags(return_surprises=return_surprises)
         view = inputs.as_store_view(seq, self.dim, self.diff_views, "seq")
-        inputs.check_dtype(view, self.to_keys.weight, "seq")
+        inputs.check_dtype(view, self.to_keys, "seq")
         expected = self._expected(view)
         if weights is not None:
             expected.check_weights(weights, "weights")
@@ -287,7 +287,7 @@ class NeuralMemory(MemoryChunks):
             ValueError: for other shapes, or updates that lack what these tokens read.
         """
         seq = inputs.as_query_view(seq, self.dim)
-        inputs.check_dtype(seq, self.to_queries.weight, "seq")
+        inputs.check_dtype(seq, self.to_queries, "seq")
         expected = self._expected(seq)
         page = given_page(page, self.num_pages, *seq.shape[:2]) if self.reads_one_page else None
         entries = expected.has_entries(weights, "weights")

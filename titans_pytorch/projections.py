@@ -26,19 +26,20 @@ class CausalConv(nn.Module):
 
     def __init__(self, width: int, kernel: int):
         super().__init__()
+        self.kernel = kernel
         self.weight = nn.Parameter(torch.empty(kernel, width).uniform_(-(kernel**-0.5), kernel**-0.5))
 
     def forward(self, x: Tensor, before: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x [b n w] after the k-1 tokens `before` it [b k-1 w], zeros where a sequence begins: (y [b n w], the k-1
         tokens before the next)."""
-        kernel, n = len(self.weight), x.shape[1]
+        kernel, weight, n = self.kernel, self.weight, x.shape[1]
         if before is None:
             before = x.new_zeros(x.shape[0], kernel - 1, x.shape[2])
         x = torch.cat((before, x), dim=1)
         # a sum of shifted products: on a CPU many times faster than conv1d with as many groups as channels
-        y = x[:, :n] * self.weight[0]
-        for shift, weight in enumerate(self.weight[1:], start=1):
-            y = torch.addcmul(y, x[:, shift : shift + n], weight)
+        y = x[:, :n] * weight[0]
+        for shift in range(1, kernel):
+            y = torch.addcmul(y, x[:, shift : shift + n], weight[shift])
         return y, x[:, n:].clone()
 
 
@@ -77,9 +78,8 @@ def conv_tails(host: nn.Module) -> dict[str, tuple[int, int]]:
     """The shape of what the state carries for the convolutions, less its rows: field -> (k-1, channels)."""
     if host.queries_conv is None:
         return {"query_conv": (0, 0), "store_conv": (0, 0)}
-    before = len(host.queries_conv.weight) - 1
-    widths = host.to_queries.out_features, host.to_keys.out_features + host.to_values.out_features
-    return {"query_conv": (before, widths[0]), "store_conv": (before, widths[1])}
+    before, width = host.conv_kernel - 1, host.internal_heads * host.dim_head
+    return {"query_conv": (before, width), "store_conv": (before, 2 * host.kv_per_token * width)}
 
 
 def project(host: nn.Module, name: str, x: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor | None]:

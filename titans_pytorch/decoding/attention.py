@@ -55,7 +55,7 @@ class AttentionStep:
         the output [b 1 d] and this layer's values."""
         own, (b, _, heads, _, width) = self.attention, self.shape
         normed = self.norm(seq)
-        pairs = torch.view_as_complex(own.to_qkv(normed).view(b, 3, heads, 1, width // 2, 2))
+        pairs = torch.view_as_complex(own.to_qkv(normed).reshape(b, 3, heads, 1, width // 2, 2))
         turned = torch.view_as_real(pairs * self.turns.at(self.position)).view(self.shape)
         values = turned.select(1, 2)
         if own.to_value_mix is not None:

@@ -27,5 +27,5 @@ class OneToken:
 
 
 def norm_step(norm: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    hooked = type(norm) is not RMSNorm or norm._forward_hooks or norm._forward_pre_hooks
-    return norm if hooked else OneToken(norm)
+    hooked = norm._forward_hooks or norm._forward_pre_hooks if type(norm) is RMSNorm else True
+    return norm if hooked or "forward" in vars(norm) else OneToken(norm)

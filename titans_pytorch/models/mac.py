@@ -86,9 +86,8 @@ class MACLayer(Layer):
         self.gate = Gate(dim, gate)
         if self.remember.memory.reads_one_page:
             raise ValueError("MAC cannot be combined with read_active_page_only: it reads before its page is known")
-        conv = self.remember.memory.queries_conv
         self.configuration = identity(MACLayer.__init__, given, ("memory",))
-        self.looks_back = 0 if conv is None else len(conv.weight) - 1
+        self.looks_back = (self.remember.memory.conv_kernel or 1) - 1
 
     def forward(self, x: Tensor, state: MACState | None = None, return_surprises: bool = False):
         """Reads the tokens that follow those in the state.

@@ -50,18 +50,25 @@ AnyOptimizer = Optimizer | Together
 def build_optimizer(model: nn.Module, config: TrainConfig) -> AnyOptimizer:
     """Weights of linear maps decay; embeddings, gains, biases, tokens and initial memories do not."""
     linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    embedded = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}  # may be tied to the output map
-    decayed = {id(m.weight) for m in linear} - embedded
+    embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
+    embedded = {id(p) for m in embeddings for p in m.parameters()}  # may be tied to the output map
+    decayed = {id(p) for m in linear for p in matrices_of(m)} - embedded
     trained = [p for p in model.parameters() if p.requires_grad]
     if config.optimizer == "adamw":
         return adamw(trained, decayed, config)
-    hidden = {id(m.weight) for m in linear if min(m.weight.shape) > 8 and m is not getattr(model, "to_logits", None)}
+    inner = [m for m in linear if m is not getattr(model, "to_logits", None)]
+    hidden = {id(p) for m in inner for p in matrices_of(m) if min(p.shape) > 8}
     matrices = [p for p in trained if id(p) in hidden & decayed]
     rest = adamw([p for p in trained if id(p) not in hidden & decayed], decayed, config)
     if not matrices:
         return rest
     muon = Muon(matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
     return Together(muon, rest)
+
+
+def matrices_of(linear: nn.Linear) -> list[Tensor]:
+    """The weight, or what it is computed from (torch.nn.utils.parametrize)."""
+    return [p for p in linear.parameters() if p.ndim == 2]
 
 
 def adamw(parameters: list[Tensor], decayed: set[int], config: TrainConfig) -> AdamW:
