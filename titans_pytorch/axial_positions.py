@@ -14,7 +14,7 @@ from torch import Tensor
 def axial_positions(
     embedding: ContinuousAxialPositionalEmbedding, start: int, n: int, width: int, like: Tensor
 ) -> Tensor:
-    """[n d] for the places start, start + 1, ... of a grid with rows of `width` places, on the device and in the dtype of
+    """[n d] for the places start, start + 1, ... of a grid with rows of `width` places, with the device and dtype of
     `like`. (The embedding looks for its own at weights, which a quantised one has not.)
 
     Each row and column number goes through its network once, at most n + width numbers in all."""
