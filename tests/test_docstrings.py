@@ -22,7 +22,7 @@ LISTED = (  # modules whose __all__ is public, beside the package's own
     "analysis.plot",
     "analysis.storing",
     "analysis.overshoot",
-    "analysis.not_finite",
+    "analysis.diagnosis",
     "training.checkpoint",
     "training.config",
     "training.evaluate",

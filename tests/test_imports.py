@@ -64,6 +64,8 @@ PUBLIC = {
         "titans_memory",
         "SymplecticGating",
         "DynamicModeDecomposition",
+        "Diagnosis",
+        "diagnose",
         "GateTrace",
         "calibrate_page_threshold",
         "gate_trace",

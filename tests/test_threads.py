@@ -247,7 +247,7 @@ def test_threads_of_autograd_take_the_switch_of_the_caller_of_backward(monkeypat
     model = memory()
     with storing_off(model):
         context = contextvars.copy_context()
-    monkeypatch.setattr(switches, "_in_backward", lambda: True)
+    monkeypatch.setattr(switches, "in_backward", lambda: True)
 
     def of_autograd():
         torch._C._stash_obj_in_tls("context", context)

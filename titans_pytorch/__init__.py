@@ -30,6 +30,7 @@ _HOMES = {
     "models.mag": ("MAGLayer",),
     "models.mal": ("MALLayer",),
     "models.memory": ("titans_memory",),
+    "analysis.diagnosis": ("Diagnosis", "diagnose"),
     "gates.observe": ("GateTrace", "calibrate_page_threshold", "gate_trace", "plot_gate_trace"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -1,13 +1,17 @@
-"""Which module of a model is the first to produce a value that is not finite."""
+"""Watch every module of a model: where a pass stops being finite, forward and backward."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["NotFinite", "first_not_finite"]
+from titans_pytorch.common.switches import in_backward
+from titans_pytorch.memory.state import NeuralMemState
+from titans_pytorch.ops.modes import in_transform
+
+__all__ = ["NotFinite"]
 
 
 @dataclass(frozen=True)
@@ -16,125 +20,225 @@ class NotFinite:
 
     module: name of the module that made it from finite values ("" is the model itself).
     kind: the module's class.
-    dtype: of the value, as it was computed.
-    what: "output", "parameter NAME", "gradient of the input" or "gradient of the parameter NAME".
+    what: "output", "parameter NAME", "input NAME", "loss", "gradient of the input", "gradient of the parameter NAME".
+    dtype: of the tensor.
+    phase: "before the call", "forward" or "backward".
+    index: of the first such element in the tensor.
+    value: that element.
     """
 
     module: str
     kind: str
-    dtype: torch.dtype
     what: str
+    dtype: torch.dtype
+    phase: str
+    index: tuple[int, ...] = ()
+    value: float = float("nan")
 
     def __str__(self) -> str:
         where = f"{self.module} ({self.kind})" if self.module else f"the model ({self.kind})"
         return f"the first value that is not finite is the {self.what} of {where}, in {str(self.dtype)[6:]}"
 
 
-def first_not_finite(model: nn.Module, loss_of: Callable[[], Tensor | None], backward: bool = True) -> NotFinite | None:
-    """Repeat a computation and find the module at which it stops being finite.
+def not_finite(module: str, kind: str, what: str, x: Tensor, phase: str) -> NotFinite:
+    """NotFinite of the first such element of x."""
+    bad = _bad(x)
+    if x.ndim == 0 or not bad.any():
+        index: tuple[int, ...] = ()
+    else:
+        index = tuple(bad.nonzero()[0].tolist())
+    return NotFinite(module, kind, what, x.dtype, phase, index, _number(x, index))
 
-    Costs a pass with hooks on every module, so call it once something is wrong. Reproduce the pass that failed: the
-    same inputs, autocast, train or eval mode, and random number generator states. Parameters and their `grad` are left
-    as they are.
 
-    Args:
-        model: whose modules are looked at.
-        loss_of: calls the model; returns a loss, or None.
-        backward: where all outputs are finite, also look at the gradients of that loss.
+def finite(x: Tensor) -> bool:
+    """Whether every element is."""
+    return not bool(_bad(x).any())
 
-    Returns:
-        The first value, or None where every value is finite.
+
+def _bad(x: Tensor) -> Tensor:
+    return ~_dense(x).isfinite()
+
+
+def _dense(x: Tensor) -> Tensor:
+    x = x.detach()
+    x = x.to_dense() if x.layout != torch.strided else x
+    return x.float() if x.is_floating_point() and x.element_size() == 1 else x  # float8 has no isfinite
+
+
+def _number(x: Tensor, index: tuple[int, ...]) -> float:
+    x = _dense(x)
+    x = x[index] if index else x.flatten()[0]
+    return float(x.abs() if x.is_complex() else x)
+
+
+def tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of the floating-point and complex tensors in what a module takes or returns.
+
+    A mapping may build its entries when they are read: only plain dicts are opened, and of a memory's state all but
+    `updates`.
     """
-    for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
-            owner, _, own = name.rpartition(".")
-            return NotFinite(owner, type(model.get_submodule(owner)).__name__, parameter.dtype, f"parameter {own}")
-    watch = _Watch(model)
-    try:
-        loss = loss_of()
-        if watch.found is not None:
-            return watch.found
-        if loss is not None and not loss.isfinite().all():
-            return NotFinite("", type(model).__name__, loss.dtype, "loss")
-        if loss is None or not backward or not loss.requires_grad:
-            return None
-        wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        found = torch.autograd.grad(loss.sum(), tuple(wanted.values()), allow_unused=True)
-        return watch.of_gradients(dict(zip(wanted, found, strict=True)))
-    finally:
-        watch.remove()
+    if isinstance(value, Tensor):
+        if value.is_floating_point() or value.is_complex():
+            yield name, value
+    elif isinstance(value, NeuralMemState):
+        for key, part in value._replace(updates=None)._asdict().items():
+            yield from _entries(part, _joined(name, key))
+    elif isinstance(value, tuple) and hasattr(value, "_asdict"):
+        yield from _entries(value._asdict(), name)
+    elif isinstance(value, (tuple, list)):
+        for index, part in enumerate(value):
+            yield from tensors_in(part, _joined(name, str(index)) if len(value) > 1 else name)
+    elif type(value) is dict:
+        yield from _entries(value, name)
+    elif hasattr(value, "__dataclass_fields__"):
+        yield from _entries(vars(value), name)
 
 
-class _Watch:
-    """Hooks on every module: the first output that is not finite, and whether gradients are, at inputs and outputs."""
+def _entries(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from tensors_in(part, _joined(name, str(key)))
+    elif type(value) is tuple:
+        for part in value:
+            yield from _entries(part, name)
+    else:
+        yield from tensors_in(value, name)
 
-    def __init__(self, model: nn.Module):
-        self.model, self.found, self.order = model, None, []
-        self.names = {module: name for name, module in model.named_modules()}
-        self.gradients: dict[nn.Module, dict[str, torch.dtype | None]] = {}
-        self.hooks = [module.register_forward_hook(self._forward, with_kwargs=True) for module in self.names]
 
-    def remove(self) -> None:
+def first_bad(value: Any) -> Tensor | None:
+    """The first tensor that is not finite."""
+    return next((x for _, x in tensors_in(value) if not finite(x)), None)
+
+
+def bad_parameters(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters that are not finite, those of the module itself first."""
+    names = sorted(module.named_parameters(), key=lambda item: item[0].count("."))
+    return {name: p for name, p in names if not finite(p)}
+
+
+def _joined(module: str, name: str) -> str:
+    return f"{module}.{name}" if module and name else module or name
+
+
+@dataclass
+class _Candidate:
+    """A module that made a value which is not finite from finite ones.
+
+    tensor: that value. lasting: it counts even where the modules around it give finite values.
+    """
+
+    found: NotFinite
+    tensor: Tensor | None = None
+    lasting: bool = False
+    absorbed: bool = False
+
+
+@dataclass
+class _Call:
+    """One call of a module; candidates: how many there were when it began."""
+
+    module: nn.Module
+    takes: tuple[Tensor, ...]  # those of its inputs that are not finite
+    candidates: int
+    of_input: Tensor | None = None  # the first gradient that is not finite
+    of_output: Tensor | None = None
+
+
+@dataclass
+class Watch:
+    """Hooks on every module of a model."""
+
+    model: nn.Module
+    candidates: list[_Candidate] = field(default_factory=list)
+    calls: list[_Call] = field(default_factory=list)  # in the order in which they ended
+    open: list[_Call] = field(default_factory=list)
+    hooks: list[Any] = field(default_factory=list)
+
+    def __enter__(self) -> "Watch":
+        self.names = {module: name for name, module in self.model.named_modules()}
+        for module in self.names:
+            self.hooks.append(module.register_forward_pre_hook(self._begin, with_kwargs=True, prepend=True))
+            self.hooks.append(module.register_forward_hook(self._end, with_kwargs=True))
+        return self
+
+    def __exit__(self, *error: object) -> None:
         for hook in self.hooks:
             hook.remove()
 
-    def _forward(self, module, args, kwargs, output) -> None:
-        made = _bad(output)
-        if made is not None and self.found is None and _bad((args, kwargs)) is None:
-            self.found = NotFinite(self.names[module], type(module).__name__, made, "output")
-        self.order.append(module)
-        seen = self.gradients.setdefault(module, {"input": None, "output": None})
-        for side, values in (("input", (args, kwargs)), ("output", output)):
-            for x in _tensors(values):
-                if x.requires_grad:
-                    self.hooks.append(x.register_hook(lambda grad, seen=seen, side=side: _note(seen, side, grad)))
+    def add(self, found: NotFinite, tensor: Tensor | None = None, lasting: bool = False) -> None:
+        """Another candidate."""
+        self.candidates.append(_Candidate(found, tensor, lasting))
 
-    def of_gradients(self, parameters: Mapping[str, Tensor | None]) -> NotFinite | None:
-        """Of the modules that get finite gradients and give others, the one that the backward pass meets first; of
-        several around each other the innermost."""
-        bad = {name: grad.dtype for name, grad in parameters.items() if grad is not None and not grad.isfinite().all()}
+    @property
+    def found(self) -> NotFinite | None:
+        """The first candidate, if possible one whose value was not made finite again by the module that took it."""
+        first = sorted(self.candidates, key=lambda candidate: candidate.absorbed)
+        return first[0].found if first else None
+
+    def _begin(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]):
+        if in_backward() or in_transform():
+            return None
+        takes = tuple(x for _, x in tensors_in((args, kwargs)) if not finite(x))
+        call = _Call(module, takes, len(self.candidates))
+        self.open.append(call)
+        if not torch.is_grad_enabled():
+            return None
+
+        # an alias, whose gradient comes from this module alone
+        aliases: dict[int, Tensor] = {}
+
+        def alias(value: Any) -> Any:
+            if isinstance(value, Tensor) and value.requires_grad:
+                if id(value) not in aliases:
+                    aliases[id(value)] = x = value.view_as(value)
+                    self.hooks.append(x.register_hook(lambda grad: _note(call, "of_input", grad)))
+                return aliases[id(value)]
+            return type(value)(map(alias, value)) if type(value) in (tuple, list) else value
+
+        return alias(args), {name: alias(value) for name, value in kwargs.items()}
+
+    def _end(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        if in_backward() or in_transform():
+            return
+        while self.open and (call := self.open.pop()).module is not module:
+            pass  # a call that raised
+        made = first_bad(output)
+        if made is None:
+            # what was made inside did not get out
+            self.candidates[call.candidates :] = [c for c in self.candidates[call.candidates :] if c.lasting]
+            for candidate in self.candidates:
+                candidate.absorbed |= any(x is candidate.tensor for x in call.takes) and not candidate.lasting
+        elif not call.takes and all(c.absorbed for c in self.candidates[call.candidates :]):
+            found = not_finite(self.names[module], type(module).__name__, "output", made, "forward")
+            self.add(found, made)
+        self.calls.append(call)
+        for _, x in tensors_in(output):
+            if x.requires_grad:
+                self.hooks.append(x.register_hook(lambda grad, call=call: _note(call, "of_output", grad)))
+
+    def of_gradients(self, gradients: Mapping[str, Tensor | None]) -> NotFinite | None:
+        """The call that gets finite gradients and gives others which the backward pass meets first, of several around
+        each other the innermost. gradients: of the parameters."""
+        bad = {name: grad for name, grad in gradients.items() if grad is not None and not finite(grad)}
         found: NotFinite | None = None
-        for module in reversed(dict.fromkeys(self.order)):  # a module ends after those in it
-            name, kind, seen = self.names[module], type(module).__name__, self.gradients[module]
-            if seen["output"] is not None or (found and not name.startswith(found.module and found.module + ".")):
+        for call in reversed(self.calls):  # a module ends after those in it
+            name, kind = self.names[call.module], type(call.module).__name__
+            if call.of_output is not None or (found and found.module and not name.startswith(found.module + ".")):
                 continue
-            if own := [inner for inner, _ in module.named_parameters(recurse=False) if _joined(name, inner) in bad]:
-                found = NotFinite(name, kind, bad[_joined(name, own[0])], f"gradient of the parameter {own[0]}")
-            elif seen["input"] is not None:
-                found = NotFinite(name, kind, seen["input"], "gradient of the input")
+            own = [inner for inner, _ in call.module.named_parameters(recurse=False) if _joined(name, inner) in bad]
+            if own:
+                what, grad = f"gradient of the parameter {own[0]}", bad[_joined(name, own[0])]
+                found = not_finite(name, kind, what, grad, "backward")
+            elif call.of_input is not None:
+                found = not_finite(name, kind, "gradient of the input", call.of_input, "backward")
         if found is None and bad:
-            name, dtype = next(iter(bad.items()))
-            owner, _, own = name.rpartition(".")
+            name, grad = next(iter(bad.items()))
+            owner, _, own_name = name.rpartition(".")
             kind = type(self.model.get_submodule(owner)).__name__
-            found = NotFinite(owner, kind, dtype, f"gradient of the parameter {own}")
+            found = not_finite(owner, kind, f"gradient of the parameter {own_name}", grad, "backward")
         return found
 
 
-def _note(seen: dict[str, torch.dtype | None], side: str, grad: Tensor) -> None:
-    if not grad.isfinite().all():
-        seen[side] = grad.dtype
-
-
-def _joined(module: str, parameter: str) -> str:
-    return f"{module}.{parameter}" if module else parameter
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """Floating-point tensors in what a module takes or returns. A mapping may build its entries when they are read, so
-    only plain dicts are opened."""
-    if isinstance(value, Tensor):
-        if value.is_floating_point():
-            yield value
-    elif isinstance(value, (tuple, list)):
-        for part in value:
-            yield from _tensors(part)
-    elif type(value) is dict:
-        for part in value.values():
-            yield from _tensors(part)
-    elif hasattr(value, "__dataclass_fields__"):
-        yield from _tensors(tuple(vars(value).values()))
-
-
-def _bad(value: Any) -> torch.dtype | None:
-    """The dtype of the first tensor that is not finite."""
-    return next((x.dtype for x in _tensors(value) if not x.detach().isfinite().all()), None)
+def _note(call: _Call, side: str, grad: Tensor) -> None:
+    if not finite(grad):
+        setattr(call, side, grad)

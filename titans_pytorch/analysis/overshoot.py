@@ -107,7 +107,7 @@ class _Watcher:
     def __init__(self, memory: NeuralMemory):
         self.memory = memory
         rule = memory.engine.rule
-        limited = rule.max_grad_norm is not None or rule.spectral_norm or rule.loss_fn is not None
+        limited = rule.max_grad_norm is not None or getattr(rule, "spectral_norm", False) or rule.loss_fn is not None
         self.unlimited = not limited and not isinstance(memory.engine.model, ResidualNorm)
         self.largest: Tensor | None = None
         self.lost: int | None = None
@@ -151,7 +151,8 @@ class _Watcher:
     def _of_repeats(self, chunks: Chunks, window: Window, batch_chunks: int) -> Tensor:
         """2 C theta |k|^2 / d of the token where it is largest."""
         rates, u = chunks.rates, self.memory.kv_per_token
-        gain = window.learning_rate * chunks.keys.square().mean(dim=-1)
+        learning_rate = rates.learning_rate if window.learning_rate is None else window.learning_rate
+        gain = learning_rate * chunks.keys.square().mean(dim=-1)
         if rates.modulation is not None:
             gain = gain * rates.modulation.amax(dim=-1, keepdim=True)
         if rates.active is not None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["evaluating", "with_switches_of_now"]
+__all__ = ["evaluating", "watched", "with_switches_of_now"]
 
 
 class Stop:
@@ -43,7 +43,7 @@ _here = _Here()
 
 def stops() -> Stops:
     """The stops of this thread or task; in a thread of autograd, those of the caller of `backward`."""
-    if _in_backward() and torch._C._is_key_in_tls("context"):
+    if in_backward() and torch._C._is_key_in_tls("context"):
         return _stops.get(torch._C._get_obj_in_tls("context").get(_stops, ()))
     return _stops.get()
 
@@ -89,7 +89,21 @@ def with_switches_of_now(function: Callable) -> Callable:
 
 @contextmanager
 def watched(watchers: Mapping[Any, Any]) -> Iterator[None]:
-    """Within this context each subject (a memory, an engine) tells its watcher what it computes: see `tell`."""
+    """Within this context each subject tells its watcher what it computes.
+
+    A watcher has a method for each event that it wants to see; it is called under the grad mode of the call and must
+    not change what it is given. It costs nothing where nobody watches.
+
+    An engine (`memory.engine`) tells, after each solve window:
+        wrote(chunks, carry, window, mini_batch, transition): the chunks with their keys, values and rates; what the
+        window continued from; its fast weights and inner loss; chunks of a mini-batch; the share of a gated transition.
+    A memory tells, once a call:
+        rates(rates): before gates and masks.
+        stored(state, surprises): the next state; (inner loss, learning rate).
+
+    Args:
+        watchers: subject -> watcher.
+    """
     token = _watched.set((*_watched.get(), watchers))
     try:
         yield
@@ -98,15 +112,16 @@ def watched(watchers: Mapping[Any, Any]) -> Iterator[None]:
 
 
 def tell(subject: Any, event: str, *values: Any) -> None:
-    """Calls the method `event` of every watcher of a subject. Compiled code and recomputed passes tell nothing."""
-    if torch.compiler.is_compiling() or not (several := _watched.get()) or _in_backward():
+    """Call the method `event` of every watcher of a subject. Compiled code and recomputed passes tell nothing."""
+    if torch.compiler.is_compiling() or not (several := _watched.get()) or in_backward():
         return
     for watchers in several:
-        if (watcher := watchers.get(subject)) is not None:
-            getattr(watcher, event)(*values)
+        if (told := getattr(watchers.get(subject), event, None)) is not None:
+            told(*values)
 
 
-def _in_backward() -> bool:
+def in_backward() -> bool:
+    """Whether autograd runs in this thread: a pass is recomputed, or a hook is called."""
     return torch._C._current_graph_task_id() != -1
 
 

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from titans_pytorch.analysis.not_finite import first_not_finite
-from titans_pytorch.analysis.overshoot import overshoot_note, watch_gains
+from titans_pytorch.analysis.diagnosis import diagnose
 from titans_pytorch.analysis.storing import page_switches
 from titans_pytorch.training.checkpoint import Progress, Saved, load_checkpoint, read_last, save_checkpoint
 from titans_pytorch.training.config import TrainConfig
@@ -236,12 +235,10 @@ class Trainer:
                 return loss_on(self.model, batch.to(self.device), answers)
 
         for number, (batch, answers) in enumerate(taken, start=1):
-            with watch_gains(self.model) as gains:
-                found = first_not_finite(self.model, partial(loss_of, batch, answers))
-            if found is not None:
+            found = diagnose(self.model, partial(loss_of, batch, answers))
+            if not found.finite:
                 where = f"micro-batch {number} of {len(taken)}: " if len(taken) > 1 else ""
-                note = overshoot_note(gains)
-                return f"; {where}{found}" + (f"; {note}" if note else "")
+                return f"; {where}{found}"
         return "; repeated, every value is finite"
 
     def kept(self) -> str:
