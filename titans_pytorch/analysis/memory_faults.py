@@ -270,5 +270,5 @@ class _Rates:
             return "retention", f"the retention of chunk {chunk} is {kept:.4g}: raise init_decay_bias"
         return (
             None,
-            "its rates are small: check the scale of the input and of the initial fast weights, set max_grad_norm",
+            "its rates are small: check the scale of its keys, values and initial fast weights",
         )

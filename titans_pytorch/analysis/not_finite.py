@@ -1,5 +1,6 @@
 """Watch every module of a model: where a pass stops being finite, forward and backward."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -150,6 +151,7 @@ class Watch:
 
     model: nn.Module
     candidates: list[_Candidate] = field(default_factory=list)
+    swallowed: list[NotFinite] = field(default_factory=list)  # NaN of which later values show nothing
     calls: list[_Call] = field(default_factory=list)  # in the order in which they ended
     open: list[_Call] = field(default_factory=list)
     hooks: list[Any] = field(default_factory=list)
@@ -205,7 +207,9 @@ class Watch:
         made = first_bad(output)
         if made is None:
             # what was made inside did not get out
-            self.candidates[call.candidates :] = [c for c in self.candidates[call.candidates :] if c.lasting]
+            inside = self.candidates[call.candidates :]
+            self.swallowed += [c.found for c in inside if not c.lasting and math.isnan(c.found.value)]
+            self.candidates[call.candidates :] = [c for c in inside if c.lasting]
             for candidate in self.candidates:
                 candidate.absorbed |= any(x is candidate.tensor for x in call.takes) and not candidate.lasting
         elif not call.takes and all(c.absorbed for c in self.candidates[call.candidates :]):
@@ -221,16 +225,19 @@ class Watch:
         each other the innermost. gradients: of the parameters."""
         bad = {name: grad for name, grad in gradients.items() if grad is not None and not finite(grad)}
         found: NotFinite | None = None
+        given_bad = {call.module for call in self.calls if call.of_output is not None}
         for call in reversed(self.calls):  # a module ends after those in it
             name, kind = self.names[call.module], type(call.module).__name__
             if call.of_output is not None or (found and found.module and not name.startswith(found.module + ".")):
                 continue
             own = [inner for inner, _ in call.module.named_parameters(recurse=False) if _joined(name, inner) in bad]
-            if own:
+            if own and call.module not in given_bad:  # else one of its other calls made that gradient
                 what, grad = f"gradient of the parameter {own[0]}", bad[_joined(name, own[0])]
                 found = not_finite(name, kind, what, grad, "backward")
             elif call.of_input is not None:
                 found = not_finite(name, kind, "gradient of the input", call.of_input, "backward")
+        if (found or bad) and self.swallowed:  # a fused attention may lose a NaN until the backward pass
+            return self.swallowed[0]
         if found is None and bad:
             name, grad = next(iter(bad.items()))
             owner, _, own_name = name.rpartition(".")
