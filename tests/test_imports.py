@@ -83,6 +83,9 @@ PUBLIC = {
     "titans_pytorch.mac_transformer": ["MemoryAsContextTransformer", "SegmentedAttention", "flex_attention"],
     "titans_pytorch.symplectic_gate": ["SymplecticGating"],
     "titans_pytorch.dmd": ["DynamicModeDecomposition"],
+    "titans_pytorch.storing": ["memories_of", "stop_storing", "storing_off"],
+    "titans_pytorch.overshoot": ["overshoot_note", "watch_gains"],
+    "titans_pytorch.sampling": ["min_p_filter", "sample"],
 }
 
 
@@ -135,7 +138,10 @@ ORDER = [
     "dmd",
     "neural_memory",
     "analysis",
+    "storing",
+    "overshoot",
     "decoding",
+    "sampling",
     "mac_transformer",
     "interop",
     "training",
