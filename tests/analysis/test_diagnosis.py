@@ -414,7 +414,7 @@ def test_a_stream_in_pieces(engine):
     states = {name: weight.clone() for name, weight in state.states[0].items()}
     states["model.weights.1"][3, 0, 0] = math.nan
     report = diagnose(memory, call | {"state": state._replace(states=(states, state.states[1]))})
-    assert report.found.what == "input state.states.model.weights.1"
+    assert report.found.what == "input state.states.0.model.weights.1"
     assert report.found.phase == "before the call"
     assert "diagnose the call that returned this state" in str(report)
 
@@ -549,3 +549,17 @@ def test_an_overflow_in_a_model(name):
     assert (report.memory.row, report.memory.head, report.memory.rate) == (1, 1, "learning rate")
     assert report.memory.chunk == 6 // memory.store_chunk_size
     assert f"of {at} (NeuralMemory)" in str(report)
+
+
+@pytest.mark.parametrize("name", ["mac", "mag", "mal", "lmm"])
+def test_gradient_checkpointing(name):
+    torch.manual_seed(0)
+    model = family(name).train()
+    model.gradient_checkpointing = True
+    report = diagnose(model, IDS)
+    assert report.finite
+    assert report.backward
+    full = next(n for n, m in model.named_modules() if n.endswith("projections.to_values"))
+    model.get_submodule(full).__class__ = SteepLinear
+    report = diagnose(model, IDS)
+    assert (report.found.module, report.found.phase) == (full, "backward")

@@ -187,7 +187,7 @@ def _of_input(model: nn.Module, inputs: Any, watch: Watch, found: NotFinite) -> 
     """Inputs, or a state, that were not finite before the call. (Infinite ones may be meant, as in a mask.)"""
     if found.phase == "backward" or (callable(inputs) and not isinstance(inputs, (Tensor, Mapping))):
         return None
-    for name, x in tensors_in(dict(inputs) if isinstance(inputs, Mapping) else inputs):
+    for name, x in tensors_in(dict(inputs) if isinstance(inputs, Mapping) else inputs, lazy=True):
         if not finite(x) and (watch.found is None or bool(x.isnan().any())):
             bad = not_finite("", type(model).__name__, f"input {name}".strip(), x, "before the call")
             remedy = "check the inputs"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from titans_pytorch.common.switches import in_backward
+from titans_pytorch.engines.lazy import LazyTensors
 from titans_pytorch.memory.state import NeuralMemState
 from titans_pytorch.ops.modes import in_transform
 
@@ -72,38 +73,27 @@ def _number(x: Tensor, index: tuple[int, ...]) -> float:
     return float(x.abs() if x.is_complex() else x)
 
 
-def tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+def tensors_in(value: Any, name: str = "", lazy: bool = False) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of the floating-point and complex tensors in what a module takes or returns.
 
-    A mapping may build its entries when they are read: only plain dicts are opened, and of a memory's state all but
-    `updates`.
+    lazy: also of the fast weights of a memory's state, which are built when they are read. Nothing may be built of what
+    a module returns: a checkpointed pass would then differ from its recomputation. `updates` are never read.
     """
     if isinstance(value, Tensor):
         if value.is_floating_point() or value.is_complex():
             yield name, value
     elif isinstance(value, NeuralMemState):
-        for key, part in value._replace(updates=None)._asdict().items():
-            yield from _entries(part, _joined(name, key))
+        yield from tensors_in(value._replace(updates=None)._asdict(), name, lazy)
     elif isinstance(value, tuple) and hasattr(value, "_asdict"):
-        yield from _entries(value._asdict(), name)
+        yield from tensors_in(value._asdict(), name, lazy)
     elif isinstance(value, (tuple, list)):
         for index, part in enumerate(value):
-            yield from tensors_in(part, _joined(name, str(index)) if len(value) > 1 else name)
-    elif type(value) is dict:
-        yield from _entries(value, name)
-    elif hasattr(value, "__dataclass_fields__"):
-        yield from _entries(vars(value), name)
-
-
-def _entries(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, Mapping):
+            yield from tensors_in(part, _joined(name, str(index)) if len(value) > 1 else name, lazy)
+    elif type(value) is dict or (lazy and isinstance(value, LazyTensors)):
         for key, part in value.items():
-            yield from tensors_in(part, _joined(name, str(key)))
-    elif type(value) is tuple:
-        for part in value:
-            yield from _entries(part, name)
-    else:
-        yield from tensors_in(value, name)
+            yield from tensors_in(part, _joined(name, str(key)), lazy)
+    elif hasattr(value, "__dataclass_fields__"):
+        yield from tensors_in(vars(value), name, lazy)
 
 
 def first_bad(value: Any) -> Tensor | None:
@@ -180,7 +170,7 @@ class Watch:
     def _begin(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]):
         if in_backward() or in_transform():
             return None
-        takes = tuple(x for _, x in tensors_in((args, kwargs)) if not finite(x))
+        takes = tuple(x for _, x in tensors_in((args, kwargs), lazy=True) if not finite(x))
         call = _Call(module, takes, len(self.candidates))
         self.open.append(call)
         if not torch.is_grad_enabled():
