@@ -493,14 +493,14 @@ IDS = torch.arange(32).view(2, 16) * 7 % 16
 def test_every_parameter_of_a_model(name):
     torch.manual_seed(0)
     model = randomise(MODELS[name]())
-    assert diagnose(model, IDS).finite
+    assert diagnose(model, IDS[:, :12]).finite
     for full, p in model.named_parameters():
         owner, _, own = full.rpartition(".")
         if not p.numel():
             continue
         kept, grad = p.detach().clone(), p.requires_grad
         p.data.view(-1)[0] = math.nan
-        report = diagnose(model, IDS)
+        report = diagnose(model, IDS[:, :12])
         p.data.copy_(kept)
         assert p.requires_grad == grad
         if report.finite:
