@@ -9,6 +9,7 @@ import torch
 
 from titans_pytorch import MemoryMLP, NeuralMemory
 from titans_pytorch.analysis.overshoot import Gains, overshoot_note, watch_gains
+from titans_pytorch.rules.base import UpdateRule
 
 from .random_models import STREAMS, random_model, read
 
@@ -40,6 +41,20 @@ def test_the_error_changes_by_the_gain(changes, factor):
     (gain,) = gains.values()
     assert loss[0, 0, WINDOW] / loss[0, 0, 0] == pytest.approx((1 - gain) ** 2, rel=1e-9)
     assert (gain > 2) == (loss[0, 0, WINDOW] > loss[0, 0, 0])
+
+
+def test_a_rule_of_your_own_is_measured():
+    """By its reads alone: the bound for text that repeats itself holds for the titans rule."""
+
+    class Still(UpdateRule):
+        def update(self, weights, surprise, slots, rates):
+            return weights, slots
+
+    memory = memory_of(momentum=True, init_decay_bias=None, update_rule=Still())
+    token = torch.randn(1, 2 * WINDOW, DIM, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    with watch_gains(memory) as gains, torch.no_grad():
+        memory(token)
+    assert gains == {"": 0.0}
 
 
 def test_the_largest_of_all_calls_and_tokens():

@@ -27,6 +27,7 @@ from titans_pytorch.common.switches import watched
 from titans_pytorch.engines.base import Carry, Chunks, Tensors, Window
 from titans_pytorch.memory_models import ResidualNorm
 from titans_pytorch.neural_memory import NeuralMemory
+from titans_pytorch.rules.titans import TitansRule
 
 __all__ = ["OVERSHOOTS", "Gains", "overshoot_note", "watch_gains"]
 
@@ -107,8 +108,9 @@ class _Watcher:
     def __init__(self, memory: NeuralMemory):
         self.memory = memory
         rule = memory.engine.rule
-        limited = rule.max_grad_norm is not None or getattr(rule, "spectral_norm", False) or rule.loss_fn is not None
-        self.unlimited = not limited and not isinstance(memory.engine.model, ResidualNorm)
+        plain = isinstance(rule, TitansRule) and not rule.spectral_norm
+        limited = rule.max_grad_norm is not None or rule.loss_fn is not None
+        self.unlimited = plain and not limited and not isinstance(memory.engine.model, ResidualNorm)
         self.largest: Tensor | None = None
         self.lost: int | None = None
 
@@ -123,8 +125,8 @@ class _Watcher:
             self.lost = self._position(chunks, window)
             return
         gain = self._measured(chunks, carry.start, end, share)
-        if self.unlimited and batch_chunks is not None:
-            gain = torch.maximum(gain, self._of_repeats(chunks, window, batch_chunks))
+        if self.unlimited and batch_chunks is not None and window.learning_rate is not None:
+            gain = torch.maximum(gain, self._of_repeats(chunks, window.learning_rate, batch_chunks))
         gain = gain.nan_to_num(nan=math.inf)
         self.largest = gain if self.largest is None else torch.maximum(self.largest, gain)
 
@@ -148,10 +150,9 @@ class _Watcher:
         moved, error, size = (_norm(x) for x in (after - before, values - before, values))
         return torch.where(moved > 0, moved / torch.maximum(error, KNOWN * size), 0.0).amax()
 
-    def _of_repeats(self, chunks: Chunks, window: Window, batch_chunks: int) -> Tensor:
+    def _of_repeats(self, chunks: Chunks, learning_rate: Tensor, batch_chunks: int) -> Tensor:
         """2 C theta |k|^2 / d of the token where it is largest."""
         rates, u = chunks.rates, self.memory.kv_per_token
-        learning_rate = rates.learning_rate if window.learning_rate is None else window.learning_rate
         gain = learning_rate * chunks.keys.square().mean(dim=-1)
         if rates.modulation is not None:
             gain = gain * rates.modulation.amax(dim=-1, keepdim=True)

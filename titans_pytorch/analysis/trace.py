@@ -104,7 +104,9 @@ class _Watcher:
         loss = surprises[0].flatten(0, 1)
         pairs = self.memory.store_chunk_size * self.memory.kv_per_token
         self.trace.surprise += _over_rows(loss.unflatten(1, (-1, pairs)).mean(dim=-1))
-        self.now = {key: state.states[0][key].double() for key in self.start}
+        assert state.states is not None  # a state after a write has fast weights
+        weights, _ = state.states
+        self.now = {key: weights[key].double() for key in self.start}
 
     def end_of_piece(self) -> None:
         size = _norm(self.start)
@@ -124,4 +126,4 @@ def _minus(a: Tensors, b: Tensors) -> Tensors:
 
 def _norm(weights: Tensors) -> Tensor:
     """Of each row and head over all weights: [(b h)]."""
-    return sum(w.flatten(1).square().sum(dim=1) for w in weights.values()).sqrt()
+    return sum((w.flatten(1).square().sum(dim=1) for w in weights.values()), torch.zeros(())).sqrt()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from titans_pytorch.analysis.storing import memories_of, storing_off
 from titans_pytorch.cli.inputs import held_out_text, parser_for, whole
@@ -44,7 +45,7 @@ def evaluate_command(argv: list[str]) -> None:
     lengths = options.length or [run.train.seq_len]
     with torch.no_grad():
         if options.text is None and isinstance(run.data, TaskConfig):
-            found = on_task(run, model, lengths, options.rows, device)
+            found = on_task(run, run.data, model, lengths, options.rows, device)
         else:
             found = on_text(run, model, lengths, options, device)
     for row in found:
@@ -57,11 +58,13 @@ def shown(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
-def on_task(run: RunConfig, model, lengths: list[int], rows: int, device) -> list[dict[str, Any]]:
-    task = task_of(run.data, run.train)
+def on_task(
+    run: RunConfig, data: TaskConfig, model: nn.Module, lengths: list[int], rows: int, device: torch.device
+) -> list[dict[str, Any]]:
+    task = task_of(data, run.train)
     if wrong := [length for length in lengths if length < task.shortest]:
         raise TrainingError(f"length must be at least {task.shortest} for this task, got {wrong[0]}")
-    subject = TaskSubject(task, run.train, replace(run.data, first_len=0, test_rows=rows))
+    subject = TaskSubject(task, run.train, replace(data, first_len=0, test_rows=rows))
     found = []
     for length in lengths:
         on, off = subject.scores(model, length, device, autocast_for(device, run.train))

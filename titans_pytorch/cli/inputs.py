@@ -57,13 +57,13 @@ def read_bytes(path: str) -> bytes:
 
 def held_out_text(run: RunConfig, file: str | None, length: int) -> Tensor:
     """uint8: the held-out part of the run's text, or a file of one's own (plain, .gz, .bz2, .xz or .zip), all of it."""
-    if file is None and isinstance(run.data, TaskConfig):
-        raise TrainingError("text: the run was trained on a task; give a file with --text")
-    if file is None:
-        found = load_data(run.data).held_out
-    else:
+    if file is not None:
         data = load_data(DataConfig(data=file))
         found = torch.cat((data.train, data.held_out))
+    elif isinstance(run.data, TaskConfig):
+        raise TrainingError("text: the run was trained on a task; give a file with --text")
+    else:
+        found = load_data(run.data).held_out
     if len(found) <= length:
         raise TrainingError(f"length must be less than the text's {len(found)} bytes, got {length}")
     return found

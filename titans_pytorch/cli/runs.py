@@ -4,11 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from titans_pytorch.common.files import read_json
-from titans_pytorch.models.config import TitansConfig
+from titans_pytorch.models.config import ModelConfig, TitansConfig
 from titans_pytorch.models.family import build_model
+from titans_pytorch.models.language_model import LanguageModel
 from titans_pytorch.training.checkpoint import WEIGHTS, check_sums, last_checkpoint, load_weights, read_last
 from titans_pytorch.training.config import RunConfig
 from titans_pytorch.training.errors import TrainingError
@@ -36,7 +36,7 @@ def run_config(folder: Path) -> RunConfig:
         raise TrainingError(f"{path} is not a configuration of titans train: {error}") from error
 
 
-def model_of(config, device: torch.device) -> nn.Module:
+def model_of(config: ModelConfig, device: torch.device) -> LanguageModel:
     """The model of a configuration's model section, on a device."""
     try:
         return build_model(config, device)
@@ -44,7 +44,7 @@ def model_of(config, device: torch.device) -> nn.Module:
         raise TrainingError(f"the model cannot be built: {error}") from error
 
 
-def load_run(folder: Path, device: torch.device) -> tuple[RunConfig, nn.Module]:
+def load_run(folder: Path, device: torch.device) -> tuple[RunConfig, LanguageModel]:
     """The run in a folder and its model as it was last saved, ready to be used."""
     run = run_config(folder)
     model = model_of(run.model, device)

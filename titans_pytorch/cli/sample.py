@@ -50,4 +50,4 @@ def sample_command(argv: list[str]) -> None:
     torch.manual_seed(options.seed)
     with torch.no_grad(), storing_off(model) if options.no_storing else nullcontext():
         written = model.sample(ids, ids.shape[1] + options.length, temperature=options.temperature, use_cache=True)
-    print(readable(prompt[-200:]) + readable([code for code in written[0].tolist() if code < 256]))
+    print(readable(list(prompt[-200:])) + readable([code for code in written[0].tolist() if code < 256]))

@@ -60,7 +60,7 @@ def replaced(run: RunConfig, values: dict[str, Any]) -> RunConfig:
         if name not in known:
             raise ValueError(f"unknown setting {name}{nearest(name, [*known, *of_task])}")
     run = updated(run, others)
-    if task_part:
+    if task_part and isinstance(run.data, TaskConfig):
         run = dataclasses.replace(run, data=dataclasses.replace(run.data, settings={**run.data.settings, **task_part}))
     return run
 
@@ -112,7 +112,7 @@ def read_arguments(prog: str, description: str, argv: list[str], add_options, ba
 
 
 def start_options(parser: argparse.ArgumentParser) -> None:
-    default = {"default": None} if parser.argument_default is None else {}
+    default: dict[str, Any] = {"default": None} if parser.argument_default is None else {}
     parser.add_argument("--config", metavar="FILE", help="settings to start from, .yaml or .json", **default)
     parser.add_argument("--preset", metavar="NAME", help=f"or one of {', '.join(PRESETS)}", **default)
     parser.add_argument("--task", metavar="NAME", help=f"train on a task: {', '.join(TASKS)}", **default)

@@ -19,7 +19,7 @@ from titans_pytorch.cli.settings import read_arguments
 from titans_pytorch.models.config import TitansConfig
 from titans_pytorch.tasks.subject import TaskSubject, checked_task, subject_of
 from titans_pytorch.training.checkpoint import Saved
-from titans_pytorch.training.config import RunConfig
+from titans_pytorch.training.config import RunConfig, TaskConfig
 from titans_pytorch.training.errors import TrainingError
 from titans_pytorch.training.folder import claimed
 from titans_pytorch.training.run import Run, report_changes, saved_run, train_claimed
@@ -55,7 +55,8 @@ def config_of(saved: Saved) -> RunConfig:
 def check(run: RunConfig, out: Path) -> None:
     """Everything that `train` checks before it reads data; prints the settings."""
     check_start(run, out)
-    if task := checked_task(run):
+    task = checked_task(run)
+    if task is not None and isinstance(run.data, TaskConfig):
         TaskSubject(task, run.train, run.data)  # it checks first_len
     model = model_of(run.model, torch.device("meta"))
     print(TitansConfig(run.model, run.data, run.train, run.report).to_yaml())

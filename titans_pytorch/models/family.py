@@ -2,7 +2,6 @@
 configuration names."""
 
 import torch
-from torch import nn
 
 from titans_pytorch.common.checks import Words, wrong
 from titans_pytorch.models.baseline import TransformerBaseline
@@ -105,7 +104,7 @@ MODELS: dict[str, type[LanguageModel]] = {
 }
 
 
-def build_model(config: TitansConfig | ModelConfig, device: torch.device | str | None = None) -> nn.Module:
+def build_model(config: TitansConfig | ModelConfig, device: torch.device | str | None = None) -> LanguageModel:
     """The language model that a configuration names, with fresh weights.
 
     Args:

@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +13,16 @@ from titans_pytorch.common.checks import positive_int, wrong
 from titans_pytorch.common.switches import evaluating
 from titans_pytorch.tasks.task import Task, nothing_asked, pick
 from titans_pytorch.training.config import DataConfig
-from titans_pytorch.training.data import load_data
+from titans_pytorch.training.data import ByteData, load_data
 
 __all__ = ["LongText", "PasskeyInText"]
 
 SAYS = "\nThe pass key is {key}. Remember it: {key} is the pass key.\n"
 ASKS = "\nWhat is the pass key? The pass key is "
+
+
+def loaded(data: str, data_dir: str) -> ByteData:
+    return load_data(DataConfig(data=data, data_dir=data_dir), say=lambda line: None)
 
 
 @dataclass(frozen=True)
@@ -40,10 +45,13 @@ class LongText:
 
     def __post_init__(self):
         positive_int(self.length, "length")
-        text = load_data(DataConfig(data=self.data, data_dir=self.data_dir), say=lambda line: None)
-        if len(text.held_out) <= self.length:
-            raise wrong("length", self.length, f"less than the text's held-out part, {len(text.held_out)} bytes")
-        object.__setattr__(self, "text", text)
+        if len(self.text.held_out) <= self.length:
+            raise wrong("length", self.length, f"less than the text's held-out part, {len(self.text.held_out)} bytes")
+
+    @cached_property
+    def text(self) -> ByteData:
+        """The bytes of the text, loaded."""
+        return loaded(self.data, self.data_dir)
 
     def windows(self, count: int) -> Tensor:
         """uint8 [count, length + 1], spread evenly over the held-out part of the text: always the same ones."""
@@ -89,8 +97,12 @@ class PasskeyInText(Task):
         if self.digits > positive_int(self.length, "length"):
             raise wrong("digits", self.digits, f"at most length = {self.length}")
         super().__post_init__()
-        text = load_data(DataConfig(data=self.data, data_dir=self.data_dir), say=lambda line: None)
-        object.__setattr__(self, "text", text)
+        _ = self.text  # a text that cannot be loaded is an error now
+
+    @cached_property
+    def text(self) -> ByteData:
+        """The bytes of the text, loaded."""
+        return loaded(self.data, self.data_dir)
 
     @property
     def shortest(self) -> int:
@@ -118,6 +130,7 @@ class PasskeyInText(Task):
     def solve(self, ids: list[int]) -> dict[int, int]:
         text = bytes(ids).decode("latin-1")
         said = re.escape(SAYS.format(key="KEY")).replace("KEY", "(\\d+)", 1).replace("KEY", "\\1")
-        key = re.search(said, text).group(1)
+        found = re.search(said, text)
+        assert found is not None  # every row says the key
         first = len(ids) - self.digits
-        return {first + i: ord(digit) for i, digit in enumerate(key)}
+        return {first + i: ord(digit) for i, digit in enumerate(found.group(1))}

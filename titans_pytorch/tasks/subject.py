@@ -126,4 +126,6 @@ def checked_task(config: RunConfig) -> Task | None:
 def subject_of(config: RunConfig):
     """Text or a task, as the data section of `config` says. TrainingError where the model knows too few tokens."""
     task = checked_task(config)
-    return text_of(config) if task is None else TaskSubject(task, config.train, config.data)
+    if task is None or not isinstance(config.data, TaskConfig):
+        return text_of(config)
+    return TaskSubject(task, config.train, config.data)

@@ -255,8 +255,8 @@ def read_last(folder: Path, say: Callable[[str], None] = print) -> Saved | None:
         except TrainingError as error:
             damaged.append((path, error))
             continue
-        for _, error in damaged:
-            say(f"{error}; taking {path}, the checkpoint before it")
+        for _, why in damaged:
+            say(f"{why}; taking {path}, the checkpoint before it")
         return Saved(path, state, tuple(path for path, _ in damaged))
     if damaged:
         raise damaged[0][1]
@@ -278,9 +278,9 @@ def read_training(checkpoint: Path, say: Callable[[str], None] = lambda line: No
     except TrainingError:
         raise
     except Exception as error:  # of bytes that are no checkpoint torch raises almost anything
-        of_system = isinstance(error, OSError) and error.filename  # torch has an OSError without a file
-        why = f": {error.strerror}" if of_system else ", it is cut off or no checkpoint"
-        raise TrainingError(f"{(of_system and error.filename) or path} cannot be read{why}") from error
+        if isinstance(error, OSError) and error.filename:  # torch has an OSError without a file
+            raise TrainingError(f"{error.filename} cannot be read: {error.strerror}") from error
+        raise TrainingError(f"{path} cannot be read, it is cut off or no checkpoint") from error
     if not isinstance(state, dict):
         raise TrainingError(f"{path} is no checkpoint of a run: it holds a {type(state).__name__}")
     for name, kind in STATE.items():

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from titans_pytorch.training.errors import TrainingError
 __all__ = ["ByteData", "Windows", "load_data"]
 
 ARCHIVES = (".gz", ".bz2", ".xz", ".zip")
+OPEN: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 OTHER_ARCHIVES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tbz2", ".txz", ".zst", ".7z", ".rar")
 UNREADABLE = (  # of an archive; a wrong offset in a .zip is an OSError
     OSError,
@@ -171,10 +172,10 @@ def blocks(path: Path) -> Iterator[bytes]:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
+def opened(path: Path) -> Iterator[IO[bytes]]:
     suffix = path.suffix.lower()
     if suffix != ".zip":
-        with {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}[suffix](path) as source:
+        with OPEN[suffix](path) as source:
             yield source
         return
     with zipfile.ZipFile(path) as archive:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -155,15 +156,17 @@ def sample_text(
         (the prime, the text that the model writes after it), as text for a terminal.
     """
     prompt = prime.long()[None].to(device)
-    own, general = {}, nullcontext()
-    if "generator" in signature(model.sample).parameters:
+    sample: Any = model.sample
+    own: dict[str, torch.Generator] = {}
+    general: AbstractContextManager = nullcontext()
+    if "generator" in signature(sample).parameters:
         own = {"generator": torch.Generator(device).manual_seed(seed)}
     else:  # torch's own generator, which all threads share
         general = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
     with evaluating(model), general, autocast():
         if not own:
             torch.manual_seed(seed)
-        written = model.sample(
+        written = sample(
             prompt, prompt.shape[1] + length, temperature=temperature, use_cache=True, show_progress=False, **own
         )
     return readable(prime.tolist()), readable(written[0].tolist())

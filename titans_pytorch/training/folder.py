@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,10 +12,8 @@ from titans_pytorch.training.checkpoint import remove
 from titans_pytorch.training.errors import TrainingError
 from titans_pytorch.training.processes import first_process
 
-try:
+if sys.platform != "win32":  # on Windows runs are not kept apart
     import fcntl
-except ImportError:  # on Windows; runs are not kept apart there
-    fcntl = None
 
 __all__ = ["claimed", "prepare_folder"]
 
@@ -41,7 +40,7 @@ def claimed(out: Path) -> Iterator[None]:
         raise TrainingError(f"out must be a folder of its own, got {out}")
     if out.exists() and not out.is_dir():
         raise TrainingError(f"out must be a folder, got {out}")
-    if fcntl is None or not first_process():
+    if sys.platform == "win32" or not first_process():
         yield
         return
     out.parent.mkdir(parents=True, exist_ok=True)

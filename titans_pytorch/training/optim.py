@@ -7,7 +7,7 @@ AdamW, or Muon for the matrices of hidden layers beside AdamW for the rest. Muon
 import math
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import AdamW, Muon
 from torch.optim.optimizer import Optimizer
 
@@ -66,12 +66,12 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> AnyOptimizer:
     return Together(muon, rest)
 
 
-def matrices_of(linear: nn.Linear) -> list[Tensor]:
+def matrices_of(linear: nn.Linear) -> list[nn.Parameter]:
     """The weight, or what it is computed from (torch.nn.utils.parametrize)."""
     return [p for p in linear.parameters() if p.ndim == 2]
 
 
-def adamw(parameters: list[Tensor], decayed: set[int], config: TrainConfig) -> AdamW:
+def adamw(parameters: list[nn.Parameter], decayed: set[int], config: TrainConfig) -> AdamW:
     groups = [
         {"params": [p for p in parameters if id(p) in decayed], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if id(p) not in decayed], "weight_decay": 0.0},

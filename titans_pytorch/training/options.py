@@ -127,7 +127,7 @@ def parse_options(
         known = [option for action in parser._actions for option in action.option_strings]
         parser.error(f"unknown setting {name}{nearest(name, known)}")
     values = vars(given)
-    general = {name: values.pop(name) for name in ("preset", "out", "resume") if name in values}
+    general: dict[str, Any] = {name: values.pop(name) for name in ("preset", "out", "resume") if name in values}
     try:
         updated(presets[general.get("preset", next(iter(presets)))], values)
     except ValueError as error:

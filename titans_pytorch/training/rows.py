@@ -3,7 +3,7 @@
 Letters: b rows, n tokens.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -48,12 +48,16 @@ def loss_on(model: nn.Module, rows: Rows | Tensor, answers: float) -> Tensor:
     logits, targets = logits.float().flatten(0, 1), rows.targets.flatten()
     loss = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum") / answers
     if weight and surprises:
-        loss = loss + getattr(model, "module", model).memory_loss(surprises)
+        loss = loss + unwrapped(model).memory_loss(surprises)
     return loss
 
 
 def memory_loss_weight(model: nn.Module) -> float:
     """Of the memories' own loss in the training loss: a setting of the family's models, 0 elsewhere and outside
     training. (On plain ids these add it themselves.)"""
-    inner = getattr(model, "module", model)  # without the wrapping for several processes
-    return getattr(getattr(inner, "config", None), "memory_loss_weight", 0.0) if model.training else 0.0
+    return getattr(getattr(unwrapped(model), "config", None), "memory_loss_weight", 0.0) if model.training else 0.0
+
+
+def unwrapped(model: nn.Module) -> Any:
+    """The model in the wrapping for several processes, if it has one."""
+    return getattr(model, "module", model)

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from titans_pytorch.common.checks import wrong
 from titans_pytorch.common.files import write_text
 from titans_pytorch.training.checkpoint import check_finite
-from titans_pytorch.training.config import ReportConfig, RunConfig, TrainConfig
+from titans_pytorch.training.config import DataConfig, ReportConfig, RunConfig, TrainConfig
 from titans_pytorch.training.data import ByteData, Windows, load_data
 from titans_pytorch.training.errors import Diverged
 from titans_pytorch.training.evaluate import bits_per_byte, compressors, estimate_bits_per_byte, sample_text
@@ -107,4 +108,6 @@ class Text:
 
 def text_of(config: RunConfig) -> Text:
     """The text that the settings in `config` name, found and loaded."""
+    if not isinstance(config.data, DataConfig):
+        raise wrong("data", config.data, "a DataConfig")
     return Text(load_data(config.data), config.train, config.report)
