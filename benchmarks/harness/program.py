@@ -22,7 +22,7 @@ import torch
 
 from titans_pytorch.common.checks import MissingPackage
 from titans_pytorch.common.files import write_json
-from titans_pytorch.training.options import OneLineParser
+from titans_pytorch.training.options import OneLineParser, number
 from titans_pytorch.training.run import in_a_line
 
 from .arms import Arm, described, digest
@@ -85,12 +85,7 @@ class Benchmark:
 
     def parser(self) -> argparse.ArgumentParser:
         about, _, rest = (self.about or "").strip().partition("\n")
-        p = OneLineParser(
-            prog=f"benchmark_{self.name}.py",
-            description=about,
-            epilog=rest,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        p = OneLineParser(f"benchmark_{self.name}.py", about, epilog=rest, allow_abbrev=True)
         if self.flags is not None:
             self.flags(p)
         common = p.add_argument_group("common")
@@ -196,17 +191,8 @@ class UsageError(Exception):
     """One line for the user."""
 
 
-def whole(least: int):
-    def integer(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(f"must be an integer of at least {least}, got {text!r}")
-        return value
-
-    return integer
+def whole(least: int) -> Callable[[str], int]:
+    return number(int, f"an integer of at least {least}", lambda value: value >= least)
 
 
 def numbers(text: str) -> list[float]:

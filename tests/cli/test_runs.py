@@ -143,7 +143,10 @@ def test_broken_folders(text_run, tmp_path, capsys):
     assert "holds no weights" in capsys.readouterr().err
     (out / "config.json").write_text("[1]")
     assert main(["sample", str(out)]) == 1
-    assert "is not a configuration of titans train: it holds a list" in capsys.readouterr().err
+    assert (
+        "is not a configuration of titans train: configuration must be sections model, data, train, report, got list"
+        in capsys.readouterr().err
+    )
     (out / "config.json").write_text("{")
     assert main(["sample", str(out)]) == 1
     assert "is not a configuration of titans train" in capsys.readouterr().err

@@ -6,13 +6,17 @@ import pytest
 from tiny_script import PRESETS
 
 from titans_pytorch.training.config import DataConfig, TrainConfig, from_dict, settings_of, updated
-from titans_pytorch.training.options import parse_options
+from titans_pytorch.training.options import read_arguments
 
 TINY = PRESETS["tiny"]
 
 
 def parse(*argv):
-    return parse_options(PRESETS, "about", list(argv), prog="script")
+    def add_options(parser):
+        parser.add_argument("--out")
+        parser.add_argument("--resume", action="store_true")
+
+    return read_arguments("script", "about", list(argv), add_options, lambda options: TINY, presets=PRESETS)
 
 
 def test_json_round_trip():
@@ -48,10 +52,10 @@ def test_wrong_settings(changes, message):
 
 def test_unknown_keys_in_a_saved_configuration():
     saved = TINY.to_dict()
-    with pytest.raises(ValueError, match="unknown group of settings modle; the nearest is model"):
+    with pytest.raises(ValueError, match="unknown section modle; the nearest is model"):
         from_dict(TINY, {"modle": saved["model"]})
     saved["train"]["warmup"] = 3
-    with pytest.raises(ValueError, match="unknown setting warmup; the nearest is warmup_steps"):
+    with pytest.raises(ValueError, match="unknown setting train.warmup; the nearest is warmup_steps"):
         from_dict(TINY, saved)
 
 
@@ -61,13 +65,13 @@ def test_two_groups_may_not_share_a_name():
 
 
 def test_command_line():
-    general, given = parse(
-        "--lr", "3e-4", "--batch_size=7", "--layers", "1,4", "--out", "o", "--resume", "--steps", "9"
-    )
-    assert general == {"out": "o", "resume": True}
-    assert given == {"lr": 3e-4, "batch_size": 7, "layers": (1, 4), "steps": 9}
-    assert parse("--layers", "none")[1] == {"layers": None}
-    assert parse() == ({}, {})
+    given = parse("--lr", "3e-4", "--batch_size=7", "--layers", "1,4", "--out", "o", "--resume", "--train.steps", "9")
+    assert vars(given.options) == {"out": "o", "resume": True}
+    assert given.values == {"lr": 3e-4, "batch_size": 7, "layers": (1, 4), "steps": 9}
+    assert given.run == updated(TINY, given.values)
+    assert parse("--layers", "none").values == {"layers": None}
+    assert parse().values == {}
+    assert vars(parse().options) == {"out": None, "resume": False}
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import argparse
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,39 +10,22 @@ from torch import Tensor
 from titans_pytorch.training.config import LARGEST_SEED, DataConfig, RunConfig, TaskConfig
 from titans_pytorch.training.data import load_data
 from titans_pytorch.training.errors import TrainingError
-from titans_pytorch.training.options import OneLineParser
+from titans_pytorch.training.options import OneLineParser, number
 
 __all__ = ["held_out_text", "parser_for", "read_bytes", "seed_number", "temperature", "whole"]
 
 
 def parser_for(prog: str, description: str) -> argparse.ArgumentParser:
     """With the options that every such command has."""
-    parser = OneLineParser(
-        prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = OneLineParser(prog, description)
     parser.add_argument("run", metavar="RUN", help="the folder of a run of titans train")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or another of torch [auto]")
     return parser
 
 
-def number(kind: Callable[[str], float], fits: Callable[[float], bool], takes: str) -> Callable[[str], float]:
-    """A type of argparse: what `kind` reads and `fits`."""
-
-    def read(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not fits(value):
-            raise argparse.ArgumentTypeError(f"must be {takes}, got {text!r}")
-        return value
-
-    return read
-
-
-whole = number(int, lambda n: n >= 1, "a whole number of at least 1")
-seed_number = number(int, lambda n: 0 <= n <= LARGEST_SEED, f"a whole number from 0 to {LARGEST_SEED}")
-temperature = number(float, lambda x: 0 <= x < math.inf, "a number of at least 0")
+whole = number(int, "a whole number of at least 1", lambda n: n >= 1)
+seed_number = number(int, f"a whole number from 0 to {LARGEST_SEED}", lambda n: 0 <= n <= LARGEST_SEED)
+temperature = number(float, "a number of at least 0", lambda x: 0 <= x < math.inf)
 
 
 def read_bytes(path: str) -> bytes:

@@ -1,28 +1,23 @@
 """Folders that `titans train` leaves: the configuration and the weights, read back."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from titans_pytorch.common.files import read_json
-from titans_pytorch.models.config import ModelConfig, TitansConfig
+from titans_pytorch.models.config import ModelConfig
 from titans_pytorch.models.family import build_model
 from titans_pytorch.models.language_model import LanguageModel
 from titans_pytorch.training.checkpoint import WEIGHTS, check_sums, last_checkpoint, load_weights, read_last
-from titans_pytorch.training.config import RunConfig
+from titans_pytorch.training.config import RunConfig, from_dict
 from titans_pytorch.training.errors import TrainingError
 
 __all__ = ["load_run", "model_of", "run_config", "run_from_dict"]
 
 
 def run_from_dict(saved: dict) -> RunConfig:
-    """What `RunConfig.to_dict` saved."""
-    if not isinstance(saved, dict):
-        raise ValueError(f"it holds a {type(saved).__name__}, not sections of settings")
-    names = {"train": "training"}
-    sections = {names.get(name, name): section for name, section in saved.items() if name != "preset"}
-    return replace(TitansConfig.from_dict(sections).to_run(), preset=saved.get("preset", ""))
+    """The configuration of `titans train` that `RunConfig.to_dict` saved."""
+    return from_dict(RunConfig(ModelConfig()), saved)
 
 
 def run_config(folder: Path) -> RunConfig:

@@ -9,19 +9,19 @@ Chosen by the mean over --seeds of --metric; what --report-seeds then give is th
 import itertools
 import math
 import shutil
-from argparse import ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError
 from pathlib import Path
 from typing import Any
 
 from titans_pytorch.cli.runs import model_of
-from titans_pytorch.cli.settings import read_arguments, replaced, settings_types
+from titans_pytorch.cli.settings import NAMED, listed, replaced, start_of, start_options
 from titans_pytorch.common.files import write_json
 from titans_pytorch.tasks.subject import checked_task, subject_of
 from titans_pytorch.training.checkpoint import Saved, read_last
 from titans_pytorch.training.config import RunConfig, TaskConfig
 from titans_pytorch.training.errors import Diverged, TrainingError
 from titans_pytorch.training.folder import claimed
-from titans_pytorch.training.options import option_for, whole_numbers
+from titans_pytorch.training.options import option_for, read_arguments, whole_numbers
 from titans_pytorch.training.run import Run, finished_run, train_claimed
 from titans_pytorch.training.start import check_start
 
@@ -39,7 +39,8 @@ def grid_option(text: str) -> tuple[str, list[str]]:
     return name.strip().rpartition(".")[2].replace("-", "_"), parts
 
 
-def add_options(parser) -> None:
+def add_options(parser: ArgumentParser) -> None:
+    start_options(parser)
     parser.add_argument("--grid", type=grid_option, action="append", metavar="NAME=V,V,...", help="values to try")
     parser.add_argument("--seeds", type=whole_numbers, metavar="N,N,...", help="seeds to choose by [0]")
     parser.add_argument("--report-seeds", type=whole_numbers, metavar="N,N,...", help="seeds for the best one [100]")
@@ -47,7 +48,7 @@ def add_options(parser) -> None:
 
 
 def search_command(argv: list[str]) -> None:
-    given = read_arguments("titans search", __doc__, argv, add_options)
+    given = read_arguments("titans search", __doc__, argv, add_options, start_of, **NAMED)
     options, out = given.options, Path(given.options.out or "runs/search")
     if not options.grid:
         raise TrainingError("grid: give one or more --grid NAME=VALUE,VALUE,...")
@@ -103,7 +104,7 @@ def shown(one: dict[str, Any]) -> str:
 
 def combinations(run: RunConfig, grid: list[tuple[str, list[str]]]) -> list[dict[str, Any]]:
     """Every combination of the values, each read as its setting's type and checked at once."""
-    types = settings_types(run)
+    types = {name: hint for name, (_, _, hint, _) in listed(run).items()}
     axes = []
     for name, texts in grid:
         if name not in types:

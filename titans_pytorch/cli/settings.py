@@ -9,13 +9,12 @@ from typing import Any
 from titans_pytorch.models.config import TitansConfig
 from titans_pytorch.models.presets import PRESETS
 from titans_pytorch.tasks.registry import TASKS, build_task
-from titans_pytorch.training.config import RunConfig, TaskConfig, groups_of, nearest, settings_of, updated
+from titans_pytorch.training.config import RunConfig, TaskConfig, nearest, settings_of, updated
 from titans_pytorch.training.errors import TrainingError
-from titans_pytorch.training.options import OneLineParser, hyphenated, option_for
+from titans_pytorch.training.options import Listed, listed_settings
 
-__all__ = ["Given", "config_from", "read_arguments", "replaced", "settings_types"]
+__all__ = ["NAMED", "config_from", "listed", "replaced", "start_of", "start_options"]
 
-SECTIONS = {"model": "model", "data": "data", "training": "train", "train": "train", "report": "report"}
 TASK_KEYS = ("length", "seed")  # of every task; the training section has them
 
 
@@ -45,10 +44,14 @@ def task_settings(run: RunConfig) -> dict[str, tuple[dataclasses.Field, Any]]:
     return {f.name: (f, hints[f.name]) for f in dataclasses.fields(kind) if f.name not in TASK_KEYS}
 
 
-def settings_types(run: RunConfig) -> dict[str, Any]:
-    """name -> type of every setting that can be replaced."""
-    found = {name: hint for name, (_, _, hint) in settings_of(run).items() if name not in ("task", "settings")}
-    return {name: hint for name, (_, hint) in task_settings(run).items()} | found
+def listed(run: RunConfig) -> Listed:
+    """Name -> (section, field, type, value) of every setting that is an option, those of the task among them."""
+    found = {name: row for name, row in listed_settings(run).items() if name not in ("task", "settings")}
+    if isinstance(run.data, TaskConfig):
+        given = run.data.settings
+        for name, (field, hint) in task_settings(run).items():
+            found.setdefault(name, ("data", field, hint, given.get(name, field.default)))
+    return found
 
 
 def replaced(run: RunConfig, values: dict[str, Any]) -> RunConfig:
@@ -65,89 +68,18 @@ def replaced(run: RunConfig, values: dict[str, Any]) -> RunConfig:
     return run
 
 
-@dataclasses.dataclass(frozen=True)
-class Given:
-    """What a command line said: a configuration, the settings that it replaced, and the command's own options."""
-
-    run: RunConfig
-    values: dict[str, Any]
-    options: argparse.Namespace
-
-
-def read_arguments(prog: str, description: str, argv: list[str], add_options, base=None) -> Given:
-    """add_options(parser) adds the command's own options; base(options): the configuration to start from, by default
-    that of --config or --preset. Exits with 2 after a line on a mistake."""
-    first = OneLineParser(prog=prog, add_help=False, allow_abbrev=False)
-    start_options(first)
-    add_options(first)
-    argv = [undotted(word) for word in argv]
-    known, _ = first.parse_known_args([word for word in argv if word not in ("-h", "--help")])
-    run = config_from(known.config, known.preset, known.task) if base is None else base(known)
-
-    parser = OneLineParser(
-        prog=prog,
-        usage=f"{prog} [--config FILE] [--SETTING VALUE ...]",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-    )
-    start_options(parser)
-    add_options(parser)
-    names = add_settings(parser, run)
-    given, unknown = parser.parse_known_args(argv)
-    if unknown:
-        name = unknown[0].split("=")[0]
-        if not name.startswith("-"):
-            parser.error(f"got {name!r}, which is no setting's name and follows none that takes a value")
-        options = [option for action in parser._actions for option in action.option_strings]
-        parser.error(f"unknown setting {name}{nearest(name, options)}")
-    found = vars(given)
-    values = {name: found.pop(name) for name in names if name in found}
-    try:
-        run = replaced(run, values)
-    except ValueError as error:
-        parser.error(str(error))
-    return Given(run, values, argparse.Namespace(**{**vars(known), **found}))
-
-
 def start_options(parser: argparse.ArgumentParser) -> None:
-    default: dict[str, Any] = {"default": None} if parser.argument_default is None else {}
-    parser.add_argument("--config", metavar="FILE", help="settings to start from, .yaml or .json", **default)
-    parser.add_argument("--preset", metavar="NAME", help=f"or one of {', '.join(PRESETS)}", **default)
-    parser.add_argument("--task", metavar="NAME", help=f"train on a task: {', '.join(TASKS)}", **default)
+    parser.add_argument("--config", metavar="FILE", help="settings to start from, .yaml or .json")
+    parser.add_argument("--preset", metavar="NAME", help=f"or one of {', '.join(PRESETS)}")
+    parser.add_argument("--task", metavar="NAME", help=f"train on a task: {', '.join(TASKS)}")
 
 
-def add_settings(parser: argparse.ArgumentParser, run: RunConfig) -> list[str]:
-    """An option for each setting of the run, with its value as the default shown."""
-    found, names = settings_of(run), []
-    for group in groups_of(run):
-        config = getattr(run, group)
-        section = parser.add_argument_group(f"settings: {group}", (type(config).__doc__ or "").strip())
-        for name, (owner, field, hint) in found.items():
-            if owner == group and name not in ("task", "settings"):
-                add_setting(section, field, hint, getattr(config, name))
-                names.append(name)
-        if group == "data":
-            for name, (field, hint) in task_settings(run).items():
-                if name not in found:
-                    add_setting(section, field, hint, config.settings.get(name, field.default))
-                    names.append(name)
-    return names
+def start_of(given: argparse.Namespace) -> RunConfig:
+    return config_from(given.config, given.preset, given.task)
 
 
-def add_setting(section, field: dataclasses.Field, hint: Any, value: Any) -> None:
-    shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    text = f"{field.metadata.get('help', '')} [{shown}]".replace("%", "%%")
-    section.add_argument(f"--{field.name.replace('_', '-')}", dest=field.name, help=text, **option_for(hint))
-
-
-def undotted(word: str) -> str:
-    """`--training.batch_size=4` as `--batch-size=4`; `--data.settings.payload` as `--payload`."""
-    if not word.startswith("--"):
-        return word
-    name, equals, value = hyphenated(word)[2:].partition("=")
-    section, dot, rest = name.partition(".")
-    if dot and section in SECTIONS:
-        name = rest.removeprefix("settings.")
-    return f"--{name}{equals}{value}"
+NAMED: dict[str, Any] = {
+    "listed": listed,
+    "replace": replaced,
+    "usage": "%(prog)s [--config FILE] [--SETTING VALUE ...]",
+}

@@ -9,47 +9,36 @@ torchrun --nproc-per-node 2 -m titans_pytorch.cli train ... # several processes,
 """
 
 import shlex
-from contextlib import ExitStack
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 import torch
 
 from titans_pytorch.cli.runs import model_of, run_from_dict
-from titans_pytorch.cli.settings import read_arguments
+from titans_pytorch.cli.settings import NAMED, start_of, start_options
 from titans_pytorch.models.config import TitansConfig
 from titans_pytorch.tasks.subject import TaskSubject, checked_task, subject_of
-from titans_pytorch.training.checkpoint import Saved
 from titans_pytorch.training.config import RunConfig, TaskConfig
 from titans_pytorch.training.errors import TrainingError
-from titans_pytorch.training.folder import claimed
-from titans_pytorch.training.run import Run, report_changes, saved_run, train_claimed
+from titans_pytorch.training.run import TrainProgram
 from titans_pytorch.training.start import check_start
 
 __all__ = ["train_command"]
 
 
-def add_options(parser) -> None:
+def add_options(parser: ArgumentParser) -> None:
+    start_options(parser)
     parser.add_argument("--out", metavar="DIR", help="where the run is kept (runs/ and the configuration's name)")
-    default = {} if parser.argument_default else {"default": False}
-    parser.add_argument("--check", action="store_true", help="check the settings, print them, and stop", **default)
+    parser.add_argument("--check", action="store_true", help="check the settings, print them, and stop")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
 
 
-def resumed(options, claim: ExitStack) -> Saved:
-    """The checkpoint to go on from; its folder is claimed until `claim` ends."""
+def resume_from(options: Namespace) -> Path:
     if options.out is None:
         raise TrainingError("resume: give the run's folder with --out")
     if options.config or options.preset or options.task:
         raise TrainingError("resume: the run has its own configuration; leave out --config, --preset and --task")
-    claim.enter_context(claimed(Path(options.out)))
-    return saved_run(Path(options.out))
-
-
-def config_of(saved: Saved) -> RunConfig:
-    try:
-        return run_from_dict(saved.state["about"]["config"])
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise TrainingError(f"{saved.path} is of another configuration: {error}") from error
+    return Path(options.out)
 
 
 def check(run: RunConfig, out: Path) -> None:
@@ -64,22 +53,16 @@ def check(run: RunConfig, out: Path) -> None:
 
 
 def train_command(argv: list[str]) -> None:
-    command, saved = shlex.join(["titans", "train", *argv]), None
-    with ExitStack() as claim:
-
-        def base(options) -> RunConfig:
-            nonlocal saved
-            saved = resumed(options, claim)
-            return config_of(saved)
-
-        given = read_arguments("titans train", __doc__, argv, add_options, base if "--resume" in argv else None)
-        run = given.run
-        out = Path(given.options.out or f"runs/{run.preset or 'titans'}")
-        if saved is None and not given.options.check:
-            claim.enter_context(claimed(out))
-        elif saved is not None:
-            report_changes(saved.path, config_of(saved), run)
-        if given.options.check:
-            check(run, out)
-            return
-        train_claimed(Run(run, out, saved, command), model_of, subject_of)
+    program = TrainProgram(
+        prog="titans train",
+        description=__doc__,
+        add_options=add_options,
+        start=start_of,
+        resume_from=resume_from,
+        saved_config=lambda options, saved: run_from_dict(saved.state["about"]["config"]),
+        build_model=model_of,
+        make_subject=subject_of,
+        named=NAMED,
+        check=check,
+    )
+    program.run(argv, shlex.join(["titans", "train", *argv]))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from titans_pytorch.common.checks import Words, wrong
+from titans_pytorch.common.checks import wrong
 from titans_pytorch.common.files import parse_json, write_text
 from titans_pytorch.training.config import (
     DataConfig,
@@ -21,12 +21,11 @@ from titans_pytorch.training.config import (
     TaskConfig,
     TrainConfig,
     at_most,
-    checked,
+    from_dict,
     nearest,
     positive,
     setting,
     typed,
-    unknown,
     updated,
 )
 
@@ -187,16 +186,7 @@ class TitansConfig:
     @classmethod
     def from_dict(cls, sections: dict[str, dict[str, Any]]) -> "TitansConfig":
         """From `sections` as `to_dict` gives them. What is missing keeps its default; ValueError for unknown names."""
-        known = {f.name: f.default for f in dataclasses.fields(cls)}
-        if not isinstance(sections, dict):
-            raise wrong("configuration", Words(type(sections).__name__), f"sections {', '.join(known)}")
-        found = {}
-        for name, section in sections.items():
-            if name not in known:
-                raise unknown("section ", name, known)
-            of_task = name == "data" and isinstance(section, dict) and "task" in section
-            found[name] = _section(TaskConfig() if of_task else known[name], name, section)
-        return cls(**found)
+        return from_dict(cls(), sections)
 
     def to_json(self) -> str:
         """As JSON."""
@@ -250,18 +240,6 @@ def _lists(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _lists(part) for name, part in value.items()}
     return list(value) if isinstance(value, tuple) else value
-
-
-def _section(default: Any, name: str, given: Any) -> Any:
-    kind = type(default)
-    given = {} if given is None else given  # a section without a line
-    if not isinstance(given, dict):
-        raise wrong(name, Words(type(given).__name__), "a section of settings")
-    hints = typing.get_type_hints(kind)
-    for key in given:
-        if key not in hints:
-            raise unknown(f"setting {name}.", key, hints)
-    return kind(**{key: checked(key, value, hints[key]) for key, value in given.items()})
 
 
 def _format(path: Path) -> str:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
-from difflib import get_close_matches
 from typing import Any, get_type_hints
 
 from titans_pytorch.tasks.copy import Copy
@@ -12,7 +11,7 @@ from titans_pytorch.tasks.patterns import Patterns
 from titans_pytorch.tasks.recall import Recall
 from titans_pytorch.tasks.task import Task
 from titans_pytorch.tasks.variables import Variables
-from titans_pytorch.training.config import checked
+from titans_pytorch.training.config import checked, unknown
 
 __all__ = ["TASKS", "build_task"]
 
@@ -30,16 +29,11 @@ def build_task(name: str, settings: Mapping[str, Any] | None = None) -> Task:
         ValueError: for unknown names, naming the nearest known one, and for wrong values.
     """
     if name not in TASKS:
-        raise ValueError(f"unknown task {str(name)[:60]}{_nearest(name, TASKS)}; known: {', '.join(TASKS)}")
+        raise ValueError(f"{unknown('task ', name, TASKS)}; known: {', '.join(TASKS)}")
     kind, settings = TASKS[name], dict(settings or {})
     hints = get_type_hints(kind)
     known = [f.name for f in fields(kind)]
     for key in settings:
         if key not in known:
-            raise ValueError(f"unknown setting {str(key)[:60]} of the {name} task{_nearest(key, known)}")
+            raise unknown("setting ", key, known, f" of the {name} task")
     return kind(**{key: checked(key, value, hints[key]) for key, value in settings.items()})
-
-
-def _nearest(name: str, known) -> str:
-    close = get_close_matches(str(name)[:60], list(known), n=1, cutoff=0.5)
-    return f"; the nearest is {close[0]}" if close else ""

@@ -10,7 +10,7 @@ import types
 import typing
 import unicodedata
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from titans_pytorch.common.checks import Words, wrong
 
@@ -26,6 +26,8 @@ __all__ = [
     "updated",
 ]
 
+
+C = TypeVar("C", bound=Any)  # a frozen dataclass of sections
 
 LARGEST_SEED = 2**63 - 1  # torch's
 LARGEST_INT = 2**63 - 1
@@ -271,10 +273,10 @@ def settings_of(run: RunConfig) -> dict[str, tuple[str, dataclasses.Field, Any]]
     return found
 
 
-def unknown(what: str, name: Any, known: typing.Iterable[str]) -> ValueError:
-    """`what`: "setting", "section model", ..."""
+def unknown(what: str, name: Any, known: typing.Iterable[str], where: str = "") -> ValueError:
+    """The error for a name that is not among the `known`. what: "setting ", ...; where: " of the copy task", ..."""
     text = " ".join(str(name)[:60].split())
-    return ValueError(f"unknown {what}{text}{nearest(text, known)}")
+    return ValueError(f"unknown {what}{text}{where}{nearest(text, known)}")
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
@@ -295,17 +297,31 @@ def updated(run: RunConfig, changes: dict[str, Any]) -> RunConfig:
     return dataclasses.replace(run, **replaced)
 
 
-def from_dict(base: RunConfig, saved: dict[str, Any]) -> RunConfig:
-    """The configuration that `to_dict` saved. `base` says which dataclass `model` is and fills in what is missing."""
-    known = {f.name for f in dataclasses.fields(base)}
+def from_dict(base: C, saved: dict[str, Any]) -> C:
+    """The configuration that `dataclasses.asdict` made of one like `base`: its sections, each a dataclass of settings,
+    and plain fields. What is missing is as in `base`. ValueError for unknown names and wrong values.
+    """
+    sections = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
     if not isinstance(saved, dict):
-        raise wrong("the configuration", Words(type(saved).__name__), "groups of settings")
-    flat: dict[str, Any] = {}
-    for key, value in saved.items():
-        if key not in known:
-            raise unknown("group of settings ", key, known)
-        if key in groups_of(base):
-            if not isinstance(value, dict):
-                raise wrong(key, Words(type(value).__name__), "a group of settings")
-            flat.update(value)
-    return dataclasses.replace(updated(base, flat), preset=saved.get("preset", base.preset))
+        names = ", ".join(name for name, default in sections.items() if dataclasses.is_dataclass(default))
+        raise wrong("configuration", Words(type(saved).__name__), f"sections {names}")
+    found: dict[str, Any] = {}
+    for name, given in saved.items():
+        if name not in sections:
+            raise unknown("section ", name, sections)
+        default = sections[name]
+        if name == "data" and isinstance(given, dict) and "task" in given:
+            default = default if isinstance(default, TaskConfig) else TaskConfig()
+        found[name] = section_from(default, name, given) if dataclasses.is_dataclass(default) else given
+    return dataclasses.replace(base, **found)
+
+
+def section_from(default: Any, name: str, given: Any) -> Any:
+    given = {} if given is None else given  # a section without a line
+    if not isinstance(given, dict):
+        raise wrong(name, Words(type(given).__name__), "a section of settings")
+    hints = typing.get_type_hints(type(default))
+    for key in given:
+        if key not in hints:
+            raise unknown(f"setting {name}.", key, hints)
+    return dataclasses.replace(default, **{key: checked(key, value, hints[key]) for key, value in given.items()})

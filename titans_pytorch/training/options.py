@@ -3,34 +3,59 @@
 import argparse
 import dataclasses
 import typing
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from titans_pytorch.training.config import RunConfig, groups_of, nearest, settings_of, updated
+from titans_pytorch.training.config import RunConfig, nearest, settings_of, updated
 
-__all__ = ["parse_options"]
+__all__ = ["Given", "OneLineParser", "number", "read_arguments"]
+
+SECTIONS = ("model", "data", "training", "train", "report")  # of a configuration's file, and of a run
+Listed = dict[str, tuple[str, dataclasses.Field, Any, Any]]
 
 
 class OneLineParser(argparse.ArgumentParser):
     """Errors are one line; the usage of a hundred options would hide them."""
 
+    def __init__(self, prog: str, description: str | None = None, **more: Any):
+        how: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **more}
+        super().__init__(prog=prog, description=description, **how)
+
     def error(self, message: str) -> typing.NoReturn:
         self.exit(2, f"{self.prog}: error: {message}; --help lists every setting\n")
 
+    def parse_all(self, argv: list[str]) -> dict[str, Any]:
+        """The value of every option. An unknown one is an error that names the nearest."""
+        given, unknown = self.parse_known_args(argv)
+        if unknown:
+            name = unknown[0].split("=")[0]
+            if not name.startswith("-"):
+                self.error(f"got {name!r}, which is no setting's name and follows none that takes a value")
+            known = [option for action in self._actions for option in action.option_strings]
+            self.error(f"unknown setting {name}{nearest(name, known)}")
+        return vars(given)
 
-def number(kind: type) -> Any:
-    def parse(text: str):
+
+def number(kind: Callable[[str], float], takes: str, fits: Callable[[float], bool] = lambda x: True) -> Any:
+    """A type of argparse: what `kind` reads, if it `fits`. takes: what to say of other text."""
+
+    def read(text: str) -> float:
         try:
-            return kind(text)
+            if fits(value := kind(text)):
+                return value
         except ValueError:
-            wanted = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"must be {wanted}, got {text!r}") from None
+            pass
+        raise argparse.ArgumentTypeError(f"must be {takes}, got {text!r}") from None
 
-    return parse
+    return read
+
+
+any_int = number(int, "a whole number")
+any_float = number(float, "a number")
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:
-    parse = number(int)
-    return tuple(parse(part) for part in text.split(",") if part.strip())
+    return tuple(any_int(part) for part in text.split(",") if part.strip())
 
 
 def named_values(text: str) -> dict[str, Any]:
@@ -69,67 +94,104 @@ def option_for(hint: Any) -> dict[str, Any]:
     if hint is bool:
         return {"action": argparse.BooleanOptionalAction}
     if hint in (int, float):
-        return {"type": number(hint), "metavar": "N" if hint is int else "X"}
+        return {"type": any_int, "metavar": "N"} if hint is int else {"type": any_float, "metavar": "X"}
     return {"metavar": "TEXT"}
 
 
-def build_parser(presets: dict[str, RunConfig], description: str, prog: str | None) -> argparse.ArgumentParser:
-    parser = OneLineParser(
-        prog=prog,
-        usage="%(prog)s [--SETTING VALUE ...]",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-    )
-    parser.add_argument("--preset", choices=list(presets), help="which settings to start from")
-    parser.add_argument("--out", metavar="DIR", help="where the run is kept (runs/PRESET)")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
-    some = next(iter(presets.values()))
-    found = settings_of(some)
-    for group in groups_of(some):
-        section = parser.add_argument_group(f"settings: {group}", (type(getattr(some, group)).__doc__ or "").strip())
-        for name, (owner, field, hint) in found.items():
-            if owner == group:
-                option = f"--{name.replace('_', '-')}"
-                section.add_argument(option, help=help_of(presets, group, field), **option_for(hint))
-    return parser
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """What a command line says.
+
+    run: the configuration, with the settings given.
+    values: these settings, by name.
+    options: the program's own options.
+    """
+
+    run: RunConfig
+    values: dict[str, Any]
+    options: argparse.Namespace
 
 
-def hyphenated(argument: str) -> str:
-    """`--batch_size=4` as `--batch-size=4`: both spellings are taken."""
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument.partition("=")
-    return name.replace("_", "-") + equals + value
+def listed_settings(run: RunConfig) -> Listed:
+    """Name -> (section, field, type, value) of every setting that is an option."""
+    return {
+        name: (group, f, hint, getattr(getattr(run, group), name))
+        for name, (group, f, hint) in settings_of(run).items()
+    }
 
 
-def help_of(presets: dict[str, RunConfig], group: str, field: dataclasses.Field) -> str:
-    values = {preset: getattr(getattr(run, group), field.name) for preset, run in presets.items()}
-    shown = {preset: ",".join(map(str, v)) if isinstance(v, tuple) else str(v) for preset, v in values.items()}
-    if len(set(shown.values())) == 1:
-        default = next(iter(shown.values()))
-    else:
-        default = ", ".join(f"{preset}: {value}" for preset, value in shown.items())
-    return f"{field.metadata.get('help', '')} [{default}]".replace("%", "%%")
+def read_arguments(
+    prog: str,
+    description: str,
+    argv: list[str],
+    add_options: Callable[[argparse.ArgumentParser], None],
+    start: Callable[[argparse.Namespace], RunConfig],
+    *,
+    presets: Mapping[str, RunConfig] | None = None,
+    listed: Callable[[RunConfig], Listed] = listed_settings,
+    replace: Callable[[RunConfig, dict[str, Any]], RunConfig] = updated,
+    usage: str = "%(prog)s [--SETTING VALUE ...]",
+) -> Given:
+    """Read a command line: the program's own options, and settings by name. Exits with 2 after a line on a mistake.
 
-
-def parse_options(
-    presets: dict[str, RunConfig], description: str, argv: list[str], prog: str | None = None
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(`preset`, `out`, `resume` as far as given; the settings given, by flat name). Exits with 2 on a mistake."""
-    parser = build_parser(presets, description, prog)
-    given, unknown = parser.parse_known_args([hyphenated(argument) for argument in argv])
-    if unknown:
-        name = unknown[0].split("=")[0]
-        if not name.startswith("-"):
-            parser.error(f"got {name!r}, which is no setting's name and follows none that takes a value")
-        known = [option for action in parser._actions for option in action.option_strings]
-        parser.error(f"unknown setting {name}{nearest(name, known)}")
-    values = vars(given)
-    general: dict[str, Any] = {name: values.pop(name) for name in ("preset", "out", "resume") if name in values}
+    Args:
+        prog: the program's name.
+        description: for --help.
+        argv: the command line.
+        add_options: adds the program's own options to a parser.
+        start: these options -> the configuration to start from.
+        presets: whose values --help shows; None: those of the configuration to start from.
+        listed: the settings that are options.
+        replace: the configuration with settings replaced by name; ValueError for wrong values.
+        usage: for --help.
+    """
+    parser = OneLineParser(prog, description, usage=usage)
+    add_options(parser)
+    argv = [undotted(word) for word in argv]
+    options, _ = parser.parse_known_args([word for word in argv if word not in ("-h", "--help")])
+    run = start(options)
+    names = add_settings(parser, presets or {"": run}, listed)
+    found = parser.parse_all(argv)
+    values = {name: found.pop(name) for name in names if name in found}
     try:
-        updated(presets[general.get("preset", next(iter(presets)))], values)
+        run = replace(run, values)
     except ValueError as error:
         parser.error(str(error))
-    return general, values
+    return Given(run, values, argparse.Namespace(**found))
+
+
+def add_settings(
+    parser: argparse.ArgumentParser, presets: Mapping[str, RunConfig], listed: Callable[[RunConfig], Listed]
+) -> list[str]:
+    """Add an option for each setting, with its value in each preset as the default shown. Returns their names."""
+    some, settings = next(iter(presets.values())), {preset: listed(run) for preset, run in presets.items()}
+    rows = listed(some)
+    sections: dict[str, Any] = {}
+    for name, (group, field, hint, _) in rows.items():
+        if group not in sections:
+            about = (type(getattr(some, group)).__doc__ or "").strip()
+            sections[group] = parser.add_argument_group(f"settings: {group}", about)
+        shown = {preset: as_text(found[name][3]) for preset, found in settings.items()}
+        default = ", ".join(f"{preset}: {value}" for preset, value in shown.items())
+        if len(set(shown.values())) == 1:
+            default = next(iter(shown.values()))
+        text = f"{field.metadata.get('help', '')} [{default}]".replace("%", "%%")
+        option = f"--{name.replace('_', '-')}"
+        sections[group].add_argument(option, dest=name, default=argparse.SUPPRESS, help=text, **option_for(hint))
+    return list(rows)
+
+
+def as_text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def undotted(word: str) -> str:
+    """`--training.batch_size=4` as `--batch-size=4`; `--data.settings.payload` as `--payload`."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word[2:].partition("=")
+    name = name.replace("_", "-")
+    section, dot, rest = name.partition(".")
+    if dot and section in SECTIONS:
+        name = rest.removeprefix("settings.")
+    return f"--{name}{equals}{value}"

@@ -1,5 +1,6 @@
 """What a training script calls: reads the settings, trains, evaluates, compares, samples, and writes it all down."""
 
+import argparse
 import contextlib
 import math
 import os
@@ -7,6 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,12 @@ from titans_pytorch.analysis.storing import page_switches
 from titans_pytorch.common.checks import MissingPackage
 from titans_pytorch.common.files import parse_json, read_json, replacing, write_json, write_text
 from titans_pytorch.training.checkpoint import SUMS, WEIGHTS, Saved, read_last, remove, write_sums, write_weights
-from titans_pytorch.training.config import RunConfig, from_dict, settings_of, updated
+from titans_pytorch.training.config import RunConfig, from_dict, settings_of
 from titans_pytorch.training.device import describe_device, resolve_device
 from titans_pytorch.training.errors import Diverged, TrainingError
 from titans_pytorch.training.folder import claimed, prepare_folder
 from titans_pytorch.training.loop import Trainer
-from titans_pytorch.training.options import parse_options
+from titans_pytorch.training.options import read_arguments
 from titans_pytorch.training.plots import draw_loss_curve
 from titans_pytorch.training.processes import first_process, processes_here
 from titans_pytorch.training.start import check_start
@@ -33,7 +35,7 @@ from titans_pytorch.training.subjects import Subject
 from titans_pytorch.training.text import text_of
 from titans_pytorch.training.versions import git_commit, versions
 
-__all__ = ["Run", "finished_run", "main", "one_line", "saved_run", "train", "train_claimed"]
+__all__ = ["Run", "TrainProgram", "finished_run", "main", "one_line", "saved_run", "train", "train_claimed"]
 
 BuildModel = Callable[[Any, torch.device], nn.Module]
 MakeSubject = Callable[[RunConfig], Subject]
@@ -90,19 +92,35 @@ def main(
         The exit status: 0, 1 after an error in one line, 128 + signal where it was stopped.
     """
     script = script or sys.argv[0]
-    name = Path(script).name
     arguments = sys.argv[1:] if argv is None else argv
 
-    def whole() -> None:
-        general, given = parse_options(presets, description, arguments, prog=name)
-        preset = general.get("preset", default_preset)
-        out = Path(general.get("out", f"runs/{preset}"))
-        command = shlex.join(["python", script, *arguments])
-        with claimed(out):
-            run = configure(presets[preset], preset, out, general, given, command)
-            train_claimed(run, build_model, make_subject)
+    def add_options(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--preset", choices=list(presets), help="which settings to start from")
+        parser.add_argument("--out", metavar="DIR", help="where the run is kept (runs/PRESET)")
+        parser.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
 
-    return one_line(name, whole)
+    def start(options: argparse.Namespace) -> RunConfig:
+        preset = options.preset or default_preset
+        return replace(presets[preset], preset=preset)
+
+    def saved_config(options: argparse.Namespace, saved: Saved) -> RunConfig:
+        config = from_dict(start(options), saved.state["about"]["config"])
+        if options.preset and config.preset != options.preset:
+            raise TrainingError(f"preset: {saved.path} is of {config.preset!r}, got {options.preset!r}")
+        return config
+
+    trainer = TrainProgram(
+        prog=Path(script).name,
+        description=description,
+        add_options=add_options,
+        start=start,
+        resume_from=lambda options: Path(options.out or f"runs/{options.preset or default_preset}"),
+        saved_config=saved_config,
+        build_model=build_model,
+        make_subject=make_subject,
+        named={"presets": presets},
+    )
+    return one_line(trainer.prog, lambda: trainer.run(arguments, shlex.join(["python", script, *arguments])))
 
 
 def one_line(name: str, work: Callable[[], Any]) -> int:
@@ -160,22 +178,63 @@ def finished_run(out: Path, config: RunConfig) -> dict[str, Any] | None:
         return None
 
 
-def configure(
-    base: RunConfig, preset: str, out: Path, general: dict[str, Any], given: dict[str, Any], command: str
-) -> Run:
-    base = replace(base, preset=preset)
-    if not general.get("resume"):
-        return Run(updated(base, given), out, None, command)
-    saved = saved_run(out)
-    try:
-        config = from_dict(base, saved.state["about"]["config"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TrainingError(f"{saved.path} is of another configuration: {error}") from error
-    if "preset" in general and config.preset != preset:
-        raise TrainingError(f"preset: {saved.path} is of {config.preset!r}, got {preset!r}")
-    changed = updated(config, given)
-    report_changes(saved.path, config, changed)
-    return Run(changed, out, saved, command)
+@dataclass(frozen=True)
+class TrainProgram:
+    """A program that trains: what `titans train` and a script say for themselves.
+
+    prog: its name. description: for --help. add_options(parser): adds its own options, --out and --resume among them.
+    start(options): the configuration of a new run.
+    resume_from(options): the folder of the run to go on with.
+    saved_config(options, saved): the configuration that a checkpoint holds; ValueError where it is another program's.
+    build_model, make_subject: as in `train`.
+    named: how `read_arguments` names settings.
+    check(run, out): does the work of --check in place of training, where the program has it.
+    """
+
+    prog: str
+    description: str
+    add_options: Callable[[argparse.ArgumentParser], None]
+    start: Callable[[argparse.Namespace], RunConfig]
+    resume_from: Callable[[argparse.Namespace], Path]
+    saved_config: Callable[[argparse.Namespace, Saved], RunConfig]
+    build_model: BuildModel
+    make_subject: MakeSubject
+    named: dict[str, Any]
+    check: Callable[[RunConfig, Path], None] | None = None
+
+    def run(self, argv: list[str], command: str) -> None:
+        """Train as the command line `argv` says. command: for the record."""
+        with ExitStack() as claim:
+            saved: Saved | None = None
+
+            def begin(options: argparse.Namespace) -> RunConfig:
+                nonlocal saved
+                if not options.resume:
+                    return self.start(options)
+                out = self.resume_from(options)
+                claim.enter_context(claimed(out))
+                saved = saved_run(out)
+                return self.config_of(options, saved)
+
+            given = read_arguments(self.prog, self.description, argv, self.add_options, begin, **self.named)
+            run, options = given.run, given.options
+            if saved is None:
+                out = Path(options.out or f"runs/{run.preset or 'titans'}")
+            else:
+                out = self.resume_from(options)
+                report_changes(saved.path, self.config_of(options, saved), run)
+            if self.check is not None and options.check:
+                self.check(run, out)
+                return
+            if saved is None:
+                claim.enter_context(claimed(out))
+            train_claimed(Run(run, out, saved, command), self.build_model, self.make_subject)
+
+    def config_of(self, options: argparse.Namespace, saved: Saved) -> RunConfig:
+        try:
+            return self.saved_config(options, saved)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise TrainingError(f"{saved.path} is of another configuration: {error}") from error
 
 
 def report_changes(checkpoint: Path, saved: RunConfig, config: RunConfig) -> None:
