@@ -298,8 +298,14 @@ def updated(run: RunConfig, changes: dict[str, Any]) -> RunConfig:
 
 
 def from_dict(base: C, saved: dict[str, Any]) -> C:
-    """The configuration that `dataclasses.asdict` made of one like `base`: its sections, each a dataclass of settings,
-    and plain fields. What is missing is as in `base`. ValueError for unknown names and wrong values.
+    """Read a configuration back from a dict.
+
+    Args:
+        base: its sections, each a dataclass of settings, and plain fields; what `saved` lacks is taken from it.
+        saved: what `dataclasses.asdict` gives of a configuration like `base`.
+
+    Raises:
+        ValueError: for unknown names, naming the nearest, and wrong values.
     """
     sections = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
     if not isinstance(saved, dict):

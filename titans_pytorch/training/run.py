@@ -231,6 +231,9 @@ class TrainProgram:
             train_claimed(Run(run, out, saved, command), self.build_model, self.make_subject)
 
     def config_of(self, options: argparse.Namespace, saved: Saved) -> RunConfig:
+        """The configuration of the checkpoint `saved`. TrainingError where it is another program's. options: as given
+        to `start`.
+        """
         try:
             return self.saved_config(options, saved)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
