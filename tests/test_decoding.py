@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from titans_pytorch.decoding.connection import FewTokens
+from titans_pytorch.decoding.decoder import FEW
 from titans_pytorch.decoding.memory import AnyMemoryStep, MemoryStep
-from titans_pytorch.layers.residual_streams import FEW
 from titans_pytorch.mac_transformer import MacCache, MemoryAsContextTransformer
 from titans_pytorch.neural_memory import NeuralMemory
 

@@ -275,7 +275,7 @@ class MemoryAsContextTransformer(nn.Module):
         logits = self.to_logits(self.norm(x))
         loss = None
         if memory_loss:
-            losses = [auxiliary_loss(surprises) for surprises in earlier.surprises]
+            losses = [auxiliary_loss(surprises) for surprises in earlier.surprises or ()]
             loss = sum(losses, x.new_zeros(())) / max(len(losses), 1)
         return logits, loss, next_caches
 
@@ -315,7 +315,7 @@ class MemoryAsContextTransformer(nn.Module):
         """What reads the tokens after `cache` one at a time, at less cost than calls of the model do and with the same
         numbers, while no parameter changes and gradients are off; None where there is no gain (see `can_decode`)."""
         self._check_cache(cache)
-        return Decoder(self, cache) if can_decode(self, cache.layers[0].attention.keys.shape[0]) else None
+        return Decoder(self, cache) if can_decode(self, _rows(cache)) else None
 
     def _check_cache(self, cache: MacCache, batch: int | None = None) -> None:
         if not isinstance(cache, MacCache):
@@ -323,9 +323,16 @@ class MemoryAsContextTransformer(nn.Module):
         check_identity(self.configuration, cache.configuration, "cache", MemoryAsContextTransformer.__init__)
         if len(cache.layers) != len(self.layers):
             raise wrong("cache", Words(f"{len(cache.layers)} layers"), f"of {len(self.layers)} layers")
-        got = cache.layers[0].attention.keys.shape[0]
+        got = _rows(cache)
         if batch is not None and batch != got:
             raise wrong("cache", Words(f"a batch of {got}"), f"of the batch of the ids, {batch}")
+
+
+def _rows(cache: MacCache) -> int:
+    attention = cache.layers[0].attention
+    if attention is None:
+        raise wrong("cache", Words("a layer without keys"), "the MacCache that an earlier call returned")
+    return attention.keys.shape[0]
 
 
 def _weight(value: float) -> float:

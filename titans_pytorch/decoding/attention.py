@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from titans_pytorch.decoding.norm import norm_step
-from titans_pytorch.layers.attention import KeyValueCache, RotaryPositions, SegmentedAttention, position_after
+from titans_pytorch.layers.attention import KeyValueCache, RotaryPositions, SegmentedAttention, in_reach, position_after
 
 AHEAD = 64  # positions whose angles are computed together
 
@@ -18,15 +18,15 @@ class Turns:
     """By which complex numbers the pairs of a token's query, key and value are multiplied, the value's being one."""
 
     def __init__(self, rotary: RotaryPositions, dtype: torch.dtype):
-        self.freqs, self.dtype = rotary.freqs, dtype
-        self.first, self.table = 0, ()
+        self.rotary, self.dtype = rotary, dtype
+        self.first = 0
+        self.table: tuple[Tensor, ...] = ()
 
     def at(self, position: int) -> Tensor:
         """[3 1 1 d/2]"""
         if not 0 <= position - self.first < len(self.table):
             self.first = position
-            positions = torch.arange(position, position + AHEAD, dtype=self.freqs.dtype)
-            angles = torch.outer(positions, self.freqs)
+            angles = self.rotary.angles(position, AHEAD)
             turn = torch.complex(angles.cos().to(self.dtype), angles.sin().to(self.dtype))
             self.table = torch.stack((turn, turn, torch.ones_like(turn)), dim=1)[:, :, None, None].unbind(0)
         return self.table[position - self.first]
@@ -57,7 +57,7 @@ class AttentionStep:
         pairs = torch.view_as_complex(own.to_qkv(normed).reshape(b, 3, heads, 1, width // 2, 2))
         turned = torch.view_as_real(pairs * self.turns.at(self.position)).view(self.shape)
         values = turned.select(1, 2)
-        if own.to_value_mix is not None:
+        if own.to_value_mix is not None and first_values is not None:
             values.lerp_(first_values, own.to_value_mix(normed).sigmoid().view(b, heads, 1, 1))
         slot = self.position % self.slots
         self.buffer.narrow(3, self.persistent + slot, 1).copy_(turned.narrow(1, 1, 2))
@@ -70,9 +70,8 @@ class AttentionStep:
 
     def cache(self) -> KeyValueCache:
         """What SegmentedAttention carries: the keys that a later query can see."""
-        window = self.attention.window
-        count = min(window, self.position) if self.attention.sliding else self.position % window
-        keys, values = self.buffer[:, :, :, self._slots(count)].unbind(1)
+        kept = in_reach(self.position, self.attention.window, self.attention.sliding)
+        keys, values = self.buffer[:, :, :, self._slots(kept)].unbind(1)
         return KeyValueCache(keys, values, self.position, self.attention.configuration)
 
     def _slots(self, count: int) -> Tensor:

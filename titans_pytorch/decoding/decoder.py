@@ -3,29 +3,33 @@
 The numbers are those of `model(ids, cache=cache, return_cache=True)` with a token at a time. What depends on parameters
 alone is computed once, states are kept in place, and nothing is checked twice.
 
-Letters: b batch, s streams, d features, v tokens of the vocabulary
+Letters: b batch, s streams (side by side in rows), d features, v tokens of the vocabulary
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from titans_pytorch.decoding.attention import AttentionStep, Turns
-from titans_pytorch.decoding.connection import CODES, connection_step
+from titans_pytorch.decoding.connection import CODES, connection_step, streams_step
 from titans_pytorch.decoding.memory import memory_step
 from titans_pytorch.decoding.norm import norm_step
 from titans_pytorch.layers.attention import SegmentedAttention
 from titans_pytorch.layers.longterm_tokens import places
 from titans_pytorch.layers.memory_as_context import Earlier, LayerCache, MemoryAsContextLayer
-from titans_pytorch.layers.residual_streams import FEW, HyperConnection
+from titans_pytorch.layers.residual_streams import HyperConnection
 from titans_pytorch.neural_memory import NeuralMemory
+
+FEW = 4  # rows, up to which arithmetic on Python numbers is faster than kernels
 
 
 class LayerStep:
     """A MemoryAsContextLayer: its three branches in their order."""
 
     def __init__(self, layer: MemoryAsContextLayer, cache: LayerCache, turns: Turns):
+        assert cache.attention is not None  # a call of the model has filled it
         self.layer = layer
         self.attention = AttentionStep(layer.attention, cache.attention, turns)
         self.attention_connection = connection_step(layer.attention_connection)
@@ -37,7 +41,7 @@ class LayerStep:
             self.memory_connection = connection_step(layer.memory_connection)
 
     def step(self, streams: Tensor, earlier: Earlier) -> tuple[Tensor, Earlier]:
-        """streams [b 1 s d]; `earlier` in, `earlier` for the next layer out."""
+        """streams [(b s) 1 d]; `earlier` in, `earlier` for the next layer out."""
         layer, gate = self.layer, None
         if self.memory is not None:
             branch, read = self.memory_connection.read(streams)
@@ -73,12 +77,13 @@ class LayerStep:
 class AxialPositions:
     """The embedding of one place after the other; a row of the grid is computed when it begins."""
 
-    def __init__(self, embedding: nn.Module, width: int, dtype: torch.dtype):
+    def __init__(self, embedding: Any, width: int, dtype: torch.dtype):
         self.row_net, column_net = embedding.mlps
         self.width, self.dtype = width, dtype
         # one by one, as calls of one token do: a quantised map rounds by all that it is given
         self.columns = torch.cat([column_net(number) for number in torch.arange(width, dtype=dtype)[:, None, None]])
-        self.row, self.places = -1, ()
+        self.row = -1
+        self.places: tuple[Tensor, ...] = ()
 
     def at(self, place: int) -> Tensor:
         """[d]"""
@@ -90,11 +95,14 @@ class AxialPositions:
 
 
 class Decoder:
-    """Without gradients, while no parameter changes; see `can_decode`. cache: what `model` returned."""
+    """Reads one token after the other, without gradients, while no parameter changes; see `can_decode`.
 
-    def __init__(self, model: nn.Module, cache):
+    model: a MemoryAsContextTransformer; cache: the MacCache that it returned."""
+
+    def __init__(self, model: Any, cache: Any):
         self.model, self.tokens, self.segment_len = model, cache.tokens, model.segment_len
         self.norm = norm_step(model.norm)
+        self.expand, self.reduce = streams_step(model.expand_streams, model.reduce_streams)
         self.longterm = model.longterm_mems.unbind(0)
         self.place = places(cache.tokens, model.segment_len, len(self.longterm))
         dtype = model.longterm_mems.dtype
@@ -117,11 +125,11 @@ class Decoder:
 
     def _read(self, x: Tensor) -> Tensor:
         """What stands at the next place, [b 1 d] -> [b 1 d]."""
-        streams, earlier = self.model.expand_streams(x + self.positions.at(self.place)), Earlier()
+        streams, earlier = self.expand(x + self.positions.at(self.place)), Earlier()
         for layer in self.layers:
             streams, earlier = layer.step(streams, earlier)
         self.place += 1
-        return self.model.reduce_streams(streams)
+        return self.reduce(streams)
 
     def caches(self) -> tuple[int, tuple[LayerCache, ...], str]:
         """Tokens read, each layer's cache, and the model's settings: the fields of what `model` returns."""
@@ -131,17 +139,17 @@ class Decoder:
 def _turns(attention: SegmentedAttention, shared: list[Turns], dtype: torch.dtype) -> Turns:
     """Layers whose angles are equal share them."""
     for turns in shared:
-        if torch.equal(turns.freqs, attention.rotary_emb.freqs):
+        if torch.equal(turns.rotary.freqs, attention.rotary_emb.freqs):
             return turns
     shared.append(Turns(attention.rotary_emb, dtype))
     return shared[-1]
 
 
-def can_decode(model: nn.Module, batch: int) -> bool:
+def can_decode(model: Any, batch: int) -> bool:
     """Whether a Decoder gives the model's numbers, and sooner: a few rows in float32 or float64 on a CPU, and nobody
     listens (hooks) to or has replaced the modules whose `forward` it does not call."""
     parameter = model.longterm_mems
-    bypassed: list[tuple[nn.Module, type]] = []
+    bypassed: list[tuple[nn.Module, type[nn.Module]]] = []
     for layer in model.layers:
         if not isinstance(layer, MemoryAsContextLayer):  # a wrapper
             return False

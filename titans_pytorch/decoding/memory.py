@@ -4,6 +4,7 @@ Letters: b batch, h heads, B rows (b h), d and e the sides of a weight
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,9 +33,16 @@ class MemoryStep:
 
     def __init__(self, memory: NeuralMemory, state: NeuralMemState):
         self.memory, self.norm = memory, norm_step(memory.projections.retrieve_norm)
+        self.network: Any = memory.engine.model
+        self._hold(state)
+
+    def _hold(self, state: NeuralMemState) -> None:
+        """Go on from a state that a call returned."""
         waiting = state.cache_store_segment
+        assert waiting is not None
+        assert state.states is not None
         self.waiting, self.count = [waiting], waiting.shape[-2]
-        self.stored = state._replace(cache_store_segment=None)
+        self.stored = state._replace(cache_store_segment=None, updates=None)
         self.weights = HeldWeights(state.states[0])
 
     def step(self, views: Tensor, prev_weights) -> tuple[Tensor, Mapping[str, Tensor] | None]:
@@ -46,12 +54,11 @@ class MemoryStep:
         if self.count == memory.store_chunk_size:
             chunk = torch.cat(self.waiting, dim=-2)
             _, state, _, _ = memory._write(chunk, self.stored, prev_weights, None, None)
-            self.waiting, self.count, updates = [state.cache_store_segment], 0, state.updates
-            self.stored = state._replace(cache_store_segment=None, updates=None)
-            self.weights = HeldWeights(state.states[0])
+            updates = state.updates
+            self._hold(state)
         tokens = self.norm(query)
         asked = memory.projections.queries(tokens, None)[0]
-        read = memory.engine.model.with_weights(asked.flatten(0, 1), self.weights)
+        read = self.network.with_weights(asked.flatten(0, 1), self.weights)
         return memory.projections.output(read.view(asked.shape), tokens), updates
 
     def state(self) -> NeuralMemState:

@@ -27,5 +27,6 @@ class OneToken:
 
 
 def norm_step(norm: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    hooked = norm._forward_hooks or norm._forward_pre_hooks if type(norm) is RMSNorm else True
-    return norm if hooked or "forward" in vars(norm) else OneToken(norm)
+    if type(norm) is not RMSNorm or norm._forward_hooks or norm._forward_pre_hooks or "forward" in vars(norm):
+        return norm
+    return OneToken(norm)

@@ -4,6 +4,7 @@ Letters: b batch, n tokens, v tokens of the vocabulary
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -99,7 +100,9 @@ def check_ids(name: str, ids: Tensor, num_tokens: int | None = None) -> None:
 
 def cached_logits(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """A function of ids [b n], one longer in each call: logits [b v] of the last. Only the new ids are read."""
-    cache = decoder = None
+    cache: Any = None
+    decoder: Any = None
+    new_decoder = getattr(model, "decoder", None)
 
     def next_logits(ids: Tensor) -> Tensor:
         nonlocal cache, decoder
@@ -107,8 +110,8 @@ def cached_logits(model: nn.Module) -> Callable[[Tensor], Tensor]:
             return decoder.step(ids[:, -1:])
         first = cache is None
         logits, cache = model(ids if first else ids[:, -1:], cache=cache, return_cache=True)
-        if first and hasattr(model, "decoder"):  # asked once: it walks over the whole model
-            decoder = model.decoder(cache)
+        if first and new_decoder is not None:  # once: it walks over the whole model
+            decoder = new_decoder(cache)
         return logits[:, -1]
 
     return next_logits

@@ -52,7 +52,8 @@ class TitansCache:
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Selects the rows `beam_idx` [r], in this order."""
         if self.state is not None:
-            self.state = self.state.rows(beam_idx.to(self._device()))
+            device = next(_tensors(self.state.layers)).device
+            self.state = self.state.rows(beam_idx.to(device))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Selects the rows `indices` [r]."""
@@ -83,9 +84,6 @@ class TitansCache:
         if self.state is not None:  # also where tensors hang on a graph, which torch cannot deep-copy
             copied.reorder_cache(torch.arange(self.state.batch))
         return copied
-
-    def _device(self) -> torch.device:
-        return next(_tensors(self.state.layers)).device
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

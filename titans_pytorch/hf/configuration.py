@@ -47,7 +47,8 @@ class TitansHFConfig(PreTrainedConfig):
                 raise ValueError(f"unknown setting {name}; the nearest is {close[0]}")
         self.use_cache = kwargs.pop("use_cache", True)
         self.loss_type = kwargs.pop("loss_type", "ForCausalLM")
-        super().__init__(tie_word_embeddings=self.tie_embeddings, **kwargs)
+        kwargs["tie_word_embeddings"] = self.tie_embeddings
+        super().__init__(**kwargs)
         self.to_model()  # wrong settings raise here
 
     @classmethod

@@ -35,25 +35,30 @@ class Layout:
     @property
     def rows(self) -> tuple[int, int]:
         """(r, m)."""
-        return self.shape if self.index is None else tuple(self.index.shape)
+        if self.index is None:
+            return self.shape
+        r, m = self.index.shape
+        return r, m
 
     def take(self, x: Tensor, padding: float | None = None) -> Tensor:
         """x [b n ...] -> [r m ...]; `padding`: the value behind a row's tokens, None: any."""
         if self.index is not None:
             x = x.flatten(0, 1)[self.index]
-        return x if padding is None or self.real is None else x.masked_fill(~self._real_like(x), padding)
+        return x if padding is None or self.real is None else x.masked_fill(~_like(self.real, x), padding)
 
     def put(self, x: Tensor, padding: float = 0.0) -> Tensor:
         """x [r m ...] -> [b n ...], with the value `padding` at padding."""
         if self.index is None:
-            return x if self.real is None else x.masked_fill(~self._real_like(x), padding)
+            return x if self.real is None else x.masked_fill(~_like(self.real, x), padding)
         b, n = self.shape
         index = self.index.flatten() if self.real is None else self.index[self.real]
         x = x.flatten(0, 1) if self.real is None else x[self.real]
         return x.new_full((b * n, *x.shape[1:]), padding).index_copy(0, index, x).unflatten(0, (b, n))
 
-    def _real_like(self, x: Tensor) -> Tensor:
-        return self.real.view(*self.real.shape, *(1,) * (x.ndim - 2))
+
+def _like(real: Tensor, x: Tensor) -> Tensor:
+    """real [r m] with as many dims as x [r m ...]."""
+    return real.view(*real.shape, *(1,) * (x.ndim - 2))
 
 
 def lay_out(
@@ -119,17 +124,15 @@ def _real(shape: tuple[int, int], cache: TitansCache | None, mask: Tensor | None
     """The tokens that are none of padding, bool [b n], or None where all are tokens."""
     if mask is None:
         return None
-    (b, n), past = shape, 0 if cache is None else cache.positions
+    (b, n), (past, tokens) = shape, (0, 0) if cache is None else (cache.positions, cache.tokens)
     if not isinstance(mask, Tensor) or mask.shape != (b, past + n):
         got = tuple(mask.shape) if isinstance(mask, Tensor) else Words(type(mask).__name__)
         raise wrong("attention_mask", got, f"[b, positions read + n] = {(b, past + n)}")
     seen = mask == 1
-    if not (seen | (mask == 0)).all():
+    if not torch.all(seen | (mask == 0)):
         raise wrong("attention_mask", Words("other values"), "1 for tokens and 0 for padding")
-    if past and (seen[:, :past].sum(dim=1) != cache.tokens).any():
-        raise wrong(
-            "attention_mask", Words("others"), f"1 for each of the {cache.tokens} tokens that the cache has read"
-        )
+    if past and (seen[:, :past].sum(dim=1) != tokens).any():
+        raise wrong("attention_mask", Words("others"), f"1 for each of the {tokens} tokens that the cache has read")
     seen = seen[:, past:]
     if not seen.any():
         raise wrong("attention_mask", Words("padding alone"), "1 for a token or more")
@@ -140,7 +143,7 @@ def _starts(
     shape: tuple[int, int], cache: TitansCache | None, real: Tensor | None, position_ids: Tensor | None, packing: dict
 ) -> Tensor | None:
     """Where a text begins, bool [b n], or None where every row of the call is one."""
-    found = {}
+    found: dict[str, Tensor | None] = {}
     if position_ids is not None:
         found["position_ids"] = _starts_of_positions(shape, cache, real, position_ids)
     for name in ("cu_seq_lens_q", "cu_seq_lens_k"):
@@ -148,13 +151,12 @@ def _starts(
             found[name] = _starts_of_lengths(shape, real, name, packing[name])
     if "seq_idx" in packing:
         found["seq_idx"] = _starts_of_seq_idx(shape, real, packing["seq_idx"])
-    first, *others = found or [None]
-    for name in others:
-        if (found[name] is None) != (found[first] is None) or (
-            found[name] is not None and not found[name].equal(found[first])
-        ):
+    if not found:
+        return None
+    (first, starts), *others = found.items()
+    for name, other in others:
+        if (other is None) != (starts is None) or not (other is None or starts is None or other.equal(starts)):
             raise ValueError(f"{name} cannot be combined with {first} of other texts")
-    starts = found[first] if first else None
     if starts is not None and cache is not None and cache.is_initialized:
         raise ValueError(f"{first} of several texts in a row cannot be combined with a cache")
     return starts
@@ -215,7 +217,7 @@ def _starts_of_seq_idx(shape: tuple[int, int], real: Tensor | None, idx: Tensor)
     if not isinstance(idx, Tensor) or idx.is_floating_point() or idx.shape != shape:
         got = tuple(idx.shape) if isinstance(idx, Tensor) else Words(type(idx).__name__)
         raise wrong("seq_idx", got, f"integers of shape {shape}")
-    real = _all(shape, real, idx.device)
+    real = torch.ones_like(idx, dtype=torch.bool) if real is None else real
     of_tokens, row = idx[real], torch.arange(shape[0], device=idx.device)[:, None].expand(shape)[real]
     begins = torch.ones_like(of_tokens, dtype=torch.bool)
     begins[1:] = (of_tokens[1:] != of_tokens[:-1]) | (row[1:] != row[:-1])

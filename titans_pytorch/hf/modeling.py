@@ -36,7 +36,8 @@ class TitansOutput(CausalLMOutputWithPast):
 
 CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 if CACHE == "past_key_values":
-    TitansOutput.cache = property(lambda self: self.past_key_values)
+    # type checkers see the newest release, where it is a field
+    TitansOutput.cache = property(lambda self: self.past_key_values)  # type: ignore[assignment]
 
 
 class TitansPreTrainedModel(PreTrainedModel):
@@ -85,7 +86,7 @@ class TitansPreTrainedModel(PreTrainedModel):
         for name, tensor in missing.items():
             value = values[name.removeprefix("model.")]
             tensor.copy_(value).requires_grad_(value.requires_grad)
-            tensor._is_hf_initialized = True
+            vars(tensor)["_is_hf_initialized"] = True
 
 
 def _unsaved_buffers(model: nn.Module) -> set[str]:
@@ -142,7 +143,7 @@ class TitansForCausalLM(TitansPreTrainedModel, GenerationMixin):
             missing_keys.update(target for target, source in tied.items() if source not in missing_keys)
         super().tie_weights(missing_keys, recompute_mapping)
 
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """As in transformers (`args`, `kwargs`), for both configurations. Returns the embedding."""
         embedding = super().resize_token_embeddings(*args, **kwargs)
         vocab_size = self.config.vocab_size
@@ -205,7 +206,7 @@ class TitansForCausalLM(TitansPreTrainedModel, GenerationMixin):
         past = _one_cache(past_key_values, cache)
         x = self._embedded(input_ids, inputs_embeds)
         _check_cache_position(cache_position, past, x.shape[1])
-        layout = lay_out(tuple(x.shape[:2]), past, attention_mask, position_ids, packing)
+        layout = lay_out((x.shape[0], x.shape[1]), past, attention_mask, position_ids, packing)
         targets = self._targets(layout, labels, of_loss)
         self._check_request(output_attentions, targets, of_loss, logits_to_keep)
         use_cache = self._use_cache(layout, past, use_cache, targets is not None)
@@ -230,7 +231,8 @@ class TitansForCausalLM(TitansPreTrainedModel, GenerationMixin):
         return_dict = getattr(self.config, "return_dict", True) if return_dict is None else return_dict
         if not return_dict:
             return tuple(part for part in (loss, logits, new, hidden) if part is not None)
-        return TitansOutput(loss=loss, logits=logits, hidden_states=hidden, **{CACHE: new})
+        named: dict[str, Any] = {CACHE: new}
+        return TitansOutput(loss=loss, logits=logits, hidden_states=hidden, **named)
 
     def _sorted(self, kwargs: dict) -> tuple[dict, dict]:
         """Keywords of packed rows, and of the loss."""
@@ -243,7 +245,7 @@ class TitansForCausalLM(TitansPreTrainedModel, GenerationMixin):
     def _embedded(self, ids: Tensor | None, embeds: Tensor | None) -> Tensor:
         if (ids is None) == (embeds is None):
             raise wrong("input_ids or inputs_embeds", Words("both" if ids is not None else "neither"), "one of them")
-        if embeds is None:
+        if ids is not None:
             check_ids("input_ids", ids, self.model.config.vocab_size)
             return self.model.token_emb(ids.long())
         d = self.config.d_model
@@ -323,7 +325,8 @@ class TitansForCausalLM(TitansPreTrainedModel, GenerationMixin):
         if generation_config.cache_implementation is not None:
             takes = "None: the model has a cache of its own"
             raise wrong("cache_implementation", generation_config.cache_implementation, takes)
-        return super()._prepare_cache_for_generation(generation_config, *args, **kwargs)
+        # transformers' protocol of the self argument does not fit its own classes
+        return super()._prepare_cache_for_generation(generation_config, *args, **kwargs)  # type: ignore[misc]
 
 
 def _register(cls: type) -> None:

@@ -9,12 +9,14 @@ from typing import Any
 
 from torch import nn
 
+LOADED = "_loaded_weights"  # attribute of a block: the submodules whose weights are loaded now
+
 
 def load_whole(blocks: nn.Module) -> None:
     """Makes each of the `blocks` load all its weights before it runs and release them after it."""
     for block in blocks if isinstance(blocks, nn.ModuleList) else [blocks]:
-        if not hasattr(block, "_loads_whole") and any(True for _ in _offloading(block)):
-            block._loads_whole = True
+        if LOADED not in vars(block) and any(True for _ in _offloading(block)):
+            vars(block)[LOADED] = []
             block.register_forward_pre_hook(_load)
             block.register_forward_hook(_release, always_call=True)
 
@@ -29,14 +31,14 @@ def _offloading(block: nn.Module) -> Iterator[tuple[nn.Module, Any]]:
 
 
 def _load(block: nn.Module, args: tuple) -> None:
-    block._loaded = list(_offloading(block))
-    for module, hook in block._loaded:
+    vars(block)[LOADED] = list(_offloading(block))
+    for module, hook in vars(block)[LOADED]:
         hook.pre_forward(module)
         hook.offload = False  # a call of the module within the block neither loads nor releases
 
 
 def _release(block: nn.Module, args: tuple, out: Any) -> None:
-    for module, hook in block._loaded:
+    for module, hook in vars(block)[LOADED]:
         hook.offload = True
         hook.post_forward(module, None)
-    block._loaded = []
+    vars(block)[LOADED] = []

@@ -9,9 +9,11 @@ from titans_pytorch.common.checks import Words, of_kind, wrong
 from titans_pytorch.memory.earlier_names import present_name
 from titans_pytorch.neural_memory import NeuralMemory
 
-RATES = ("reduce_to_chunk_rep", "to_adaptive_step", "to_decay_factor", "to_momentum", "to_learned_momentum_combine")
-RATES += ("to_layer_modulation", "to_learned_weight_residual_mix")
-SCALES = ("symplectic_complexity_scale", "dmd_complexity_scale")  # of shape (1,) in the fork
+RATES = (
+    *("reduce_to_chunk_rep", "to_adaptive_step", "to_decay_factor", "to_momentum", "to_learned_momentum_combine"),
+    *("to_layer_modulation", "to_learned_weight_residual_mix"),
+)
+SCALES = ("gates.symplectic_complexity_scale", "gates.dmd_complexity_scale")  # of shape (1,) in the fork
 IN_SEQUENCE = (*RATES[1:], "retrieve_gate", "to_queries", "to_keys", "to_values")  # a Linear, then what rearranges
 
 

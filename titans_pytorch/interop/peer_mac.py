@@ -1,8 +1,12 @@
 """Names of the released package `titans-pytorch` 0.5.5 for the parts of MemoryAsContextTransformer."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import Tensor
+
+if TYPE_CHECKING:  # not at run time: it loads the transformer
+    from titans_pytorch.mac_transformer import MemoryAsContextTransformer
 
 # its layers are lists: 0 to 2 the connections, 3 the view selector, 4 the memory, 5 attention, 6 the feed-forward
 _MEMORY = "4."
@@ -18,15 +22,16 @@ _PARTS = {
 }
 
 
-def translate_mac_keys(module: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def translate_mac_keys(module: "MemoryAsContextTransformer", state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The released MemoryAsContextTransformer's keys as ours, less those without effect.
 
     `module` is our transformer of the same arguments. Keys that are unknown, of a layer beyond the last or of a memory
     that the layer does not have stay as they are, so that loading names them as left over."""
     from titans_pytorch.interop.peer import translate_memory_keys
 
-    memories = {index: layer.memory for index, layer in enumerate(module.layers)}
-    of_memory, translated = {}, {}
+    memories: dict[int | None, Any] = {index: layer.memory for index, layer in enumerate(module.layers)}
+    of_memory: dict[int | None, dict[str, Tensor]] = {}
+    translated: dict[str, Tensor] = {}
     for key, tensor in state_dict.items():
         index, rest = _layer_key(key)
         part = next((part for part in _PARTS if rest.startswith(part)), None)

@@ -1,4 +1,4 @@
-"""SegmentedAttention: attention within segments, with persistent keys, rotary positions and a trimmed cache.
+"""SegmentedAttention: attention in segments or a sliding window, with persistent keys, rotary positions and a cache.
 
 ein letters: b batch, h heads, n tokens, d features (dim, or dim_head where there are heads), p persistent keys,
 w cached keys
@@ -20,16 +20,16 @@ from titans_pytorch.ops.segmented_attention import prepend, segmented_attention,
 try:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 except ImportError:  # torch built without it
-    create_block_mask = flex_attention = None
+    create_block_mask = flex_attention = None  # type: ignore[assignment]  # functions, or None: callers ask which
 
 
 class KeyValueCache(NamedTuple):
-    """What attention carries from one call to the next. Its size does not depend on how many tokens came before.
+    """Keys and values that later calls need. Its size does not depend on how many tokens came before.
 
-    keys, values: [b h w d], the keys rotated; w is at most the window.
+    keys, values: [b h w d], the keys rotated; w is at most the attention window or segment.
     position: absolute position of the next token.
-    configuration: JSON, the settings of the attention that made it; attention of other settings refuses it. None: made
-        by hand.
+    configuration: JSON, the settings of the attention that made it; attention of other settings refuses it. None for a
+        cache made by hand.
     """
 
     keys: Tensor
@@ -37,13 +37,51 @@ class KeyValueCache(NamedTuple):
     position: int
     configuration: str | None = None
 
+    def compact(self) -> "KeyValueCache":
+        """Copy keys and values: a view would keep the keys of the whole call in memory."""
+        return self._replace(keys=self.keys.clone(), values=self.values.clone())
 
-def check_keys(cache: KeyValueCache | None, keys: Tensor, window: int, sliding: bool) -> None:
-    """Refuses a cache that does not fit the new tokens' keys [b h n d]."""
-    if cache is None:
-        return
+
+def in_reach(position: int, window: int, sliding: bool) -> int:
+    """Return how many tokens before `position` a query at or after it can see."""
+    return min(position, window) if sliding else position % window
+
+
+def cached_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    persistent: Tensor,
+    cache: KeyValueCache | None,
+    *,
+    window: int,
+    sliding: bool,
+    scale: float,
+    configuration: str,
+    dropout: float = 0.0,
+    flex: bool = False,
+) -> tuple[Tensor, KeyValueCache]:
+    """`segmented_attention` of n tokens [b h n d] that follow those in the cache.
+
+    flex: use flex attention where nothing is cached. Returns the output [b h n d] and the cache for the next call,
+    whose tensors are views. Raises ValueError for a cache that does not fit.
+    """
+    n, position = q.shape[-2], 0
+    if cache is not None:
+        _check_keys(cache, k, in_reach(cache.position, window, sliding))
+        k, v = torch.cat((cache.keys, k), dim=-2), torch.cat((cache.values, v), dim=-2)
+        position = cache.position
+    if flex and cache is None:
+        out = flex_segmented_attention(q, k, v, persistent, window=window, sliding=sliding, scale=scale)
+    else:
+        out = segmented_attention(q, k, v, persistent, window=window, sliding=sliding, scale=scale, dropout=dropout)
+    position += n
+    first = k.shape[-2] - in_reach(position, window, sliding)
+    return out, KeyValueCache(k[..., first:, :], v[..., first:, :], position, configuration)
+
+
+def _check_keys(cache: KeyValueCache, keys: Tensor, kept: int) -> None:
     b, h, _, d = keys.shape
-    kept = min(cache.position, window) if sliding else cache.position % window
     for name, held in (("keys", cache.keys), ("values", cache.values)):
         if tuple(held.shape) != (b, h, kept, d):
             takes = f"of shape {(b, h, kept, d)} at position {cache.position}"
@@ -53,7 +91,7 @@ def check_keys(cache: KeyValueCache | None, keys: Tensor, window: int, sliding: 
 
 
 def position_after(cache, attention, function: Callable) -> int:
-    """The position of the token after a cache, or 0 where there is none. Refuses anything that an attention of other
+    """Return the position of the next token, 0 without a cache. Raises ValueError for a cache that attention of other
     settings returned. function: the attention's constructor."""
     if cache is None:
         return 0
@@ -64,16 +102,19 @@ def position_after(cache, attention, function: Callable) -> int:
 
 
 class AttnIntermediates(NamedTuple):
-    """value_residual: this call's values [b h n d]; cached_key_values: the cache for the next call."""
+    """What attention returns beside its output.
+
+    value_residual: this call's values [b h n d]. cached_key_values: the cache for the next call.
+    """
 
     value_residual: Tensor
     cached_key_values: KeyValueCache
 
 
 class RotaryPositions(RotaryEmbedding):
-    """Rotary embedding whose frequencies stay in float32 when the model is moved to a half precision.
+    """Rotary embedding (arXiv 2104.09864) whose frequencies stay in float32 when the model is moved to half precision.
 
-    In bfloat16 positions beyond 256 would no longer differ from their neighbours."""
+    In bfloat16, positions beyond 256 would equal their neighbours."""
 
     def __init__(self, dim: int):
         super().__init__(dim, cache_if_possible=False, cache_max_seq_len=0)
@@ -85,14 +126,18 @@ class RotaryPositions(RotaryEmbedding):
             self.freqs.data = before.to(self.freqs.device)
         return self
 
+    def angles(self, start: int, n: int) -> Tensor:
+        """Return the angles [n d/2] of the n positions from `start` on."""
+        positions = torch.arange(start, start + n, device=self.freqs.device, dtype=self.freqs.dtype)
+        return torch.outer(positions, self.freqs)
+
     def rotate(self, t: Tensor, start: int) -> Tensor:
-        """Rotate [... n d] as the tokens at positions start, start + 1, ..."""
-        positions = torch.arange(start, start + t.shape[-2], device=t.device, dtype=self.freqs.dtype)
-        angles = torch.outer(positions, self.freqs)
+        """Rotate [... n d] by the positions of n tokens, the first of which is at `start`."""
+        angles = self.angles(start, t.shape[-2])
         cos, sin = (x.to(torch.promote_types(angles.dtype, t.dtype)) for x in (angles.cos(), angles.sin()))
         even, odd = t.unflatten(-1, (-1, 2)).unbind(-1)
-        turned = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1)
-        return turned.flatten(-2).to(t.dtype)
+        rotated = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1)
+        return rotated.flatten(-2).to(t.dtype)
 
 
 class SegmentedAttention(nn.Module):
@@ -102,17 +147,17 @@ class SegmentedAttention(nn.Module):
 
     Args:
         dim: features of a token.
-        segment_len: tokens of a segment; with the long-term tokens that follow it, it makes a window.
+        segment_len: tokens of a segment. Segment and long-term tokens together are the attention window.
         num_persist_mem_tokens: learned keys and values per head that every query sees.
         num_longterm_mem_tokens: long-term tokens after each segment.
         dim_head: features per head, an even number.
         heads: number of heads.
-        sliding: a query sees its own key and as many before it as a window is long; else its own block, causally.
+        sliding: a query sees its own key and the attention window before it, instead of its own segment.
         accept_value_residual: mix in the first layer's values (arXiv 2410.17897), by a learned sigmoid gate per token
             and head.
         attend_kwargs: `dropout` (probability, in training), `scale` (default dim_head ** -0.5); `flash` is ignored.
-        use_flex_attn: flex attention on CUDA (it has no backward on CPU); elsewhere, and in float64 or with a cache,
-            scaled dot-product attention.
+        use_flex_attn: use flex attention on CUDA. On CPU (where it has no backward), in float64 and with a cache,
+            scaled dot-product attention is used.
 
     Raises:
         ValueError: for an argument of the wrong type, shape or range, by name.
@@ -140,7 +185,7 @@ class SegmentedAttention(nn.Module):
         count(num_longterm_mem_tokens, "num_longterm_mem_tokens")
         positive_int(heads, "heads")
         if positive_int(dim_head, "dim_head") % 2:
-            raise wrong("dim_head", dim_head, "an even integer (rotary embedding turns pairs)")
+            raise wrong("dim_head", dim_head, "an even integer (rotary embedding rotates pairs)")
 
         kinds = (Mapping, type(None))
         attend = dict(of_kind(attend_kwargs, kinds, "attend_kwargs", "a dict of 'dropout', 'scale' and 'flash'") or {})
@@ -179,11 +224,11 @@ class SegmentedAttention(nn.Module):
         output_gating: Tensor | None = None,
         cache: KeyValueCache | None = None,
     ) -> tuple[Tensor, AttnIntermediates]:
-        """Attend over tokens [b n d], any n >= 1; with a cache they follow the tokens it holds.
+        """Attend over tokens [b n d], n >= 1. With a cache they follow the tokens that it holds.
 
         Args:
             seq: tokens [b n d].
-            value_residual: the first layer's values for these tokens [b h n d]; required exactly if accepted.
+            value_residual: the first layer's values for these tokens [b h n d]. accept_value_residual needs it.
             disable_flex_attn: use scaled dot-product attention for this call.
             output_gating: multiplies the output [b n d].
             cache: `cached_key_values` of the call before.
@@ -199,32 +244,26 @@ class SegmentedAttention(nn.Module):
 
         start = position_after(cache, self, SegmentedAttention.__init__)
         q, k = self.rotary_emb.rotate(qk, start).chunk(2, dim=1)
-        if self.to_value_mix is not None:
+        if self.to_value_mix is not None and value_residual is not None:
             mix = self.to_value_mix(normed).sigmoid().transpose(1, 2).unsqueeze(-1)
             v = v.lerp(value_residual.to(v.dtype), mix.to(v.dtype))
-        values = v
-
-        check_keys(cache, k, self.window, self.sliding)
-        if cache is not None:
-            k, v = torch.cat((cache.keys, k), dim=-2), torch.cat((cache.values, v), dim=-2)
-
-        rule = {"window": self.window, "sliding": self.sliding, "scale": self.scale}
-        if self._takes_flex(q) and not disable_flex_attn and cache is None:
-            out = flex_segmented_attention(q, k, v, self.persistent_memory, **rule)
-        else:
-            dropout = self.dropout if self.training else 0.0
-            out = segmented_attention(q, k, v, self.persistent_memory, dropout=dropout, **rule)
-
+        out, cache = cached_attention(
+            q,
+            k,
+            v,
+            self.persistent_memory,
+            cache,
+            window=self.window,
+            sliding=self.sliding,
+            scale=self.scale,
+            configuration=self.configuration,
+            dropout=self.dropout if self.training else 0.0,
+            flex=self._takes_flex(q) and not disable_flex_attn,
+        )
         out = self.to_out(out.transpose(1, 2).flatten(2))
         if output_gating is not None:
             out = out * output_gating
-        return out, AttnIntermediates(values, self._trim(k, v, start + seq.shape[1]))
-
-    def _trim(self, k: Tensor, v: Tensor, position: int) -> KeyValueCache:
-        """Keep the keys that a later query can see."""
-        kept = min(self.window, k.shape[-2]) if self.sliding else position % self.window
-        first = k.shape[-2] - kept
-        return KeyValueCache(k[..., first:, :], v[..., first:, :], position, self.configuration)
+        return out, AttnIntermediates(v, cache)
 
     def _takes_flex(self, q: Tensor) -> bool:
         return self.use_flex_attn and flex_attention is not None and q.is_cuda and q.dtype != torch.float64

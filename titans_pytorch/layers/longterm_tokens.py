@@ -1,7 +1,7 @@
-"""Learned long-term tokens stand behind every complete segment that is followed by another token.
+"""Long-term tokens: learned tokens before each segment but the first.
 
-Put the other way round: they come before each segment but the first, and this holds for a sequence that is read in
-pieces. Positions with them are called places here.
+So they follow a complete segment only once another token comes, also where a sequence is read in several calls. A place
+is a position in the sequence with long-term tokens.
 
 ein letters: b batch, n tokens, p long-term tokens, m segments, c tokens of a segment, d features
 """
@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 
 def places(tokens: int, segment_len: int, longterm: int) -> int:
-    """How many places the first `tokens` tokens take."""
+    """Return the number of places of the first `tokens` tokens."""
     return tokens + longterm * (max(tokens - 1, 0) // segment_len)
 
 
 def insert_longterm(x: Tensor, longterm: Tensor, segment_len: int, start: int = 0) -> Tensor:
-    """Tokens [b n d], of which the first is token number `start`, with long-term tokens [p d] before new segments."""
+    """Put long-term tokens [p d] before new segments. x: tokens [b n d], the first is token number `start`."""
     p = longterm.shape[0]
     if p == 0:
         return x
@@ -31,7 +31,7 @@ def insert_longterm(x: Tensor, longterm: Tensor, segment_len: int, start: int = 
 
 
 def remove_longterm(x: Tensor, num_longterm: int, segment_len: int, start: int, n: int) -> Tensor:
-    """Undo `insert_longterm`: the n tokens [b n d] among places [b .. d]."""
+    """Undo `insert_longterm`: return the n tokens [b n d] among places [b .. d]."""
     p = num_longterm
     if p == 0:
         return x
@@ -43,5 +43,5 @@ def remove_longterm(x: Tensor, num_longterm: int, segment_len: int, start: int, 
 
 
 def _origin(start: int, segment_len: int, longterm: int) -> int:
-    """The place where the long-term tokens of token `start`'s segment begin (before the first segment: -p)."""
+    """Return the first place of the long-term tokens of token `start`'s segment (-p for the first segment)."""
     return start // segment_len * (segment_len + longterm) - longterm

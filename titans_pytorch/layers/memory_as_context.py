@@ -16,7 +16,7 @@ from titans_pytorch.layers.attention import KeyValueCache, SegmentedAttention
 from titans_pytorch.layers.norms import RMSNorm
 
 VIEWS = 3
-VIEWS_PER_LAYER = 4  # what a layer leaves for later ones to choose from
+VIEWS_PER_LAYER = 4  # activations of each earlier layer that a view may mix
 
 
 class SwiGLU(nn.Module):
@@ -28,7 +28,7 @@ class SwiGLU(nn.Module):
 
 
 def feed_forward(dim: int, mult: float = 4) -> nn.Sequential:
-    """RMSNorm and a gated feed-forward; with two thirds of dim * mult inner features, as large as an MLP."""
+    """RMSNorm and a gated feed-forward. Two thirds of dim * mult inner features make it as large as an MLP."""
     inner = int(dim * positive_number(mult, "ff_mult") * 2 / 3)
     if inner < 1:
         raise wrong("ff_mult", mult, "a number that leaves at least one inner feature")
@@ -38,8 +38,8 @@ def feed_forward(dim: int, mult: float = 4) -> nn.Sequential:
 class ViewSelector(nn.Module):
     """Softmax mixtures for the memory's query, key and value views.
 
-    The choices are the memory's own input, then of each earlier layer attention input and output, feed-forward input
-    and output."""
+    The choices are the memory's own input and, for each earlier layer, input and output of attention and of the
+    feed-forward."""
 
     def __init__(self, dim: int, earlier_layers: int):
         super().__init__()
@@ -54,25 +54,24 @@ class ViewSelector(nn.Module):
 
 
 class LayerCache(NamedTuple):
-    """What one layer carries from call to call: attention's keys and values, the memory's state."""
+    """A layer's state between calls: attention's keys and values, the memory's state."""
 
     attention: KeyValueCache | None = None
     memory: Any = None
 
     def compact(self) -> "LayerCache":
-        """Without what only the call that made it needs: keys out of reach, the memory's history."""
-        kept = self.attention
-        attention = kept._replace(keys=kept.keys.clone(), values=kept.values.clone())
+        """Drop what belongs to one call: keys that no later query can see, the memory's updates."""
+        attention = None if self.attention is None else self.attention.compact()
         return LayerCache(attention, None if self.memory is None else self.memory._replace(updates=None))
 
 
 class Earlier(NamedTuple):
-    """What a layer is given of the layers before it.
+    """Results of earlier layers that later layers use.
 
     values: the first layer's attention values [b h n d].
-    updates: the nearest earlier memory layer's weights, chunk by chunk.
-    activations: branch inputs and outputs to choose views from, each [b n d].
-    surprises: what each memory so far returned as its surprises; None where they are not needed.
+    updates: the fast weights of the nearest earlier memory layer, chunk by chunk.
+    activations: branch inputs and outputs that views may mix, each [b n d].
+    surprises: (inner loss, learning rate) of each memory so far; None where they are not needed.
     """
 
     values: Tensor | None = None
@@ -86,18 +85,18 @@ class MemoryAsContextLayer(nn.Module):
 
     Args:
         new_connection: see `residual_streams`.
-        attention, feed_forward, memory: the branches; memory may be None.
-        view_selector: chooses the memory's views, or None: it sees its branch input.
-        gate_attn_output: the memory's output does not join the streams, its sigmoid multiplies attention's output.
-        leave_updates, leave_activations: hand these on to later layers.
+        attention, feed_forward, memory: the branches; memory: a NeuralMemory, or None.
+        view_selector: mixes the memory's views; None: all views are its branch input.
+        gate_attn_output: the sigmoid of the memory's output multiplies attention's output; nothing else uses it.
+        leave_updates, leave_activations: pass these to later layers.
     """
 
     def __init__(
         self,
         new_connection: Callable[..., nn.Module],
         attention: SegmentedAttention,
-        feed_forward: nn.Module,
-        memory: nn.Module | None = None,
+        feed_forward: nn.Sequential,
+        memory: Any = None,
         view_selector: ViewSelector | None = None,
         gate_attn_output: bool = False,
         leave_updates: bool = False,
@@ -120,8 +119,8 @@ class MemoryAsContextLayer(nn.Module):
     def forward(
         self, streams: Tensor, earlier: Earlier, cache: LayerCache, disable_flex_attn: bool = False
     ) -> tuple[Tensor, Earlier, LayerCache]:
-        """streams [(b s) n d]; `earlier` in, `earlier` for the next layer out."""
-        streams, gate, state, earlier = self._remember(streams, earlier, cache)
+        """Run the layer on streams [(b s) n d]. Returns streams, `earlier` for the next layer, and the next cache."""
+        streams, gate, state, earlier = self._use_memory(streams, earlier, cache)
 
         attn_in, add = self.attention_connection(streams)
         attn_out, (values, attn_cache) = self.attention(
@@ -145,11 +144,11 @@ class MemoryAsContextLayer(nn.Module):
             earlier = earlier._replace(activations=(*earlier.activations, attn_in, attn_out, ff_in, ff_out))
         return streams, earlier, LayerCache(attn_cache, state)
 
-    def _remember(
+    def _use_memory(
         self, streams: Tensor, earlier: Earlier, cache: LayerCache
     ) -> tuple[Tensor, Tensor | None, Any, Earlier]:
-        """Streams with the memory's output, or a gate for attention's output; the memory's next state; `earlier` with
-        the memory's loss."""
+        """Return streams with the memory's output, the gate of attention's output (or None), the memory's next state,
+        and `earlier` with its surprises."""
         if self.memory is None:
             return streams, None, None, earlier
         branch, add = self.memory_connection(streams)

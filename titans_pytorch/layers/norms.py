@@ -1,4 +1,4 @@
-"""Norms."""
+"""RMSNorm, with a learned weight or a gamma per head."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from titans_pytorch.ops.rms_norm import rms_norm
 
 
 class RMSNorm(nn.RMSNorm):
-    """torch's, with its learned weight and default eps; faster on a CPU (ops/rms_norm.py)."""
+    """torch's RMSNorm with learned weight and default eps, faster on a CPU (ops/rms_norm.py)."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not isinstance(x, Tensor) or tuple(x.shape[-1:]) != self.normalized_shape or not x.is_floating_point():

@@ -1,6 +1,6 @@
-"""Attention of the family: over a sliding window (mag, mal), and over one segment with what was retrieved for it (mac).
+"""Attention of the paper's models: over a sliding window (MAG, MAL), and over a segment with the memory's output (MAC).
 
-Both return the heads' outputs side by side, without a projection: what follows projects.
+Both return the heads' outputs side by side, [b n (h d)]; the caller projects them.
 
 Letters: b batch, h heads, n tokens, j cached keys, p persistent tokens, d features (of a token, or of a head)
 """
@@ -14,12 +14,12 @@ from torch.nn import functional as F
 
 from titans_pytorch.common.checks import Words, check_tokens, positive_int, wrong
 from titans_pytorch.common.identity import check_identity, identity
-from titans_pytorch.layers.attention import KeyValueCache, RotaryPositions, check_keys, position_after
-from titans_pytorch.ops.segmented_attention import attend, prepend, segmented_attention
+from titans_pytorch.layers.attention import KeyValueCache, RotaryPositions, cached_attention, position_after
+from titans_pytorch.ops.segmented_attention import attend, prepend
 
 
 class Projections(nn.Module):
-    """Queries, keys and values of tokens that were normalised, [.. n d] -> [.. h n d], rotated by their positions."""
+    """Projects normalised tokens [.. n d] to queries, keys and values [.. h n d], rotated by their positions."""
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
@@ -34,19 +34,19 @@ class Projections(nn.Module):
         return self.positions.rotate(self._split(self.to_queries(x)), start)
 
     def keys_values(self, x: Tensor, start: int | None) -> tuple[Tensor, Tensor]:
-        """start: position of the first token; None: not rotated (persistent tokens, the same from everywhere)."""
+        """Return keys and values. start: position of the first token; None: no rotation (persistent tokens)."""
         keys, values = self._split(self.to_keys_values(x)).chunk(2, dim=-3)
         return keys if start is None else self.positions.rotate(keys, start), values
 
     def persistent(self, tokens: Tensor) -> Tensor:
-        """tokens [p d] -> keys and values [2 h p d], as `segmented_attention` takes them."""
+        """Return keys and values [2 h p d] of tokens [p d], as `segmented_attention` takes them."""
         return torch.stack(self.keys_values(tokens, None))
 
     def _split(self, x: Tensor) -> Tensor:
         return rearrange(x, "... n (h d) -> ... h n d", d=self.head)
 
     def check(self, x: Tensor, persistent: Tensor, name: str = "x") -> None:
-        """Refuses anything but tokens x [b n d] and persistent [p d]."""
+        """Raise ValueError unless x is tokens [b n d] and persistent [p d]."""
         dim = self.heads * self.head
         check_tokens(x, name, dim, getattr(self.to_queries, "weight", None))
         if not isinstance(persistent, Tensor) or persistent.ndim != 2 or persistent.shape[-1] != dim:
@@ -71,22 +71,26 @@ class WindowAttention(Projections):
     def forward(
         self, x: Tensor, persistent: Tensor, cache: KeyValueCache | None = None
     ) -> tuple[Tensor, KeyValueCache]:
-        """x [b n d] after the tokens in the cache, persistent [p d]: ([b n d], the cache for the tokens after)."""
+        """Attend over persistent [p d] and x [b n d], which follows the cached tokens: ([b n d], next cache)."""
         self.check(x, persistent)
         start = position_after(cache, self, WindowAttention.__init__)
         q, (k, v) = self.queries(x, start), self.keys_values(x, start)
-        check_keys(cache, k, self.window, sliding=True)
-        if cache is not None:
-            k, v = torch.cat((cache.keys, k), dim=-2), torch.cat((cache.values, v), dim=-2)
-        rule = {"window": self.window, "sliding": True, "scale": self.head**-0.5}
-        out = segmented_attention(q, k, v, self.persistent(persistent), **rule)
-        # copies: a view would keep the whole call's keys alive
-        k, v = (t[..., max(t.shape[-2] - self.window, 0) :, :].clone() for t in (k, v))
-        return merge(out), KeyValueCache(k, v, start + x.shape[1], self.configuration)
+        out, cache = cached_attention(
+            q,
+            k,
+            v,
+            self.persistent(persistent),
+            cache,
+            window=self.window,
+            sliding=True,
+            scale=self.head**-0.5,
+            configuration=self.configuration,
+        )
+        return merge(out), cache.compact()
 
 
 class SegmentCache(NamedTuple):
-    """What a segment has seen: keys and values [b h j d] of its tokens and of what was retrieved for them.
+    """Keys and values [b h j d] of a segment's tokens so far, and of the memory's output for them.
     configuration: JSON, the settings of the attention that made it; attention of other settings refuses it."""
 
     keys: Tensor
@@ -97,8 +101,8 @@ class SegmentCache(NamedTuple):
 
 
 class SegmentAttention(Projections):
-    """Attention over persistent || retrieved || segment (eq. 22), causal: token i sees the tokens up to i, and of what
-    was retrieved only what was asked for by them. Positions are those of the joined sequence."""
+    """Causal attention over persistent || retrieved || segment (eq. 22). Token i sees the tokens up to i and what they
+    retrieved. Positions are those of the joined sequence."""
 
     def __init__(self, dim: int, heads: int, segment: int):
         given = dict(locals())
@@ -109,7 +113,7 @@ class SegmentAttention(Projections):
     def forward(
         self, x: Tensor, retrieved: Tensor, persistent: Tensor, cache: SegmentCache | None
     ) -> tuple[Tensor, SegmentCache]:
-        """x, retrieved [b n d], the next n tokens of one segment; persistent [p d]."""
+        """Attend over the next n tokens of one segment: x, retrieved [b n d]; persistent [p d]."""
         self.check(x, persistent)
         self.check(retrieved, persistent, "retrieved")
         if retrieved.shape != x.shape:
@@ -129,7 +133,7 @@ class SegmentAttention(Projections):
         return merge(attend(q, keys, values, mask, scale=self.head**-0.5)), cache
 
     def _seen(self, cache: SegmentCache | None, batch: int) -> int:
-        """How many tokens of the segment the cache holds."""
+        """Return how many tokens of the segment the cache holds."""
         if cache is None:
             return 0
         if not isinstance(cache, SegmentCache):

@@ -1,6 +1,6 @@
-"""A plain transformer (x-transformers: rotary positions, SwiGLU, RMSNorm) to compare with, of the same interface.
+"""A plain transformer to compare with (x-transformers: rotary positions, SwiGLU, RMSNorm), with the same interface.
 
-Its state holds the keys and values of all tokens: alone in the family, it grows, and so does the cost of a token.
+Its state holds the keys and values of all tokens, so state and cost per token grow with the tokens read.
 
 Letters: b batch, h heads, n tokens, d features
 """
@@ -21,8 +21,8 @@ class PlainState(NamedTuple):
 
 
 class TransformerBaseline(LanguageModel):
-    """Full causal attention over everything read; no memory. By x-transformers: rotary positions (arXiv 2104.09864),
-    SwiGLU (arXiv 2002.05202), RMSNorm. Its state grows with what was read.
+    """Full causal attention, no memory, from x-transformers: rotary positions (arXiv 2104.09864), SwiGLU (arXiv
+    2002.05202), RMSNorm. Its state grows with the tokens read.
 
     Args:
         config: a ModelConfig.
@@ -31,7 +31,7 @@ class TransformerBaseline(LanguageModel):
     variant = "baseline"
 
     def new_blocks(self, config: ModelConfig) -> nn.Module:
-        """The decoder of x-transformers that a configuration, config, describes."""
+        """Make the decoder of x-transformers that `config` describes."""
         from x_transformers import Decoder
 
         head = config.d_model // config.n_heads
@@ -53,8 +53,8 @@ class TransformerBaseline(LanguageModel):
     def run(
         self, x: Tensor, states: tuple | None, hiddens: list[Tensor] | None = None
     ) -> tuple[Tensor, tuple, Surprises]:
-        """Embedded tokens x [b n d] through the blocks, after what `states` holds: (x, states, []). `hiddens`: a list
-        that x before each block and after the last is appended to."""
+        """Run embedded tokens x [b n d], which follow those in `states`. Returns (x, states, []). `hiddens`: a list to
+        which x before each block and after the last is appended."""
         from x_transformers.attend import Intermediates
         from x_transformers.x_transformers import LayerIntermediates
 
@@ -64,6 +64,6 @@ class TransformerBaseline(LanguageModel):
             layers = [Intermediates(cached_kv=tuple(state)) for state in states]
             cache = LayerIntermediates(attn_intermediates=layers, cache_length=before)
         x, done = self.blocks(x, cache=cache, cache_age=n, seq_pos_offset=before, return_hiddens=True)
-        if hiddens is not None:  # of attention and feed-forward in turn, and last what both leave
+        if hiddens is not None:  # attention and feed-forward alternate; last comes the output
             hiddens += [*done.layer_hiddens[:-1:2], x]
         return x, tuple(PlainState(*layer.cached_kv) for layer in done.attn_intermediates), []

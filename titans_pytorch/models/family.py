@@ -18,7 +18,7 @@ __all__ = ["MODELS", "TitansLMM", "TitansMAC", "TitansMAG", "TitansMAL", "Transf
 
 
 def memory_of(config: ModelConfig) -> NeuralMemory:
-    """The memory of one block."""
+    """Make the memory of one block."""
     return titans_memory(
         config.d_model,
         heads=config.mem_heads,
@@ -105,14 +105,14 @@ MODELS: dict[str, type[LanguageModel]] = {
 
 
 def build_model(config: TitansConfig | ModelConfig, device: torch.device | str | None = None) -> LanguageModel:
-    """The language model that a configuration names, with fresh weights.
+    """Make the language model that a configuration names, with new weights.
 
     Args:
         config: a TitansConfig, or its model section.
         device: where to put it; "meta" allocates nothing.
 
     Raises:
-        ValueError: for anything but a configuration, or settings that do not go together.
+        ValueError: for anything but a configuration, or for settings that cannot be combined.
     """
     if isinstance(config, TitansConfig):
         config = config.model

@@ -1,4 +1,4 @@
-"""How attention's output and the memory's are joined, the paper's (x).  Letters: b batch, n tokens, d features"""
+"""Combines the outputs of attention and memory, the paper's (x).  Letters: b batch, n tokens, d features"""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,11 +10,11 @@ GATES = ("normalised", "silu", "sigmoid")
 
 
 class Gate(nn.Module):
-    """attended, remembered [b n d] -> [b n d], then a linear map.
+    """Combines attended and remembered [b n d] into [b n d], then applies a linear map.
 
-    normalised: both sides normalised with learned vectors, a sigmoid of each, multiplied (section 4.2: "normalize the
-    outputs ... followed by a non-linearity"). Near its start it is about 1/4 + attended/8 + remembered/8: neither side
-    can silence the other, as a plain product would. silu, sigmoid: attended times this of remembered.
+    normalised: RMSNorm with a learned weight and a sigmoid on each side, then the product (section 4.2: "normalize the
+    outputs ... followed by a non-linearity"). Near zero it is about 1/4 + attended/8 + remembered/8, so neither side
+    can switch the other off, as in a plain product. silu, sigmoid: attended times this function of remembered.
     """
 
     def __init__(self, dim: int, gate: str = "normalised"):

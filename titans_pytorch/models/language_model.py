@@ -1,6 +1,6 @@
-"""LanguageModel: token ids to logits through blocks; what the family's models share.
+"""LanguageModel: token ids to logits through blocks. The base of the paper's models and the plain transformer.
 
-One interface for all of them, the one of MemoryAsContextTransformer:
+All have the interface of MemoryAsContextTransformer:
 
     logits = model(ids)                                         # [b n] -> [b n v]
     loss = model(ids, return_loss=True)                         # next-token cross entropy, nats
@@ -8,7 +8,7 @@ One interface for all of them, the one of MemoryAsContextTransformer:
     logits, cache = model(more, cache=cache, return_cache=True)
     written = model.sample(prompt, length, use_cache=True)
 
-Any way of cutting a sequence into calls gives the same logits.
+The logits do not depend on how a sequence is cut into calls.
 
 Letters: b batch, n tokens, d features, v tokens of the vocabulary, h heads of a memory
 """
@@ -33,7 +33,7 @@ from titans_pytorch.memory.surprise import auxiliary_loss
 from titans_pytorch.models.config import ModelConfig
 from titans_pytorch.models.state import ModelState
 
-# what changes nothing in what a cache means: where parameters start, what may be set at any time, what trains
+# settings that do not change the meaning of a cache: initial values, settings that may change at any time, training
 NOT_OF_A_CACHE = (
     *("mem_init_scale", "init_step_bias", "init_momentum_bias", "init_decay_bias", "surprise_threshold"),
     *("memory_loss_weight", "tie_embeddings"),
@@ -51,17 +51,17 @@ class Block(nn.Module):
         self.feed_forward = feed_forward(dim, ffn_mult)
 
     def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any, tuple[Tensor, ...]]:
-        """x [b n d]: (x [b n d], the layer's state, (loss, step) [b h n])."""
+        """Return (x [b n d], the layer's state, (inner loss, learning rate) [b h n])."""
         out, state, surprises = self.layer(x, state, return_surprises=True)
         x = x + out
         return x + self.feed_forward(x), state, surprises
 
 
 class LanguageModel(nn.Module):
-    """Token ids [b n] -> logits [b n v]. A model of the family says what `new_layer(config)` is.
+    """Token ids [b n] -> logits [b n v]. A subclass defines `new_layer(config)`.
 
-    With the attribute `gradient_checkpointing` (False), each block's activations are computed again in the backward
-    pass of training.
+    If the attribute `gradient_checkpointing` (default False) is set, the backward pass recomputes each block's
+    activations.
 
     Args:
         config: a ModelConfig.
@@ -79,7 +79,7 @@ class LanguageModel(nn.Module):
         self._gradient_checkpointing_func: Callable = checkpoint
         self.token_emb = nn.Embedding(config.vocab_size, config.d_model)
         nn.init.normal_(self.token_emb.weight, std=0.02)
-        self.blocks = self.new_blocks(config)
+        self.blocks: Any = self.new_blocks(config)  # an nn.ModuleList; of the baseline one module
         self.norm = RMSNorm(config.d_model)
         self.to_logits = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
@@ -87,12 +87,12 @@ class LanguageModel(nn.Module):
         label_memories(self)
 
     def new_blocks(self, config: ModelConfig) -> nn.Module:
-        """A block for each of `config.n_layers`."""
+        """Make the `config.n_layers` blocks."""
         blocks = (Block(self.new_layer(config), config.d_model, config.ffn_mult) for _ in range(config.n_layers))
         return nn.ModuleList(blocks)
 
     def new_layer(self, config: ModelConfig) -> nn.Module:
-        """The layer of one block, as `config` says: [b n d] -> [b n d], with a state."""
+        """Make the layer of one block: [b n d] -> [b n d], with a state. `config`: the ModelConfig."""
         raise NotImplementedError
 
     def forward(
@@ -103,18 +103,16 @@ class LanguageModel(nn.Module):
         return_cache: bool = False,
         return_surprises: bool = False,
     ):
-        """Logits [b n v] of token ids [b n], n >= 1, which with a cache follow those it has read.
+        """Return logits [b n v] of token ids [b n], n >= 1. With a cache the ids follow those already read.
 
         Args:
             ids: integers [b n].
-            return_loss: the mean cross entropy of each token given those before it in place of logits (a scalar, nats);
-                in training mode `memory_loss` of the tokens that predict one is added. Takes two
-                tokens or more and no cache.
-            cache: what the call before returned.
-            return_cache: return (logits, cache) for the tokens that follow.
-            return_surprises: return also, last, a (loss, step) for each block, each [b h n]: what each token's surprise
-                was (the memory's loss), and with which step it was stored; with surprise_source = "prediction" also the
-                predictor's error [b n]. [] without memories.
+            return_loss: return the mean next-token cross entropy (a scalar, nats) in place of logits. In training mode
+                `memory_loss` of the tokens that predict one is added. Needs at least two tokens and no cache.
+            cache: the cache that the call before returned.
+            return_cache: also return the cache for the tokens that follow.
+            return_surprises: also return, last, (inner loss, learning rate) for each block, each [b h n]; with
+                surprise_source = "prediction" also the predictor's error [b n]. [] without memories.
 
         Raises:
             ValueError: for ids of another shape or dtype, out of range (seen on CPU), or another model's cache.
@@ -137,12 +135,12 @@ class LanguageModel(nn.Module):
     def run(
         self, x: Tensor, states: tuple | None, hiddens: list[Tensor] | None = None
     ) -> tuple[Tensor, tuple, Surprises]:
-        """Embedded tokens through the blocks.
+        """Run embedded tokens through the blocks.
 
         Args:
             x: [b n d].
             states: a state for each block, or None where a sequence begins.
-            hiddens: a list that x before each block and after the last is appended to.
+            hiddens: a list to which x before each block and after the last is appended.
 
         Returns:
             x [b n d] after the last block, the states, and the surprises of each block.
@@ -158,7 +156,8 @@ class LanguageModel(nn.Module):
                 x, state, surprise = self._gradient_checkpointing_func(block, x, state, use_reentrant=False)
             else:
                 x, state, surprise = block(x, state)
-            after.append(state), surprises.append(surprise)
+            after.append(state)
+            surprises.append(surprise)
         if hiddens is not None:
             hiddens.append(x)
         return x, tuple(after), surprises
@@ -174,18 +173,18 @@ class LanguageModel(nn.Module):
         use_cache: bool = True,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Continues prompts; see `sampling.sample`.
+        """Continue prompts; see `sampling.sample`.
 
         Args:
             prompt: token ids [b n], n >= 1.
             seq_len: tokens of prompt and continuation together.
-            temperature: of the softmax that is drawn from, after the filter; 0 takes the likeliest token.
-            filter_fn: logits [b v] -> logits [b v]; None: none.
-            filter_kwargs: its keywords.
+            temperature: temperature of the softmax after the filter; 0 takes the likeliest token.
+            filter_fn: logits [b v] -> logits [b v]; None: no filter.
+            filter_kwargs: keywords of the filter.
             show_progress: show a progress bar.
-            use_cache: do not compute earlier tokens again: each token at a constant cost (with the plain transformer it
-                grows).
-            generator: of the random numbers, on the prompt's device; None: torch's own, which all threads share.
+            use_cache: carry the state instead of reading earlier tokens again: constant cost per token (growing in the
+                plain transformer).
+            generator: random number generator on the prompt's device; None: torch's default, which all threads share.
 
         Returns:
             The ids after the prompts [b seq_len - n].
@@ -203,9 +202,9 @@ class LanguageModel(nn.Module):
         return loss + self.memory_loss(surprises)
 
     def memory_loss(self, surprises: Surprises) -> Tensor | float:
-        """What the memories add to the training loss: `memory_loss_weight` times the mean over them of `auxiliary_loss`
-        per pair, learned from or not, so that it adds up over micro-batches. 0 in eval mode. surprises: as a call with
-        return_surprises = True returns them.
+        """Return the memories' part of the training loss: `memory_loss_weight` times the mean over memories of
+        `auxiliary_loss`. The latter is divided by all pairs, written or not, so it adds up over micro-batches. 0 in
+        eval mode. surprises: as a call with return_surprises=True returns them.
         """
         weight = self.config.memory_loss_weight
         if not (weight and self.training and surprises):
@@ -213,7 +212,7 @@ class LanguageModel(nn.Module):
         return weight * torch.stack([auxiliary_loss(of_one, every_pair=True) for of_one in surprises]).mean()
 
     def _check_cache(self, ids: Tensor, cache: ModelState | None) -> None:
-        """Refuses a cache that a model of other settings returned, or one of another number of rows than the ids."""
+        """Raise ValueError for a cache of a model of other settings, or with another number of rows than the ids."""
         if cache is None:
             return
         if not isinstance(cache, ModelState):

@@ -11,19 +11,19 @@ from titans_pytorch.neural_memory import NeuralMemory
 
 
 class LMMState(NamedTuple):
-    """configuration: JSON, the layer's settings but for the memory's; a layer of other settings refuses the state."""
+    """configuration: JSON, the layer's settings without the memory's; a layer of other settings refuses the state."""
 
     memory: NeuralMemState
     configuration: str | None = None
 
 
 class LMMLayer(Layer):
-    """[b n d] -> [b n d]: the memory reads persistent tokens, then the sequence, and answers at every token (arXiv
+    """Memory alone, [b n d] -> [b n d]: it writes persistent tokens, then the sequence; every token queries it (arXiv
     2501.00663, section 4.3).
 
     Args:
         dim: features of a token.
-        heads: of the memory, where none is given.
+        heads: heads of the default memory.
         n_persistent: persistent tokens (eq. 19).
         memory: a NeuralMemory of this dim; None: `titans_memory(dim, heads=heads)`.
 
@@ -31,24 +31,14 @@ class LMMLayer(Layer):
         ValueError: for an argument of the wrong type, shape or range, by name.
     """
 
+    state_type = LMMState
+
     def __init__(self, dim: int, heads: int = 1, n_persistent: int = 0, memory: NeuralMemory | None = None):
         given = dict(locals())
         super().__init__()
         self.remember = Remember(check_memory(memory, dim, heads), n_persistent)
         self.configuration = identity(LMMLayer.__init__, given, ("memory", "heads"))
 
-    def forward(self, x: Tensor, state: LMMState | None = None, return_surprises: bool = False):
-        """Reads the tokens that follow those in the state.
-
-        Args:
-            x: tokens [b n d].
-            state: what the call before returned; None where a sequence begins.
-            return_surprises: also return (loss, step), each [b h n], as NeuralMemory does.
-
-        Returns:
-            (out [b n d], state), and (loss, step) if asked for. The residual is the caller's.
-        """
-        self._check_call(x, state, LMMState, return_surprises)
+    def run(self, x: Tensor, state: LMMState | None) -> tuple[Tensor, LMMState, tuple[Tensor, ...]]:
         read, _, memory, surprises = self.remember(x, None if state is None else state.memory)
-        state = LMMState(memory, self.configuration)
-        return (read, state, surprises) if return_surprises else (read, state)
+        return read, LMMState(memory, self.configuration), surprises

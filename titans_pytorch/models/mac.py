@@ -1,21 +1,20 @@
 """MAC: memory as context, in the paper's order and causal (Titans, eq. 21 to 25).
 
-For each segment S of a sequence, with M the memory at its start and P the persistent tokens:
+S is a segment, M the memory at its start, P the persistent tokens:
 
-    h = M(S W_q)                  retrieve, before anything of the segment is stored
+    h = M(S W_q)                  read the memory, before the segment is written
     y = attention(P || h || S)    causal
-    M_i = M_{i-1} + ...(y_i)      the memory is updated with attention's output, token by token
-    o_i = y_i (x) M_i(y_i)        and gates it
+    M_i = M_{i-1} + ...(y_i)      write attention's output to the memory, token by token
+    o_i = y_i (x) M_i(y_i)        gate it with the memory's output
 
-Taken literally the paper's equations see the future in two places, both closed here:
-- h has one retrieved token for every token of the segment, and h_j depends on x_j. Token i sees h_j for j <= i only.
-- M*_t(y) read after the update with the whole segment has seen later tokens. Here o_i reads the memory as it is after
-  y_1 .. y_i, which at the segment's last token is the paper's M_t. The rates are per token, so that the memory passes
-  through these states in any case.
+Taken literally, the paper's equations let a token see later ones in two places. Both are closed here:
+- h has one token for each token of the segment, and h_j depends on x_j. So token i attends to h_j for j <= i only.
+- A read after the whole segment was written, M*_t(y), depends on later tokens. So o_i reads the memory after y_1 ..
+  y_i; at the segment's last token this is the paper's M_t. The rates are per token, so these states exist in any case.
 
-Retrieval and update share the memory's projections. What enters the memory is y at the segment's own tokens.
+Reads and writes share the memory's projections. Only y at the segment's own tokens is written.
 
-Letters: b batch, n tokens, d features, k tokens that the convolution of queries looks back on
+Letters: b batch, n tokens, d features, k earlier tokens that the convolution of queries needs
 """
 
 from collections.abc import Mapping
@@ -35,10 +34,15 @@ from titans_pytorch.neural_memory import NeuralMemory
 
 
 class MACState(NamedTuple):
-    """filled: tokens of the segment read so far. context: name -> [b h ...], the memory at its start, None where that
-    is the initial one. memory: as it is now. attention: the segment's keys and values, None at its start.
-    asked: [b k d], the last tokens that retrieved. configuration: JSON, the layer's settings but for the memory's; a
-    layer of other settings refuses the state."""
+    """What a layer carries between calls.
+
+    filled: tokens of the segment read so far.
+    context: name -> [b h ...], the fast weights at the segment's start; None for the initial ones.
+    memory: the memory's state.
+    attention: the segment's keys and values; None at its start.
+    asked: [b k d], the last tokens that queried the memory.
+    configuration: JSON, the layer's settings without the memory's; a layer of other settings refuses the state.
+    """
 
     filled: int
     context: Mapping[str, Tensor] | None
@@ -49,15 +53,15 @@ class MACState(NamedTuple):
 
 
 class MACLayer(Layer):
-    """[b n d] -> [b n d], segment by segment: memory as context (arXiv 2501.00663, eq. 21 to 25).
+    """Memory as context, [b n d] -> [b n d], segment by segment (arXiv 2501.00663, eq. 21 to 25).
 
-    Of each segment S, with M the memory at its start and P the persistent tokens: h = M(S W_q) is retrieved, y is
-    causal attention over P || h || S, the memory learns y, and answers o = gate(y, M(y)). How this is made causal
-    stands at the file's head.
+    S is a segment, M the memory at its start, P the persistent tokens. h = M(S W_q) is read; y is causal attention over
+    P || h || S; y is written to the memory; the output is gate(y, M(y)). The head of `models/mac.py` says how this is
+    made causal.
 
     Args:
         dim: features of a token.
-        heads: of attention, and of the memory where none is given.
+        heads: heads of attention, and of the default memory.
         segment: tokens of a segment.
         n_persistent: persistent tokens (eq. 19).
         gate: "normalised" (the paper's), "silu" or "sigmoid"; see `Gate`.
@@ -66,6 +70,8 @@ class MACLayer(Layer):
     Raises:
         ValueError: for an argument of the wrong type, shape or range, by name.
     """
+
+    state_type = MACState
 
     def __init__(
         self,
@@ -88,41 +94,34 @@ class MACLayer(Layer):
         self.configuration = identity(MACLayer.__init__, given, ("memory",))
         self.looks_back = self.remember.memory.projections.looks_back
 
-    def forward(self, x: Tensor, state: MACState | None = None, return_surprises: bool = False):
-        """Reads the tokens that follow those in the state.
-
-        Args:
-            x: tokens [b n d].
-            state: what the call before returned; None where a sequence begins.
-            return_surprises: also return (loss, step), each [b h n], as NeuralMemory does.
-
-        Returns:
-            (out [b n d], state), and (loss, step) if asked for. The residual is the caller's.
-        """
-        self._check_call(x, state, MACState, return_surprises)
+    def run(self, x: Tensor, state: MACState | None) -> tuple[Tensor, MACState, tuple[Tensor, ...]]:
         x = self.norm(x)
         if state is None:
             state = MACState(0, None, None, None, x[:, :0])
         self._check_segment(state)
         memory = self.remember.memory
-        context = memory.init_weights(x.shape[0]) if state.context is None else _flat(state.context)
+        first = state.context
+        context: Mapping[str, Tensor] = memory.init_weights(x.shape[0]) if first is None else _flat(first)
         outs, surprises = [], []
         start, n = 0, x.shape[1]
         while start < n:
             piece = x[:, start : start + self.attention.segment - state.filled]
             out, state, surprise = self._within_segment(piece, state, context)
-            outs.append(out), surprises.append(surprise)
+            outs.append(out)
+            surprises.append(surprise)
             start += piece.shape[1]
             if state.filled == self.attention.segment:
+                assert state.memory is not None  # a segment was written
+                assert state.memory.states is not None
                 context = state.memory.states[0]
                 state = state._replace(filled=0, context=_rows_first(context, x.shape[0]), attention=None)
-        out = torch.cat(outs, dim=1)
-        if not return_surprises:
-            return out, state
-        return out, state, tuple(torch.cat(parts, dim=-1) for parts in zip(*surprises, strict=True))
+        joined = tuple(torch.cat(parts, dim=-1) for parts in zip(*surprises, strict=True))
+        return torch.cat(outs, dim=1), state, joined
 
-    def _within_segment(self, x: Tensor, state: MACState, context: Mapping[str, Tensor]):
-        """x [b n d], normalised: the next tokens of one segment, whose memory at the start is context."""
+    def _within_segment(
+        self, x: Tensor, state: MACState, context: Mapping[str, Tensor]
+    ) -> tuple[Tensor, MACState, tuple[Tensor, ...]]:
+        """Run the next tokens of one segment, x [b n d], normalised. context: the fast weights at its start."""
         asked = torch.cat((state.asked, x), dim=1)
         retrieved = self.remember.memory.retrieve_memories(asked, context)[:, -x.shape[1] :]
         y, cache = self.attention(x, retrieved, self.persistent(), state.attention)
@@ -132,7 +131,7 @@ class MACLayer(Layer):
         return self.gate(y, read), MACState(filled, state.context, memory, cache, asked, self.configuration), surprises
 
     def _check_segment(self, state: MACState) -> None:
-        """Of a state made by hand: the tokens of its segment are those that attention holds."""
+        """Refuse a state made by hand that counts other tokens than its attention holds."""
         held = 0 if state.attention is None else state.attention.keys.shape[-2]
         if state.filled != held or not 0 <= held < self.attention.segment:
             takes = f"the {held} tokens in state.attention, fewer than a segment of {self.attention.segment}"

@@ -16,7 +16,7 @@ from titans_pytorch.neural_memory import NeuralMemory
 
 
 class MAGState(NamedTuple):
-    """configuration: JSON, the layer's settings but for the memory's; a layer of other settings refuses the state."""
+    """configuration: JSON, the layer's settings without the memory's; a layer of other settings refuses the state."""
 
     memory: NeuralMemState
     attention: KeyValueCache
@@ -24,14 +24,14 @@ class MAGState(NamedTuple):
 
 
 class MAGLayer(Layer):
-    """[b n d] -> [b n d]: memory as a gate (arXiv 2501.00663, eq. 26 to 28). With x~ = persistent || x: attention over
-    x~ in a sliding window from which the persistent tokens are always seen, the memory reads x~, and a gate joins the
-    two.
+    """Memory as a gate, [b n d] -> [b n d] (arXiv 2501.00663, eq. 26 to 28). The sequence is preceded by persistent
+    tokens. Sliding-window attention, which always sees the persistent tokens, and the memory both read it; a gate
+    combines their outputs.
 
     Args:
         dim: features of a token.
-        heads: of attention, and of the memory where none is given.
-        window: tokens before its own that a query sees.
+        heads: heads of attention, and of the default memory.
+        window: attention window, the earlier tokens that a query sees.
         n_persistent: persistent tokens (eq. 19).
         gate: "normalised" (the paper's), "silu" or "sigmoid"; see `Gate`.
         memory: a NeuralMemory of this dim; None: `titans_memory(dim, heads=heads)`.
@@ -39,6 +39,8 @@ class MAGLayer(Layer):
     Raises:
         ValueError: for an argument of the wrong type, shape or range, by name.
     """
+
+    state_type = MAGState
 
     def __init__(
         self,
@@ -57,21 +59,9 @@ class MAGLayer(Layer):
         self.gate = Gate(dim, gate)
         self.configuration = identity(MAGLayer.__init__, given, ("memory",))
 
-    def forward(self, x: Tensor, state: MAGState | None = None, return_surprises: bool = False):
-        """Reads the tokens that follow those in the state.
-
-        Args:
-            x: tokens [b n d].
-            state: what the call before returned; None where a sequence begins.
-            return_surprises: also return (loss, step), each [b h n], as NeuralMemory does.
-
-        Returns:
-            (out [b n d], state), and (loss, step) if asked for. The residual is the caller's.
-        """
-        self._check_call(x, state, MAGState, return_surprises)
+    def run(self, x: Tensor, state: MAGState | None) -> tuple[Tensor, MAGState, tuple[Tensor, ...]]:
         before, cache = (None, None) if state is None else (state.memory, state.attention)
         x = self.norm(x)
         attended, cache = self.attention(x, self.remember.persistent(), cache)
         read, _, before, surprises = self.remember(x, before)
-        out, state = self.gate(attended, read), MAGState(before, cache, self.configuration)
-        return (out, state, surprises) if return_surprises else (out, state)
+        return self.gate(attended, read), MAGState(before, cache, self.configuration), surprises

@@ -17,8 +17,8 @@ from titans_pytorch.neural_memory import NeuralMemory
 
 
 class MALState(NamedTuple):
-    """prefix [b p d]: what the memory answered at the persistent tokens, the same in every row.
-    configuration: JSON, the layer's settings but for the memory's; a layer of other settings refuses the state."""
+    """prefix [b p d]: the memory's output at the persistent tokens, the same in every row.
+    configuration: JSON, the layer's settings without the memory's; a layer of other settings refuses the state."""
 
     memory: NeuralMemState
     attention: KeyValueCache
@@ -27,19 +27,21 @@ class MALState(NamedTuple):
 
 
 class MALLayer(Layer):
-    """[b n d] -> [b n d]: memory as a layer (arXiv 2501.00663, eq. 29 to 31). The memory reads persistent || x;
-    attention in a sliding window over its answers, of which those at the persistent tokens are always seen.
+    """Memory as a layer, [b n d] -> [b n d] (arXiv 2501.00663, eq. 29 to 31). The memory reads persistent tokens, then
+    the sequence. Sliding-window attention runs over its outputs and always sees those at the persistent tokens.
 
     Args:
         dim: features of a token.
-        heads: of attention, and of the memory where none is given.
-        window: tokens before its own that a query sees.
+        heads: heads of attention, and of the default memory.
+        window: attention window, the earlier tokens that a query sees.
         n_persistent: persistent tokens (eq. 19).
         memory: a NeuralMemory of this dim; None: `titans_memory(dim, heads=heads)`.
 
     Raises:
         ValueError: for an argument of the wrong type, shape or range, by name.
     """
+
+    state_type = MALState
 
     def __init__(
         self,
@@ -57,21 +59,9 @@ class MALLayer(Layer):
         self.to_out = nn.Linear(dim, dim, bias=False)
         self.configuration = identity(MALLayer.__init__, given, ("memory",))
 
-    def forward(self, x: Tensor, state: MALState | None = None, return_surprises: bool = False):
-        """Reads the tokens that follow those in the state.
-
-        Args:
-            x: tokens [b n d].
-            state: what the call before returned; None where a sequence begins.
-            return_surprises: also return (loss, step), each [b h n], as NeuralMemory does.
-
-        Returns:
-            (out [b n d], state), and (loss, step) if asked for. The residual is the caller's.
-        """
-        self._check_call(x, state, MALState, return_surprises)
-        before, cache, prefix = (None, None, None) if state is None else (state.memory, state.attention, state.prefix)
+    def run(self, x: Tensor, state: MALState | None) -> tuple[Tensor, MALState, tuple[Tensor, ...]]:
+        before, cache = (None, None) if state is None else (state.memory, state.attention)
         read, first, before, surprises = self.remember(x, before)
-        prefix = first if state is None else prefix
+        prefix = first if state is None else state.prefix
         attended, cache = self.attention(self.norm(read), self.norm(prefix[0]), cache)
-        out, state = self.to_out(attended), MALState(before, cache, prefix, self.configuration)
-        return (out, state, surprises) if return_surprises else (out, state)
+        return self.to_out(attended), MALState(before, cache, prefix, self.configuration), surprises

@@ -1,7 +1,9 @@
-"""The memory as the family's layers use it: the paper's rule, and what a state needs around it.
+"""The paper's memory, and the base of the layers that use it.
 
 Letters: b batch, n tokens, d features, h heads, p persistent tokens
 """
+
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -35,26 +37,26 @@ def titans_memory(
     surprise_threshold: float | None = None,
     **options,
 ) -> NeuralMemory:
-    """`NeuralMemory.paper` with the settings of a ModelConfig: step, momentum and decay of each token (arXiv
-    2501.00663, eq. 13 and 14); surprises taken at the weights at the start of each `chunk_size` tokens (eq. 16);
-    convolution, SiLU and norm on queries and keys; a normalised and gated output (section 4.4).
+    """Make `NeuralMemory.paper` with the settings of a ModelConfig: learning rate, momentum and forget gate per token
+    (arXiv 2501.00663, eq. 13 and 14); a mini-batch is `chunk_size` tokens (eq. 16); convolution, SiLU and norm on
+    queries and keys; a normalised and gated output (section 4.4).
 
     Args:
         dim: features of a token.
         heads: memories side by side, of dim / heads features.
         depth: matrices of the memory network.
         hidden: its hidden features (4 * dim / heads).
-        chunk_size: tokens between moves of the weights at which surprises are taken.
-        momentum: past surprise carries on.
-        decay: the memory forgets.
-        max_step: largest step, for a loss that is the mean over features.
-        conv_kernel: tokens that the convolution sees; 0 or 1: none.
+        chunk_size: tokens of a mini-batch, whose gradients are taken at the same fast weights.
+        momentum: carry earlier surprise on.
+        decay: use a forget gate.
+        max_step: largest learning rate, for an inner loss that is the mean over features.
+        conv_kernel: tokens that the convolution sees; 0 or 1 for no convolution.
         qk_norm: "l2", "rms" or "none".
-        norm: the memory network within a LayerNorm and a residual, mem_model_norm_add_residual. The paper has neither;
-            a memory that fades then leaves the LayerNorm almost nothing to normalise, and rounding grows.
-        init_scale: of the initial weights, as a multiple of Xavier's.
-        surprise_threshold: a token whose surprise is below it changes nothing.
-        options: further keywords of NeuralMemory. init_decay_bias is -6 by default: decay starts at 0.0025 a token.
+        norm: wrap the memory network in a LayerNorm and a residual (mem_model_norm_add_residual). The paper does
+            neither. Where the fast weights shrink, the LayerNorm divides by almost nothing and rounding errors grow.
+        init_scale: scale of the initial fast weights, as a multiple of Xavier's.
+        surprise_threshold: a token with a smaller inner loss is not written.
+        options: further keywords of NeuralMemory. init_decay_bias is -6 by default: the forget gate starts at 0.0025.
 
     Raises:
         ValueError: for an argument of the wrong type, shape or range, by name.
@@ -72,7 +74,7 @@ def titans_memory(
     with torch.no_grad():
         for weight in network.parameters():
             weight.mul_(init_scale)
-    changes = {
+    changes: dict[str, Any] = {
         "heads": heads,
         "model": network,
         "momentum": momentum,
@@ -93,7 +95,7 @@ def titans_memory(
 
 
 def check_memory(memory: NeuralMemory | None, dim: int, heads: int) -> NeuralMemory:
-    """A layer's memory: as given, or the paper's. It must take [b n d] and answer with the same."""
+    """Return a layer's memory, the given one or the paper's. It must map [b n d] to [b n d]."""
     if memory is None:
         return titans_memory(dim, heads=heads)
     if not isinstance(memory, NeuralMemory):
@@ -104,26 +106,56 @@ def check_memory(memory: NeuralMemory | None, dim: int, heads: int) -> NeuralMem
     return memory
 
 
+class LayerState(Protocol):
+    """What a layer carries. configuration: JSON, the settings of the layer that made it."""
+
+    @property
+    def configuration(self) -> str | None: ...
+
+
 class Layer(nn.Module):
-    """Base of the family's layers: tokens [b n d] and the state of the call before in, (out [b n d], state) out."""
+    """Base of MACLayer, MAGLayer, MALLayer and LMMLayer. A subclass defines `run`."""
 
     configuration: str
     remember: "Remember"
+    state_type: type[LayerState]
 
-    def _check_call(self, x: Tensor, state, kind: type, return_surprises: bool) -> None:
-        """Refuses anything but tokens [b n d], and a state that is not of this `kind` or made by other settings."""
-        memory = self.remember.memory
+    def forward(self, x: Tensor, state: Any = None, return_surprises: bool = False):
+        """Read the tokens that follow those in the state.
+
+        Args:
+            x: tokens [b n d].
+            state: the state that the call before returned; None where a sequence begins.
+            return_surprises: also return (inner loss, learning rate), each [b h n], as NeuralMemory does.
+
+        Returns:
+            (out [b n d], state), and (inner loss, learning rate) if asked for. The caller adds the residual.
+
+        Raises:
+            ValueError: for tokens of another shape or dtype, and for a state of another layer.
+        """
         flags(return_surprises=return_surprises)
+        self._check_call(x, state)
+        out, state, surprises = self.run(x, state)
+        return (out, state, surprises) if return_surprises else (out, state)
+
+    def run(self, x: Tensor, state: Any) -> tuple[Tensor, Any, tuple[Tensor, ...]]:
+        """Return (out [b n d], the next state, (inner loss, learning rate) [b h n]). Arguments are checked."""
+        raise NotImplementedError
+
+    def _check_call(self, x: Tensor, state: LayerState | None) -> None:
+        memory = self.remember.memory
         check_tokens(x, "x", memory.dim, memory.memory_model_parameters[0])
         if state is None:
             return
-        if not isinstance(state, kind):
-            raise wrong("state", Words(type(state).__name__), f"the {kind.__name__} that the call before returned")
+        if not isinstance(state, self.state_type):
+            takes = f"the {self.state_type.__name__} that the call before returned"
+            raise wrong("state", Words(type(state).__name__), takes)
         check_identity(self.configuration, state.configuration, "state", type(self).__init__)
 
 
 class PersistentTokens(nn.Module):
-    """p learned tokens in front of every sequence, eq. 19: [p d], the same whatever is read."""
+    """p learned tokens [p d] in front of every sequence (eq. 19)."""
 
     def __init__(self, n_persistent: int, dim: int):
         super().__init__()
@@ -134,12 +166,12 @@ class PersistentTokens(nn.Module):
         return self.tokens
 
     def before(self, x: Tensor) -> Tensor:
-        """[p+n d] of [b n d]: with the tokens in front."""
+        """Put the tokens in front of x: [b n d] -> [b p+n d]."""
         return torch.cat((self.tokens.to(x.dtype).expand(x.shape[0], -1, -1), x), dim=1)
 
 
 class Remember(nn.Module):
-    """Reads a stream into a memory, persistent tokens first, and answers at every token."""
+    """Writes a stream to a memory, persistent tokens first, and reads it at every token."""
 
     def __init__(self, memory: NeuralMemory, n_persistent: int = 0):
         super().__init__()
@@ -147,14 +179,14 @@ class Remember(nn.Module):
         self.persistent = PersistentTokens(n_persistent, memory.dim)
 
     def forward(self, x: Tensor, state: NeuralMemState | None):
-        """x [b n d]: (read [b n d], read at the persistent tokens [b p d], next state, surprises of x).
+        """Return (output [b n d], output at the persistent tokens [b p d], next state, surprises of x [b n d]).
 
-        The persistent tokens come before the first token of a stream, where the state is None. surprises: (loss, step)
-        [b h n], and with surprise_source = "prediction" the predictor's error [b n].
+        The persistent tokens come before the first token of a stream, where the state is None. surprises: (inner loss,
+        learning rate) [b h n], and with surprise_source = "prediction" the predictor's error [b n].
         """
         p = self.persistent().shape[0] if state is None else 0
         seq = self.persistent.before(x) if p else x
         read, state, surprises = self.memory(seq, state=state, return_surprises=True)
         read = read if p else with_unused(read, self.persistent.parameters())
-        state = state._replace(updates=None)  # the history of one call
+        state = state._replace(updates=None)  # they belong to one call
         return read[:, p:], read[:, :p], state, tuple(s[..., s.shape[-1] - x.shape[1] :] for s in surprises)

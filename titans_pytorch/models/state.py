@@ -1,4 +1,4 @@
-"""What a model carries from call to call. Its size does not grow with what was read (but for the plain transformer).
+"""The state of a model between calls. Its size does not depend on the tokens read, except in the plain transformer.
 
 Letters: b batch, r rows chosen
 """
@@ -12,8 +12,8 @@ from titans_pytorch.memory.state import NeuralMemState, mem_state_detach
 
 
 class ModelState(NamedTuple):
-    """A stream's state after `tokens` tokens. A call never modifies the one it is given; torch.save writes it and
-    torch.load reads it (detach it first, where a graph hangs on it).
+    """The state of a stream after `tokens` tokens. Calls never modify it. torch.save writes it and torch.load reads it;
+    `detach` it first if it belongs to a graph.
 
     layers: the state of each block.
     configuration: JSON, the settings of the model that made it; a model of other settings refuses it.
@@ -25,11 +25,11 @@ class ModelState(NamedTuple):
 
     @property
     def batch(self) -> int:
-        """Rows."""
-        return _batch(self.layers)
+        """Number of rows."""
+        return _batch(self.layers) or 0
 
     def rows(self, index: Tensor) -> "ModelState":
-        """The rows at `index`, long [r], in this order: for beam search."""
+        """Return the rows at `index`, long [r], in this order: for beam search."""
         return self._replace(
             layers=_map(
                 self.layers,
@@ -39,12 +39,12 @@ class ModelState(NamedTuple):
         )
 
     def detach(self) -> "ModelState":
-        """The same cut from the graph: for truncated backpropagation through time."""
+        """Return the state without its graph: for truncated backpropagation through time."""
         return self._replace(layers=_map(self.layers, Tensor.detach, mem_state_detach))
 
 
 def _map(value: Any, of_tensor: Callable, of_memory: Callable) -> Any:
-    """A state with its tensors [b ...] and its memories replaced."""
+    """Replace the tensors [b ...] and the memories of a state."""
     if isinstance(value, NeuralMemState):
         return of_memory(value)
     if isinstance(value, Tensor):
@@ -58,7 +58,7 @@ def _map(value: Any, of_tensor: Callable, of_memory: Callable) -> Any:
 
 
 def _batch(value: Any) -> int | None:
-    """The first dim of any tensor [b ...] in it."""
+    """Return the first dim of any tensor [b ...] in it."""
     if isinstance(value, NeuralMemState):
         value = value.cache_store_segment
     if isinstance(value, Tensor):

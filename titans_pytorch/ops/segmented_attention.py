@@ -1,11 +1,11 @@
 """Attention within segments, at a cost linear in the number of tokens.
 
-Which key a query sees is said once, in `visible`:
+`visible` defines which keys a query sees:
 
     block     keys of the query's own block of `window` positions, up to the query
     sliding   the query's own key and the `window` keys before it
 
-Persistent keys stand in front of all others and are seen by every query.
+Persistent keys stand before all others; every query sees them.
 
 ein letters: b batch, h heads, n queries, j keys, w window, m blocks, p persistent keys, d features per head
 """
@@ -20,7 +20,7 @@ from titans_pytorch.ops.modes import in_transform
 
 
 def visible(query: Tensor, key: Tensor, window: int, sliding: bool) -> Tensor:
-    """Whether a query at one position sees a key at another. Positions broadcast and count from a block's start."""
+    """Return whether a query sees a key, both given by position. Positions count from a block's start and broadcast."""
     if sliding:
         return (key <= query) & (query - key <= window)
     return (key <= query) & (query // window == key // window)
@@ -77,7 +77,7 @@ def segmented_attention(
         mask = F.pad(mask, (persistent.shape[-2], 0), value=True)
         return attend(q, *prepend(persistent, k, v), mask, **options)
 
-    # a long continuation: queries that nobody asks for, in front, bring it back to whole blocks
+    # a long continuation: padding queries in front make whole blocks of it
     q = F.pad(q, (0, 0, cached, 0))
     return segmented_attention(q, k, v, persistent, window=window, sliding=sliding, scale=scale, dropout=dropout)[
         ..., cached:, :
@@ -130,7 +130,7 @@ def _unfold(t: Tensor, length: int) -> Tensor:
 def _causal(q: Tensor, k: Tensor, v: Tensor, persistent: Tensor, options: dict) -> Tensor:
     """Causal attention [b h w d] over the given keys and the persistent ones.
 
-    As many idle queries as persistent keys keep the mask a plain triangle, for which there are fast kernels."""
+    One padding query for each persistent key keeps the mask a plain triangle, for which there are fast kernels."""
     p = persistent.shape[-2]
     q = F.pad(q, (0, 0, p, 0))
     k, v = prepend(persistent, k, v)
@@ -147,7 +147,7 @@ def _blocks(q: Tensor, k: Tensor, v: Tensor, persistent: Tensor, window: int, op
 
 
 def _sliding_window(q: Tensor, k: Tensor, v: Tensor, persistent: Tensor, window: int, options: dict) -> Tensor:
-    """The first block sees itself alone; each other one is given its own keys and those of the block before."""
+    """The first block sees its own keys; each other block sees its own and those of the block before."""
     b, n = q.shape[0], q.shape[-2]
     first = _causal(q[..., :window, :], k[..., :window, :], v[..., :window, :], persistent, options)
     if n <= window:

@@ -256,11 +256,11 @@ class RunConfig:
         return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
 
 
-def groups_of(run: RunConfig) -> list[str]:
+def groups_of(run: Any) -> list[str]:
     return [f.name for f in dataclasses.fields(run) if dataclasses.is_dataclass(getattr(run, f.name))]
 
 
-def settings_of(run: RunConfig) -> dict[str, tuple[str, dataclasses.Field, Any]]:
+def settings_of(run: Any) -> dict[str, tuple[str, dataclasses.Field, Any]]:
     """Flat name -> (group, field, type) of every setting of a `run`. Two groups may not use one name."""
     found: dict[str, tuple[str, dataclasses.Field, Any]] = {}
     for group in groups_of(run):
@@ -284,7 +284,10 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
     return f"; the nearest is {close[0]}" if close else ""
 
 
-def updated(run: RunConfig, changes: dict[str, Any]) -> RunConfig:
+Sections = TypeVar("Sections", bound=Any)  # a dataclass whose fields are dataclasses: RunConfig, TitansConfig
+
+
+def updated(run: Sections, changes: dict[str, Any]) -> Sections:
     """`run` with settings replaced by flat name, as `changes` says. Unknown names and wrong types raise ValueError."""
     known = settings_of(run)
     by_group: dict[str, dict[str, Any]] = {}
