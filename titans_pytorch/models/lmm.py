@@ -39,6 +39,6 @@ class LMMLayer(Layer):
         self.remember = Remember(check_memory(memory, dim, heads), n_persistent)
         self.configuration = identity(LMMLayer.__init__, given, ("memory", "heads"))
 
-    def run(self, x: Tensor, state: LMMState | None) -> tuple[Tensor, LMMState, tuple[Tensor, ...]]:
+    def _run(self, x: Tensor, state: LMMState | None) -> tuple[Tensor, LMMState, tuple[Tensor, ...]]:
         read, _, memory, surprises = self.remember(x, None if state is None else state.memory)
         return read, LMMState(memory, self.configuration), surprises

@@ -94,7 +94,7 @@ class MACLayer(Layer):
         self.configuration = identity(MACLayer.__init__, given, ("memory",))
         self.looks_back = self.remember.memory.projections.looks_back
 
-    def run(self, x: Tensor, state: MACState | None) -> tuple[Tensor, MACState, tuple[Tensor, ...]]:
+    def _run(self, x: Tensor, state: MACState | None) -> tuple[Tensor, MACState, tuple[Tensor, ...]]:
         x = self.norm(x)
         if state is None:
             state = MACState(0, None, None, None, x[:, :0])

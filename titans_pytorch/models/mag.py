@@ -59,7 +59,7 @@ class MAGLayer(Layer):
         self.gate = Gate(dim, gate)
         self.configuration = identity(MAGLayer.__init__, given, ("memory",))
 
-    def run(self, x: Tensor, state: MAGState | None) -> tuple[Tensor, MAGState, tuple[Tensor, ...]]:
+    def _run(self, x: Tensor, state: MAGState | None) -> tuple[Tensor, MAGState, tuple[Tensor, ...]]:
         before, cache = (None, None) if state is None else (state.memory, state.attention)
         x = self.norm(x)
         attended, cache = self.attention(x, self.remember.persistent(), cache)

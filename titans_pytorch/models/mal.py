@@ -59,7 +59,7 @@ class MALLayer(Layer):
         self.to_out = nn.Linear(dim, dim, bias=False)
         self.configuration = identity(MALLayer.__init__, given, ("memory",))
 
-    def run(self, x: Tensor, state: MALState | None) -> tuple[Tensor, MALState, tuple[Tensor, ...]]:
+    def _run(self, x: Tensor, state: MALState | None) -> tuple[Tensor, MALState, tuple[Tensor, ...]]:
         before, cache = (None, None) if state is None else (state.memory, state.attention)
         read, first, before, surprises = self.remember(x, before)
         prefix = first if state is None else state.prefix

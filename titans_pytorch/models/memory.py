@@ -114,7 +114,7 @@ class LayerState(Protocol):
 
 
 class Layer(nn.Module):
-    """Base of MACLayer, MAGLayer, MALLayer and LMMLayer. A subclass defines `run`."""
+    """Base of MACLayer, MAGLayer, MALLayer and LMMLayer. A subclass defines `_run`."""
 
     configuration: str
     remember: "Remember"
@@ -136,10 +136,10 @@ class Layer(nn.Module):
         """
         flags(return_surprises=return_surprises)
         self._check_call(x, state)
-        out, state, surprises = self.run(x, state)
+        out, state, surprises = self._run(x, state)
         return (out, state, surprises) if return_surprises else (out, state)
 
-    def run(self, x: Tensor, state: Any) -> tuple[Tensor, Any, tuple[Tensor, ...]]:
+    def _run(self, x: Tensor, state: Any) -> tuple[Tensor, Any, tuple[Tensor, ...]]:
         """Return (out [b n d], the next state, (inner loss, learning rate) [b h n]). Arguments are checked."""
         raise NotImplementedError
 
