@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from titans_pytorch.common.checks import Words, wrong
 from titans_pytorch.gates.dmd import windowed_dmd_error
 from titans_pytorch.gates.stages import Gated, Score, Span, Stage
-from titans_pytorch.ops.modes import in_transform
 
 
 class ScoreOf(Protocol):
@@ -139,38 +138,10 @@ def context_of(gate: nn.Module) -> int:
     return context
 
 
-class _Between0And1(torch.autograd.Function):
-    """A clamp that lets a gradient through where a step against it leads back inside."""
-
-    @staticmethod
-    def forward(x):
-        return x.clamp(0.0, 1.0)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
-
-    @staticmethod
-    def backward(ctx, grad):
-        (x,) = ctx.saved_tensors
-        return grad.masked_fill(((x > 1.0) & (grad < 0.0)) | ((x < 0.0) & (grad > 0.0)), 0.0)
-
-
-class _TransformedBetween0And1(_Between0And1):
-    """For torch.func and forward mode, which knows no gradient: there it is the plain clamp. torch.compile takes no
-    function with a jvp."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def jvp(ctx, x_t):
-        (x,) = ctx.saved_tensors
-        return x_t.masked_fill((x > 1.0) | (x < 0.0), 0.0)
-
-
 def between_0_and_1(x: Tensor) -> Tensor:
-    return (_TransformedBetween0And1 if in_transform() else _Between0And1).apply(x)
+    """x clamped to [0, 1]. Its gradient is that of x, so that a value outside finds its way back. (A gradient that is
+    masked by its sign would depend on how a sequence is cut into calls.)"""
+    return x + (x.clamp(0.0, 1.0) - x).detach()
 
 
 def circular_mean(angles: Tensor) -> Tensor:
