@@ -1,5 +1,6 @@
 """The decoder against the model's own calls: logits and everything that is carried."""
 
+import copy
 from collections.abc import Mapping
 
 import pytest
@@ -14,7 +15,8 @@ from titans_pytorch.decoding.memory import AnyMemoryStep, MemoryStep
 from titans_pytorch.mac_transformer import MacCache, MemoryAsContextTransformer
 from titans_pytorch.neural_memory import NeuralMemory
 
-from .helpers import assert_close
+from .helpers import assert_close, relative_error
+from .laws.rounding import SLACK, shaken
 from .mac_options import OPTIONS, build, draw_ids
 
 MEMORIES = {
@@ -27,19 +29,17 @@ MEMORIES = {
 }
 
 
-def same(got, wanted, limit):
-    """Of what is carried: everything but the history."""
+def errors(got, wanted) -> list[float]:
+    """Relative, of each tensor that is carried; everything else is the same."""
     if isinstance(wanted, torch.Tensor):
-        assert_close(got, wanted, limit)
-    elif isinstance(wanted, tuple):
-        for one, other in zip(got, wanted, strict=True):
-            same(one, other, limit)
-    elif isinstance(wanted, Mapping):
+        return [relative_error(got, wanted)]
+    if isinstance(wanted, tuple):
+        return [e for one, other in zip(got, wanted, strict=True) for e in errors(one, other)]
+    if isinstance(wanted, Mapping):
         assert list(got) == list(wanted)
-        for name in wanted:
-            same(got[name], wanted[name], limit)
-    else:
-        assert got == wanted
+        return [e for name in wanted for e in errors(got[name], wanted[name])]
+    assert got == wanted
+    return []
 
 
 def both(model, prompt, n, seed=0):
@@ -56,9 +56,15 @@ def both(model, prompt, n, seed=0):
 
 
 def check(model, prompt, n, seed=0, limit=1e-9):
-    (got, got_cache), (wanted, cache) = both(model, prompt, n, seed)
-    assert_close(got, wanted, limit)
-    same(got_cache, cache, limit)
+    got, wanted = both(model, prompt, n, seed)
+    found = errors(got, wanted)
+    if not all(error <= limit for error in found):  # only then is it worth while to see how much rounding can do
+        shaken_model, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for p in shaken_model.parameters():
+                p.copy_(shaken(p, generator))
+        limit = SLACK * max(errors(both(shaken_model, prompt, n, seed)[1], wanted))
+    assert all(error <= limit for error in found), f"relative errors {found}, allowed {limit:.0e}"
 
 
 @settings(max_examples=25, deadline=None)

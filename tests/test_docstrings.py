@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import re
 from importlib import import_module
+from types import GenericAlias
 
 import pytest
 
@@ -77,7 +78,7 @@ def public() -> dict[str, object]:
     for module, listed in names.items():
         for name in listed:
             value = getattr(import_module(f"titans_pytorch.{module}"), name)
-            if inspect.isclass(value) or inspect.isfunction(value):
+            if isinstance(value, type) and not isinstance(value, GenericAlias) or inspect.isfunction(value):
                 found.setdefault(name if found.get(name) is value else f"{module}.{name}", value)
     found |= {f"tasks.{kind.__name__}": kind for kind in TASKS.values()}
     return {name: value for i, (name, value) in enumerate(found.items()) if value not in list(found.values())[:i]}
