@@ -1,9 +1,9 @@
-"""Fine-tunes a model with the Trainer of transformers, saves it, reloads it, and lets it write. Needs the extra `hf`.
+"""Fine-tune a model with the Trainer of transformers, save it, reload it and sample from it. Needs the extra `hf`.
 
-python examples/fine_tune.py --out tuned                          # from fresh weights, on a module of Python's
+python examples/fine_tune.py --out tuned                          # a new model, on a source file of Python
 python examples/fine_tune.py --model converted --text my.txt --out tuned
 
-`python -m titans_pytorch.hf.convert runs/mac converted` makes such a model of a run of `titans train`.
+`python -m titans_pytorch.hf.convert runs/mac converted` converts a run of `titans train` to such a model.
 """
 
 import argparse
@@ -15,14 +15,14 @@ import torch
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="a folder that save_pretrained wrote [fresh weights]")
-    parser.add_argument("--text", type=Path, default=Path(argparse.__file__), help="any file [a module of Python's]")
-    parser.add_argument("--out", type=Path, default=Path("tuned"), help="where the model is saved [tuned]")
+    parser.add_argument("--model", type=Path, help="a folder that save_pretrained wrote [a new model]")
+    parser.add_argument("--text", type=Path, default=Path(argparse.__file__), help="any file [a source file of Python]")
+    parser.add_argument("--out", type=Path, default=Path("tuned"), help="folder for the model [tuned]")
     parser.add_argument("--steps", type=int, default=60, help="training steps [60]")
-    parser.add_argument("--length", type=int, default=128, help="bytes of a row [128]")
+    parser.add_argument("--length", type=int, default=128, help="bytes per row [128]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--device", default="cpu", choices=("cpu", "auto"), help="cpu, or auto: an accelerator where there is one [cpu]"
+        "--device", default="cpu", choices=("cpu", "auto"), help="cpu, or auto: an accelerator if there is one [cpu]"
     )
     return parser.parse_args(argv)
 
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     starts = range(0, len(text) - options.length, options.length)
     rows = [{"input_ids": row, "labels": row} for row in (text[start : start + options.length] for start in starts)]
     if not rows:
-        print(f"text: {options.text} has {len(text)} bytes, takes more than {options.length}", file=sys.stderr)
+        print(f"--text must have more than {options.length} bytes, got {len(text)}", file=sys.stderr)
         return 1
     arguments = TrainingArguments(
         output_dir=str(options.out),

@@ -1,8 +1,8 @@
-"""A memory layer inside someone else's transformer: a Llama of transformers' that sees one segment at a time.
+"""Put a memory layer into a Llama of transformers that sees one segment at a time. Needs the extra `hf`.
 
-Each row is a phrase of random tokens, said again and again. The Llama reads it in segments of one phrase, each in a
-call of its own, so that it can guess nothing; a memory layer behind its first block carries the phrase along. Needs the
-extra `hf`. At the end the memory's storing is switched off, for comparison.
+Each row repeats a phrase of random tokens. The Llama reads one phrase per call, so by itself it cannot predict the
+tokens. A memory layer behind its first block carries the phrase from call to call. At the end the script compares with
+writing switched off.
 
 python examples/memory_in_a_transformer.py
 python examples/memory_in_a_transformer.py --steps 400 --phrase 16
@@ -25,7 +25,7 @@ TOKENS = 16
 
 
 class WithMemory(nn.Module):
-    """A block of the other model, then x + memory(x); its state goes from call to call."""
+    """A block of the other model, then x + memory(x). The layer keeps its state between calls."""
 
     def __init__(self, block: nn.Module, dim: int):
         super().__init__()
@@ -42,7 +42,7 @@ class WithMemory(nn.Module):
 
 
 def build(device: torch.device) -> tuple[nn.Module, WithMemory]:
-    """A small Llama with fresh weights, and the memory put into it; a trained one takes it the same way."""
+    """A new, small Llama with a memory behind its first block. A trained Llama works the same way."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     dim = 64
@@ -74,7 +74,7 @@ def loss_on_repeats(model: nn.Module, layer: WithMemory, rows: Tensor, phrase: i
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=150, help="training steps [150]")
-    parser.add_argument("--phrase", type=int, default=12, help="tokens of a phrase, and of a segment [12]")
+    parser.add_argument("--phrase", type=int, default=12, help="tokens per phrase and segment [12]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(argv)
@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
     def rows(count: int) -> Tensor:
-        # no token twice in a phrase: each tells which comes next
+        # no token occurs twice in a phrase, so each token determines the next
         phrases = torch.rand(count, TOKENS).argsort(dim=1)[:, : options.phrase]
         return phrases.repeat(1, 4)[:, : 4 * options.phrase + 1].to(device)
 

@@ -1,4 +1,4 @@
-"""A memory-as-gate language model on bytes: built, trained for some steps, sampled from, read as a stream.
+"""Build a memory-as-gate language model on bytes, train it for some steps, sample from it, run it as a stream.
 
 python examples/quick_start.py
 python examples/quick_start.py --variant mac --text my.txt --steps 300
@@ -20,7 +20,7 @@ from titans_pytorch.training.errors import TrainingError
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variant", choices=VARIANTS, default="mag", help="which model of the family [mag]")
-    parser.add_argument("--text", type=Path, default=Path(argparse.__file__), help="any file [a module of Python's]")
+    parser.add_argument("--text", type=Path, default=Path(argparse.__file__), help="any file [a source file of Python]")
     parser.add_argument("--steps", type=int, default=60, help="training steps [60]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
@@ -42,10 +42,10 @@ def main(argv: list[str] | None = None) -> int:
     text = text.to(device)
     length = 128
     if len(text) <= length:
-        print(f"text: {options.text} has {len(text)} bytes, takes more than {length}", file=sys.stderr)
+        print(f"--text must have more than {length} bytes, got {len(text)}", file=sys.stderr)
         return 1
 
-    # a configuration: a preset with settings replaced by name; TitansConfig.load reads YAML and JSON
+    # a preset, with some settings replaced; TitansConfig.load reads YAML and JSON
     config = TitansConfig.tiny(variant=options.variant, window=32, chunk_size=16)
     model = build_model(config, device)
     print(f"{options.variant}: {sum(p.numel() for p in model.parameters()):,} parameters")
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     for step in range(1, options.steps + 1):
         starts = torch.randint(len(text) - length, (4,))
         rows = torch.stack([text[start : start + length + 1] for start in starts])
-        loss = model(rows, return_loss=True)  # each byte given those before it
+        loss = model(rows, return_loss=True)  # predicts each byte from the bytes before it
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -65,10 +65,10 @@ def main(argv: list[str] | None = None) -> int:
 
     model.eval()
     prompt = text[None, :40]
-    written = model.sample(prompt, 40 + 80, temperature=0.8)[0]  # on a cache that does not grow
+    written = model.sample(prompt, 40 + 80, temperature=0.8)[0]  # the cache has a constant size
     print("written:", bytes(written.tolist()).decode(errors="replace"))
 
-    # a stream: cut it into calls wherever you like, the logits are the same
+    # a stream: the logits are the same, wherever you cut it into calls
     ids = text[None, :200]
     with torch.no_grad():
         whole = model(ids)

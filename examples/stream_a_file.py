@@ -1,9 +1,9 @@
-"""Reads a long file as one stream, in pieces, and can stop anywhere: the state is saved, loaded, and reading goes on.
+"""Read a long file as one stream, in pieces. The state is saved at the end, and the next call continues from it.
 
-The state has the same size after a kilobyte and after a gigabyte, and so has the cost of a byte.
+The size of the state and the cost per byte do not depend on how much was read.
 
-python examples/stream_a_file.py --file my.txt --run runs/mac     # a model that `titans train` left
-python examples/stream_a_file.py --file my.txt --state my.state   # go on where the state was saved; fresh weights
+python examples/stream_a_file.py --file my.txt --run runs/mac     # a model that `titans train` wrote
+python examples/stream_a_file.py --file my.txt --state my.state   # an untrained model; continues from my.state
 """
 
 import argparse
@@ -25,26 +25,26 @@ from titans_pytorch.training.errors import TrainingError
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--file", type=Path, default=Path(argparse.__file__), help="any file [a module of Python's]")
-    parser.add_argument("--run", type=Path, help="the folder of a run [a small model with fresh weights]")
-    parser.add_argument("--state", type=Path, default=Path("stream.state"), help="its state [stream.state]")
+    parser.add_argument("--file", type=Path, default=Path(argparse.__file__), help="any file [a source file of Python]")
+    parser.add_argument("--run", type=Path, help="the folder of a run [a small, untrained model]")
+    parser.add_argument("--state", type=Path, default=Path("stream.state"), help="file for the state [stream.state]")
     parser.add_argument(
-        "--bytes", type=int, default=20_000, help="read at most so many in this call (0: to the end) [20000]"
+        "--bytes", type=int, default=20_000, help="most bytes to read in this call (0: all) [20000]"
     )
-    parser.add_argument("--piece", type=int, default=1024, help="bytes in one forward pass [1024]")
+    parser.add_argument("--piece", type=int, default=1024, help="bytes per forward pass [1024]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     return parser.parse_args(argv)
 
 
 def save(content: dict, path: Path) -> None:
-    """Beside and renamed: a stop in between leaves the earlier state."""
+    """Save atomically: if interrupted, the earlier state remains."""
     with replacing(path) as part:
         torch.save(content, part)
 
 
 def load(path: Path, device: torch.device) -> dict:
-    """What `save` wrote. TrainingError where it is something else."""
+    """Load what `save` wrote. Raise TrainingError for any other file."""
     try:
         kept = torch.load(path, map_location=device, weights_only=True)
     except (UnpicklingError, EOFError, RuntimeError, ValueError, KeyError):
@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
             bar.update(piece.shape[1] - 1)
     save({"read": read, "nats": nats, "cache": cache}, options.state)
     print(f"{read:,} bytes read, {nats / max(read, 1) / math.log(2):.4f} bits per byte")
-    print(f"{options.state}: {options.state.stat().st_size:,} bytes; the same command goes on from here")
+    print(f"{options.state}: {options.state.stat().st_size:,} bytes; the same command continues from here")
     return 0
 
 
