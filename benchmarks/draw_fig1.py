@@ -1,4 +1,4 @@
-"""fig1.png: how it works. A segment asks the memory, attention mixes, the segment is written; a gate, pages.
+"""fig1.png: how it works. A segment reads the memory, attention mixes, the segment is written; a gate, pages.
 
 python benchmarks/draw_fig1.py              # fig1.png of the repository
 python benchmarks/draw_fig1.py other.png
@@ -45,40 +45,47 @@ def draw(path: str) -> None:
 
 
 def draw_reading(axes) -> None:
-    axes.text(0, 45.6, "A memory that learns while it reads", fontsize=13, fontweight="bold", va="center")
+    axes.text(
+        0,
+        45.6,
+        "Neural memory learns at test time (here: memory as context)",
+        fontsize=13,
+        fontweight="bold",
+        va="center",
+    )
     for start, name, colour in ((24, "segment t - 1", FAINT), (43, "segment t", BLUE), (62, "segment t + 1", FAINT)):
         tokens(axes, start, 38.6, 7, colour, label=name)
     axes.text(22.5, 39.6, "the sequence ...", ha="right", va="center", fontsize=9, color=GREY)
 
-    memory(axes, 1.5, 11.6, "memory before", "so far: segments 1 to t - 1")
-    memory(axes, 84.5, 11.6, "memory after", "and now segment t")
+    memory(axes, 1.5, 11.6, "fast weights before", "written with segments 1 to t - 1")
+    memory(axes, 84.5, 11.6, "fast weights after", "also written with segment t")
 
     # what attention sees
     box(axes, 30, 20.2, 44, 8.2, PAPER, FAINT)
-    axes.text(52, 29.9, "what attention sees", ha="center", fontsize=9, color=GREY)
-    tokens(axes, 32.2, 23.6, 4, PURPLE, label="persistent,\nlearned once", below=True)
-    tokens(axes, 43.2, 23.6, 7, ORANGE, label="what the memory\nanswered", below=True)
-    tokens(axes, 59.0, 23.6, 7, BLUE, label="the segment itself", below=True)
+    axes.text(52, 29.9, "input of attention", ha="center", fontsize=9, color=GREY)
+    tokens(axes, 32.2, 23.6, 4, PURPLE, label="persistent\ntokens", below=True)
+    tokens(axes, 43.2, 23.6, 7, ORANGE, label="read from\nthe memory", below=True)
+    tokens(axes, 59.0, 23.6, 7, BLUE, label="segment t", below=True)
 
     box(axes, 38, 8.2, 28, 5.6, GREEN, GREEN)
-    axes.text(52, 11, "attention, within a window", ha="center", va="center", fontsize=10.5, color=PAPER)
+    axes.text(52, 11, "attention within the segment", ha="center", va="center", fontsize=10.5, color=PAPER)
     axes.text(52, 2.0, "output of the segment", ha="center", va="center", fontsize=9.5)
 
     arrow(axes, (48.6, 38.2), (63.5, 26.6), BLUE, curve=-0.18)
     arrow(axes, (46, 38.2), (20.4, 28.6), ORANGE, curve=0.1)
-    numbered(axes, 28.6, 36.2, 1, "read: every token asks a question, M(q)", ORANGE, right=True)
+    numbered(axes, 28.6, 36.2, 1, "read: M(q) for each token's query q", ORANGE, right=True)
     arrow(axes, (19.6, 24.4), (30, 24.4), ORANGE)
     arrow(axes, (52, 20.2), (52, 13.9), GREEN)
     numbered(axes, 53.6, 16.9, 2, "attend", GREEN)
     arrow(axes, (52, 8.2), (52, 3.4), INK)
     arrow(axes, (66, 11), (84, 17.0), BLUE, curve=0.1)
-    numbered(axes, 66.6, 6.2, 3, "write: one gradient step", BLUE)
-    axes.text(68.5, 4.0, "surprise = gradient of |M(k) - v|²", fontsize=8.5, va="center")
-    axes.text(68.5, 1.9, "with a step, momentum and decay that the tokens set", fontsize=8.5, va="center")
+    numbered(axes, 66.6, 6.2, 3, "write: gradient descent", BLUE)
+    axes.text(68.5, 4.0, "surprise = -gradient of |M(k) - v|²", fontsize=8.5, va="center")
+    axes.text(68.5, 1.9, "learning rate, momentum and forget gate depend on tokens", fontsize=8.5, va="center")
 
 
 def memory(axes, x: float, y: float, title: str, text: str) -> None:
-    """A stack of pages, the first of them shown as the small network that it is."""
+    """A stack of pages; the first is shown as a small network."""
     for back in (2, 1, 0):
         box(axes, x + 1.1 * back, y + 1.1 * back, 16.5, 15.5, PAPER, ORANGE if back == 0 else FAINT)
     layers = [(x + 2.8, 3), (x + 8.2, 5), (x + 13.6, 3)]
@@ -90,8 +97,7 @@ def memory(axes, x: float, y: float, title: str, text: str) -> None:
     for layer in places:
         axes.plot(*zip(*layer, strict=True), "o", color=ORANGE, markersize=4)
     axes.text(x + 9.2, y + 21.2, title, ha="center", fontsize=10, fontweight="bold")
-    axes.text(x + 9.2, y - 1.8, "its weights are what is stored", ha="center", fontsize=8.5)
-    axes.text(x + 9.2, y - 3.8, text, ha="center", fontsize=8.5, color=GREY)
+    axes.text(x + 9.2, y - 1.8, text, ha="center", fontsize=8.5, color=GREY)
 
 
 def tokens(axes, x: float, y: float, count: int, colour: str, label: str, below: bool = False) -> None:
@@ -127,14 +133,14 @@ def numbered(axes, x, y, number: int, text: str, colour: str, right: bool = Fals
 
 
 def draw_gate(axes) -> None:
-    """Schematic: a complexity that rises where another context begins; above the threshold the page is turned."""
+    """Schematic: complexity rises where another context begins; above the threshold the page is switched."""
     axes.plot([0, 104], [19.2, 19.2], color=FAINT, linewidth=0.8)
     axes.text(0, 16.9, "Optional: a gate and pages", fontsize=11, fontweight="bold", va="center")
     lines = (
-        "The gate rates how the sequence turns.",
-        "Complex stretches fade less; above the",
-        "threshold the next page is written, and",
-        "what lies on the others stays as it is.",
+        "The gate scores the complexity of tokens.",
+        "Complex chunks forget less. Above the",
+        "threshold the memory writes to the next",
+        "page. Inactive pages do not change.",
     )
     for i, line in enumerate(lines):
         axes.text(0, 13.4 - 2.6 * i, line, fontsize=9, va="center")
@@ -157,7 +163,7 @@ def draw_gate(axes) -> None:
     axes.text(left, base + 3.6, "complexity", fontsize=8.5, va="center")
     for at in turns:
         axes.plot([at, at], [0.4, base + 10.5], color=BLUE, linewidth=1)
-        axes.text(at + 0.8, base + 10.6, "another context: turn the page", fontsize=8.5, color=BLUE, va="center")
+        axes.text(at + 0.8, base + 10.6, "another context: switch the page", fontsize=8.5, color=BLUE, va="center")
 
 
 def bump(x: float, at: float) -> float:

@@ -1,4 +1,4 @@
-"""fig2.png: what it gives. Speed and memory against the peer over length, bits per byte, paging under interference.
+"""fig2.png: results. Speed and memory against the peer over length, bits per byte, paging under interference.
 
 python benchmarks/draw_fig2.py              # fig2.png of the repository, from benchmarks/results
 python benchmarks/draw_fig2.py --chunk 16 other.png
@@ -20,9 +20,9 @@ from titans_pytorch.common.files import read_json
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
 PAGING = {
-    "recognised": "pages, turned by a gate\nthat knows the context",
-    "recognised/plain": "plain memory, as large",
-    "recognised/never": "the same pages, never turned",
+    "recognised": "pages, switched by a gate\nthat recognises the context",
+    "recognised/plain": "plain memory, same size",
+    "recognised/never": "the same pages, never switched",
 }
 
 
@@ -49,9 +49,9 @@ def draw(read: dict, chunk: int, path: str) -> None:
         figure = new_figure(10.4, 6.2)
         (speed, memory), (text, paging) = figure.subplots(2, 2)
         draw_over_length(speed, cases, "train", lambda took, tokens: tokens / took)
-        speed.set(title="a training step of the memory: tokens per second", ylabel="tokens/s")
+        speed.set(title="training step of the layer: tokens per second", ylabel="tokens/s")
         draw_over_length(memory, cases, "memory", lambda taken, tokens: taken / 1e6)
-        memory.set(title="what it takes: peak memory over idle", ylabel="MB")
+        memory.set(title="its peak memory over idle", ylabel="MB")
         speed.legend(loc="best", fontsize=8)
         draw_bars(text, read["text"])
         text.set_title(f"bits per byte on held-out Wikipedia, {len(read['text']['run']['seeds'])} seeds")
@@ -87,7 +87,7 @@ def draw_over_length(axes, cases, quantity: str, shown) -> None:
 
 
 def draw_interference(axes, task: dict) -> None:
-    """What was stored of A, before and after B was stored with the same keys."""
+    """Error on task A, before and after task B was written with the same keys."""
     places = range(len(PAGING))[::-1]
     for place, arm in zip(places, PAGING, strict=True):
         metrics = task["arms"][arm]["metrics"]
@@ -98,7 +98,7 @@ def draw_interference(axes, task: dict) -> None:
             found = metrics[metric]
             half = found["high"] - found["mean"]
             axes.barh(place + shift, found["mean"], height=0.36, color=colour, xerr=half, ecolor=INK, capsize=2,
-                      label=f"{label} B is stored" if place == 0 else None)  # fmt: skip
+                      label=f"{label} task B is written" if place == 0 else None)  # fmt: skip
             axes.annotate(
                 f"{found['mean']:.2f}",
                 (found["high"], place + shift),
@@ -110,8 +110,8 @@ def draw_interference(axes, task: dict) -> None:
     axes.set_yticks(list(places), list(PAGING.values()))
     seeds = task["arms"]["recognised"]["metrics"]["error_a_after"]["n"]
     axes.set(
-        title=f"error of what was stored of A, {seeds} seeds",
-        xlabel="relative error (1: nothing is known)",
+        title=f"error on task A, {seeds} seeds",
+        xlabel="relative error (1: predicting zero)",
         xlim=(0, 0.95),
     )
     axes.grid(visible=False, axis="y")

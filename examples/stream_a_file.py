@@ -28,9 +28,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--file", type=Path, default=Path(argparse.__file__), help="any file [a source file of Python]")
     parser.add_argument("--run", type=Path, help="the folder of a run [a small, untrained model]")
     parser.add_argument("--state", type=Path, default=Path("stream.state"), help="file for the state [stream.state]")
-    parser.add_argument(
-        "--bytes", type=int, default=20_000, help="most bytes to read in this call (0: all) [20000]"
-    )
+    parser.add_argument("--bytes", type=int, default=20_000, help="most bytes to read in this call (0: all) [20000]")
     parser.add_argument("--piece", type=int, default=1024, help="bytes per forward pass [1024]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")

@@ -3,9 +3,9 @@
 python docs/scripts/stability.py                # 4 minutes of one core
 python docs/scripts/stability.py --quick        # short streams, to see it run
 
-edge: the largest 2 C theta |k|^2 / d with which a memory that reads one token over and over settles.
-streams: the norm of a memory's weights after a long stream (noise; a phrase of 32 tokens again and again; one token),
-as a multiple of that at the start, the worst of all; chunks of 16 tokens, the anchor moves at each.
+edge: the largest 2 C theta |k|^2 / d at which a memory that reads one repeated token converges.
+streams: the norm of the fast weights after a long stream (noise; a repeated phrase of 32 tokens; one token),
+as a multiple of the initial norm, the worst of all; chunks and mini-batches of 16 tokens.
 """
 
 import argparse

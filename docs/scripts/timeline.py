@@ -1,4 +1,4 @@
-"""Draws docs/images/timeline.svg: when tokens are written and which memory each reads.
+"""Draws docs/images/timeline.svg: when tokens are written and which fast weights each reads.
 
 python docs/scripts/timeline.py
 """
@@ -15,8 +15,8 @@ from titans_pytorch.common.files import replacing
 
 CHUNK, BATCH, TOKENS = 4, 8, 16
 INK, PAPER, LINE = "#263238", "#fafafa", "#90a4ae"
-SHADES = ("#b0bec5", "#90caf9", "#a5d6a7", "#ffcc80", "#ce93d8")  # of the memories M_0, M_1, ...
-TOKEN_ROW, READ_ROW, ANCHOR_ROW = 3.0, 1.6, 0.2
+SHADES = ("#b0bec5", "#90caf9", "#a5d6a7", "#ffcc80", "#ce93d8")  # of the entries M_0, M_1, ...
+TOKEN_ROW, READ_ROW, START_ROW = 3.0, 1.6, 0.2
 
 
 def box(axes, start: float, stop: float, y: float, colour: str, text: str, **style) -> None:
@@ -35,8 +35,8 @@ def draw() -> Figure:
     axes.axis("off")
     for y, label in (
         (TOKEN_ROW, "tokens, in chunks"),
-        (READ_ROW, "memory that a\ntoken reads"),
-        (ANCHOR_ROW, "anchor of the\nchunk's surprise"),
+        (READ_ROW, "fast weights that\na token reads"),
+        (START_ROW, "mini-batch\nstart weights"),
     ):
         axes.text(-0.25, y + 0.3, label, ha="right", va="center", color=INK, fontsize=10)
     for t in range(TOKENS):
@@ -55,9 +55,9 @@ def draw() -> Figure:
         box(axes, start, stop, READ_ROW, SHADES[entry], f"$M_{entry}$")
     for batch in range(TOKENS // BATCH):
         entry = batch * BATCH // CHUNK
-        box(axes, batch * BATCH, (batch + 1) * BATCH, ANCHOR_ROW, SHADES[entry], f"$M_{entry}$")
-    axes.plot([BATCH, BATCH], [ANCHOR_ROW - 0.35, TOKEN_ROW + 1.2], color=LINE, linewidth=1.2, linestyle="--")
-    axes.text(BATCH, TOKEN_ROW + 1.35, "batch boundary: the anchor moves", ha="center", color=INK, fontsize=9)
+        box(axes, batch * BATCH, (batch + 1) * BATCH, START_ROW, SHADES[entry], f"$M_{entry}$")
+    axes.plot([BATCH, BATCH], [START_ROW - 0.35, TOKEN_ROW + 1.2], color=LINE, linewidth=1.2, linestyle="--")
+    axes.text(BATCH, TOKEN_ROW + 1.35, "a new mini-batch starts", ha="center", color=INK, fontsize=9)
     return figure
 
 
