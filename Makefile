@@ -43,7 +43,7 @@ laws: $(STAMP)
 	OMP_NUM_THREADS=1 HYPOTHESIS_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -n 2 tests/laws --hypothesis-seed=$(SEED)
 
 lint: $(STAMP)
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 # Strict: a warning, a link to nothing or a formula without translation is an error. (Not with --quiet, which hides
 # warnings from it too.) The variable silences a notice on the future of mkdocs.

@@ -46,7 +46,8 @@ def number_at_least_0(value, name: str) -> float:
 
 
 def number_or_none(value, name: str) -> float | None:
-    if value is not None and not math.isfinite(threshold_or_none(value, name)):
+    threshold_or_none(value, name)
+    if value is not None and not math.isfinite(value):
         raise wrong(name, value, "a finite number or None")
     return value
 
