@@ -11,15 +11,11 @@ import torch
 
 from titans_pytorch.analysis.overshoot import Gains, overshoot_note
 from titans_pytorch.analysis.plot import plot_traces
-from titans_pytorch.analysis.storing import memories_of
 from titans_pytorch.analysis.trace import trace_memories
-from titans_pytorch.cli.inputs import held_out_text, parser_for, whole
-from titans_pytorch.cli.runs import load_run
+from titans_pytorch.cli.inputs import held_out_text, need_bytes, need_memory, opened, parser_for, whole
 from titans_pytorch.common.files import write_json
 from titans_pytorch.tasks.subject import task_of
 from titans_pytorch.training.config import TaskConfig
-from titans_pytorch.training.device import resolve_device
-from titans_pytorch.training.errors import TrainingError
 
 __all__ = ["analyze_command"]
 
@@ -37,17 +33,14 @@ def parser() -> ArgumentParser:
 
 def analyze_command(argv: list[str]) -> None:
     options = parser().parse_args(argv)
-    device = resolve_device(options.device)
-    run, model = load_run(Path(options.run), device)
-    if not memories_of(model):
-        raise TrainingError(f"{options.run}: a {run.model.variant} model has no memory")
+    device, run, model = opened(options)
+    need_memory(run, model, options.run)
     if options.text is None and isinstance(run.data, TaskConfig):
         ids, what = task_of(run.data, run.train).batch(0, 1, options.length, held_out=True).ids, run.data.task
     else:
         ids = held_out_text(run, options.text, options.length)[None, : options.length].long()
         what = options.text or "held-out text"
-    if int(ids.max()) >= run.model.vocab_size:
-        raise TrainingError(f"text needs a model of bytes (256 tokens), the run's knows {run.model.vocab_size}")
+    need_bytes(run, int(ids.max()) + 1)
     traces = trace_memories(model, ids.to(device), options.piece)
     out = Path(options.out) if options.out else Path(options.run) / "analysis"
     result = {"run": options.run, "read": what, "tokens": options.length, "torch": torch.__version__}

@@ -14,12 +14,11 @@ import torch
 from torch import nn
 
 from titans_pytorch.analysis.storing import memories_of, storing_off
-from titans_pytorch.cli.inputs import held_out_text, parser_for, whole
-from titans_pytorch.cli.runs import load_run
+from titans_pytorch.cli.inputs import held_out_text, need_bytes, opened, parser_for, whole
 from titans_pytorch.common.files import write_json
 from titans_pytorch.tasks.subject import TaskSubject, task_of
 from titans_pytorch.training.config import RunConfig, TaskConfig
-from titans_pytorch.training.device import autocast_for, resolve_device
+from titans_pytorch.training.device import autocast_for
 from titans_pytorch.training.errors import TrainingError
 from titans_pytorch.training.evaluate import bits_per_byte
 
@@ -40,8 +39,7 @@ def parser() -> ArgumentParser:
 
 def evaluate_command(argv: list[str]) -> None:
     options = parser().parse_args(argv)
-    device = resolve_device(options.device)
-    run, model = load_run(Path(options.run), device)
+    device, run, model = opened(options)
     lengths = options.length or [run.train.seq_len]
     with torch.no_grad():
         if options.text is None and isinstance(run.data, TaskConfig):
@@ -74,8 +72,7 @@ def on_task(
 
 
 def on_text(run: RunConfig, model, lengths: list[int], options, device) -> list[dict[str, Any]]:
-    if run.model.vocab_size < 256:
-        raise TrainingError(f"text needs a model of bytes (256 tokens), the run's knows {run.model.vocab_size}")
+    need_bytes(run)
     text = held_out_text(run, options.text, 1)[: options.limit]
     if max(lengths) >= len(text):
         raise TrainingError(f"length must be less than the {len(text)} bytes that are read, got {max(lengths)}")

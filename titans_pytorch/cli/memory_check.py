@@ -12,15 +12,11 @@ from pathlib import Path
 
 import torch
 
-from titans_pytorch.analysis.storing import memories_of
-from titans_pytorch.cli.inputs import held_out_text, parser_for, whole
-from titans_pytorch.cli.runs import load_run
+from titans_pytorch.cli.inputs import held_out_text, need_bytes, need_memory, opened, parser_for, whole
 from titans_pytorch.common.files import write_json
 from titans_pytorch.tasks.benefit import benefit_on_task, benefit_on_text, memory_change
 from titans_pytorch.tasks.subject import task_of
 from titans_pytorch.training.config import TaskConfig
-from titans_pytorch.training.device import resolve_device
-from titans_pytorch.training.errors import TrainingError
 
 __all__ = ["memory_check_command"]
 
@@ -37,18 +33,15 @@ def parser() -> ArgumentParser:
 
 def memory_check_command(argv: list[str]) -> None:
     options = parser().parse_args(argv)
-    device = resolve_device(options.device)
-    run, model = load_run(Path(options.run), device)
-    if not memories_of(model):
-        raise TrainingError(f"{options.run}: a {run.model.variant} model has no memory")
+    device, run, model = opened(options)
+    need_memory(run, model, options.run)
     length, rows, size = options.length or run.train.seq_len, options.rows, options.batch_size
     if options.text is None and isinstance(run.data, TaskConfig):
         task = task_of(run.data, run.train)
         ids = task.batch(0, 1, length, held_out=True).ids
         found = benefit_on_task(model, task, rows, length, size, device)
     else:
-        if run.model.vocab_size < 256:
-            raise TrainingError(f"text needs a model of bytes (256 tokens), the run's knows {run.model.vocab_size}")
+        need_bytes(run)
         text = held_out_text(run, options.text, length)
         starts = [round(i * (len(text) - length - 1) / max(1, rows - 1)) for i in range(rows)]
         windows = torch.stack([text[start : start + length + 1] for start in starts])

@@ -6,14 +6,11 @@ titans sample runs/mac --prompt-file start.txt --temperature 0 --no-storing
 
 from argparse import ArgumentParser
 from contextlib import nullcontext
-from pathlib import Path
 
 import torch
 
 from titans_pytorch.analysis.storing import storing_off
-from titans_pytorch.cli.inputs import parser_for, read_bytes, seed_number, temperature, whole
-from titans_pytorch.cli.runs import load_run
-from titans_pytorch.training.device import resolve_device
+from titans_pytorch.cli.inputs import opened, parser_for, read_bytes, seed_number, temperature, whole
 from titans_pytorch.training.errors import TrainingError
 from titans_pytorch.training.evaluate import readable
 
@@ -35,8 +32,7 @@ def parser() -> ArgumentParser:
 
 def sample_command(argv: list[str]) -> None:
     options = parser().parse_args(argv)
-    device = resolve_device(options.device)
-    run, model = load_run(Path(options.run), device)
+    device, run, model = opened(options)
     if run.model.vocab_size < 256:
         raise TrainingError(
             f"titans sample needs a model of bytes (256 tokens), that of {options.run} knows {run.model.vocab_size}"

@@ -11,6 +11,22 @@ from titans_pytorch.training.errors import TrainingError
 
 __all__ = ["MacConfig", "build_mac"]
 
+# settings that are keywords of the same name
+OF_TRANSFORMER = (
+    *("dim", "depth", "dim_head", "heads", "ff_mult", "num_residual_streams", "segment_len", "sliding_window_attn"),
+    *("num_persist_mem_tokens", "num_longterm_mem_tokens", "neural_memory_segment_len"),
+)
+WITH_MEMORY = (
+    *("neural_memory_layers", "neural_memory_batch_size", "neural_mem_gate_attn_output", "neural_mem_weight_residual"),
+    *("neural_memory_qkv_receives_diff_views", "memory_loss_weight"),
+)
+OF_MEMORY = (
+    *("attn_pool_chunks", "qk_rmsnorm", "momentum", "momentum_order", "default_step_transform_max_lr"),
+    *("per_parameter_lr_modulation", "spectral_norm_surprises", "use_accelerated_scan"),
+    *("init_adaptive_step_bias", "init_momentum_bias", "init_decay_bias"),
+)
+OF_GATES = ("use_symplectic_gating", "num_pages", "symplectic_page_threshold")
+
 
 @dataclass(frozen=True)
 class MacConfig:
@@ -79,30 +95,18 @@ class MacConfig:
 
     def memory_kwargs(self) -> dict[str, Any]:
         """Keywords of NeuralMemory."""
-        gates: dict[str, Any] = {}
-        if self.use_symplectic_gating or self.num_pages > 1:
-            gates = {
-                "use_symplectic_gating": self.use_symplectic_gating,
-                "num_pages": self.num_pages,
-                "symplectic_page_threshold": self.symplectic_page_threshold,
-            }
+        gated = self.use_symplectic_gating or self.num_pages > 1
         return {
             "dim_head": self.memory_dim_head,
             "heads": self.memory_heads,
-            "attn_pool_chunks": self.attn_pool_chunks,
-            "qk_rmsnorm": self.qk_rmsnorm,
-            "momentum": self.momentum,
-            "momentum_order": self.momentum_order,
-            "default_step_transform_max_lr": self.default_step_transform_max_lr,
-            "per_parameter_lr_modulation": self.per_parameter_lr_modulation,
-            "spectral_norm_surprises": self.spectral_norm_surprises,
-            "use_accelerated_scan": self.use_accelerated_scan,
-            "init_adaptive_step_bias": self.init_adaptive_step_bias,
-            "init_momentum_bias": self.init_momentum_bias,
-            "init_decay_bias": self.init_decay_bias,
             "max_grad_norm": self.memory_max_grad_norm,
-            **gates,
+            **named(self, OF_MEMORY),
+            **(named(self, OF_GATES) if gated else {}),
         }
+
+
+def named(config: MacConfig, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in names}
 
 
 def build_mac(config: MacConfig, device: torch.device) -> nn.Module:
@@ -123,33 +127,15 @@ def build_mac(config: MacConfig, device: torch.device) -> nn.Module:
         if config.memory:
             width, factor = config.memory_dim_head, config.memory_expansion_factor
             with_memory = {
-                "neural_memory_layers": config.neural_memory_layers,
-                "neural_memory_batch_size": config.neural_memory_batch_size,
-                "neural_mem_gate_attn_output": config.neural_mem_gate_attn_output,
-                "neural_mem_weight_residual": config.neural_mem_weight_residual,
-                "neural_memory_qkv_receives_diff_views": config.neural_memory_qkv_receives_diff_views,
                 "neural_memory_model": MemoryAttention(width, expansion_factor=factor)
                 if config.use_mem_attention_model
                 else MemoryMLP(width, config.memory_depth, expansion_factor=factor),
                 "neural_memory_kwargs": config.memory_kwargs(),
-                "memory_loss_weight": config.memory_loss_weight,
+                **named(config, WITH_MEMORY),
             }
-        model = MemoryAsContextTransformer(
-            num_tokens=256,
-            dim=config.dim,
-            depth=config.depth,
-            dim_head=config.dim_head,
-            heads=config.heads,
-            ff_mult=config.ff_mult,
-            num_residual_streams=config.num_residual_streams,
-            segment_len=config.segment_len,
-            sliding_window_attn=config.sliding_window_attn,
-            use_flex_attn=config.use_flex_attn and device.type == "cuda",
-            num_persist_mem_tokens=config.num_persist_mem_tokens,
-            num_longterm_mem_tokens=config.num_longterm_mem_tokens,
-            neural_memory_segment_len=config.neural_memory_segment_len,
-            **with_memory,
-        )
+        flex = config.use_flex_attn and device.type == "cuda"
+        settings = named(config, OF_TRANSFORMER) | with_memory
+        model = MemoryAsContextTransformer(num_tokens=256, use_flex_attn=flex, **settings)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise TrainingError(f"the model cannot be built: {error}") from error
     return model.to(device)
