@@ -3,13 +3,15 @@
 import os
 import platform
 import shlex
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from titans_pytorch.training.start import machine_memory
+from titans_pytorch.training.versions import git_commit
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = ("titans-pytorch", "torch", "einops", "hyper-connections", "rotary-embedding-torch", "x-transformers")
@@ -59,22 +61,13 @@ def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
 
 def commit() -> str | None:
     """The commit of the repository, with "+changes" where tracked files differ from it; None outside a checkout."""
-    head = _git("rev-parse", "HEAD")
-    return head and head + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return git_commit("+changes")
 
 
 def device_record(device: str) -> dict[str, Any]:
     """What computes. `class` names the kind of machine: times of two classes are not compared."""
     cores = os.cpu_count()
-    record: dict[str, Any] = {"type": device.partition(":")[0], "cores": cores, "memory": _total_memory()}
+    record: dict[str, Any] = {"type": device.partition(":")[0], "cores": cores, "memory": machine_memory()}
     if record["type"] == "cuda":
         import torch
 
@@ -91,13 +84,6 @@ def _processor() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _total_memory() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
 
 
 def _relative(script: str) -> str:

@@ -124,9 +124,15 @@ def memory_of(device: torch.device) -> float:
     """Bytes of a device; 0 where it is not known."""
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
-    if device.type != "cpu" or not hasattr(os, "sysconf"):
-        return 0.0
-    return float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")
+    return float(machine_memory() or 0) if device.type == "cpu" else 0.0
+
+
+def machine_memory() -> int | None:
+    """Bytes of this machine; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def size(count: float) -> str:

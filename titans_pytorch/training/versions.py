@@ -20,16 +20,16 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def git_commit() -> str | None:
-    """Of this package's checkout, with '+' where files differ from it; None outside of one."""
-    here = Path(__file__).parent
+def git_commit(mark: str = "+") -> str | None:
+    """The commit of this package's checkout, followed by `mark` where tracked files differ; None outside a checkout."""
+    head = git("rev-parse", "HEAD")
+    return head and head + (mark if git("status", "--porcelain", "--untracked-files=no") else "")
 
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(here), *words], capture_output=True, text=True, check=True
-        ).stdout.strip()
 
+def git(*words: str) -> str | None:
+    """What git says in this package's checkout; None where it fails."""
+    command = ["git", "-C", str(Path(__file__).parent), *words]
     try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
         return None
