@@ -1,1 +1,1 @@
-"""What memories do while a model reads: traces along a text (`trace.py`), their picture, and whether they help."""
+"""Measurements of memories while a model reads: traces, plots, overshoot, values that are not finite."""

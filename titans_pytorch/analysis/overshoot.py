@@ -1,4 +1,4 @@
-"""Does a memory overshoot? How far one mini-batch of tokens moves what it predicts, as a multiple of its error.
+"""Overshoot: how far one mini-batch moves the predictions of a memory, as a multiple of their error.
 
 All surprises of a mini-batch (C = `batch_size` tokens) are taken at the same fast weights and add up. The gain of a
 mini-batch is |M(k) - A(k)| / |v - A(k)| over its keys k and values v, with A the memory at its start and M the memory
@@ -48,7 +48,7 @@ class Gains(dict[str, float]):
         self.lost: dict[str, int] = dict(lost or {})
 
     def finite(self) -> dict[str, float | None]:
-        """The same for JSON, which has no infinity: None for a memory that is not finite."""
+        """The gains for JSON, which has no infinity: None for a memory that is not finite."""
         return {name: gain if math.isfinite(gain) else None for name, gain in self.items()}
 
 
@@ -163,7 +163,7 @@ class _Watcher:
 
 
 def _read(engine, keys: Tensor, tokenwise: bool, weights: Tensors) -> Tensor:
-    """What the memory of these weights predicts for keys [B m p d]."""
+    """Predictions of the memory network with these weights for keys [B m p d]."""
     paths = engine.still(0, weights).paths
     if tokenwise:
         return engine.read(paths, keys.flatten(1, 2).unsqueeze(1), slice(0, 1)).view_as(keys)
@@ -171,5 +171,5 @@ def _read(engine, keys: Tensor, tokenwise: bool, weights: Tensors) -> Tensor:
 
 
 def _norm(x: Tensor) -> Tensor:
-    """Of [B m p d], over all but the rows; in double precision, as squares of large numbers overflow."""
+    """Norm of [B m p d] over all but the rows, in double precision: squares of large numbers overflow."""
     return x.double().square().sum(dim=(1, 2, 3)).sqrt()

@@ -23,13 +23,13 @@ def memories_of(model: nn.Module) -> dict[str, NeuralMemory]:
 
 
 def page_switches(model: nn.Module) -> dict[str, int]:
-    """How often each memory with pages has turned one since it was made, by its name in the model."""
+    """Page switches of each memory with pages since it was made, by its name in the model."""
     paged = {name: memory for name, memory in memories_of(model).items() if memory.num_pages > 1}
     return {name: int(memory.page_switch_events) for name, memory in paged.items()}
 
 
 def stop_storing(model: nn.Module) -> Callable[[], None]:
-    """From here on, and in this thread or asyncio task alone, no memory of `model` stores a token and nothing decays.
+    """Stop the memories of `model` from writing and decaying, in this thread or asyncio task alone.
 
     Returns:
         A function that ends it, to be called in the same thread or task: it raises RuntimeError in another. A second

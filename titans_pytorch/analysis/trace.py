@@ -1,4 +1,4 @@
-"""What each memory of a model does along a text: surprise, step, decay, momentum, and how far its weights move.
+"""Traces of each memory along a text: inner loss, learning rate, forget gate, momentum, change of the fast weights.
 
 Letters: b rows, n tokens, h heads, p pieces.
 """
@@ -53,13 +53,13 @@ class MemoryTrace:
     lost: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As a dict, for JSON."""
+        """The trace as a dict, for JSON."""
         return asdict(self)
 
 
 @torch.no_grad()
 def trace_memories(model: nn.Module, ids: Tensor, piece: int = 32) -> list[MemoryTrace]:
-    """Reads in pieces, the state carried, and says what each memory did.
+    """Read a text in pieces, carrying the state, and record what each memory does.
 
     Args:
         model: takes `model(ids, cache=..., return_cache=True)`, as those of the family do.
@@ -125,5 +125,5 @@ def _minus(a: Tensors, b: Tensors) -> Tensors:
 
 
 def _norm(weights: Tensors) -> Tensor:
-    """Of each row and head over all weights: [(b h)]."""
+    """Norm over all weights, for each row and head: [(b h)]."""
     return sum((w.flatten(1).square().sum(dim=1) for w in weights.values()), torch.zeros(())).sqrt()

@@ -1,4 +1,4 @@
-"""What the commands on a finished run share: options, texts."""
+"""Options and texts of the commands on a finished run."""
 
 import argparse
 import math
@@ -30,7 +30,7 @@ __all__ = [
 
 
 def parser_for(prog: str, description: str) -> argparse.ArgumentParser:
-    """With the options that every such command has."""
+    """A parser with the options that all these commands share."""
     parser = OneLineParser(prog, description)
     parser.add_argument("run", metavar="RUN", help="the folder of a run of titans train")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or another of torch [auto]")

@@ -60,7 +60,7 @@ def weights_of(folder: Path) -> Path:
 
 
 def stopped_later(folder: Path) -> bool:
-    """Whether there is a checkpoint of a later step than the one that the run ended at."""
+    """True if a checkpoint is of a later step than the one at which the run ended."""
     checkpoint = last_checkpoint(folder / "checkpoints")
     if checkpoint is None:
         return False

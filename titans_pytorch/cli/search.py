@@ -135,8 +135,8 @@ def replaced_or_error(run: RunConfig, values: dict[str, Any]) -> RunConfig:
 
 
 def score(run: RunConfig, values: dict[str, Any], seed: int, out: Path) -> float:
-    """Of one training run, or of an earlier one in this folder with the same settings, which goes on where it was
-    stopped. A run that diverges leaves no folder.
+    """The score of a training run; an earlier run here with the same settings is used or continued. A run that
+    diverges leaves no folder.
     """
     run = replaced_or_error(run, {**values, "seed": seed})
     with claimed(out):

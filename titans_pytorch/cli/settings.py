@@ -19,7 +19,7 @@ TASK_KEYS = ("length", "seed")  # of every task; the training section has them
 
 
 def config_from(config: str | None, preset: str | None, task: str | None = None) -> RunConfig:
-    """From a file or a preset (default: tiny), with a task in place of its data where one is given."""
+    """The configuration of a file or a preset (default: tiny), with its data replaced by a task if one is given."""
     if config is not None and preset is not None:
         raise TrainingError("preset: give --config or --preset, not both")
     try:
@@ -55,7 +55,7 @@ def listed(run: RunConfig) -> Listed:
 
 
 def replaced(run: RunConfig, values: dict[str, Any]) -> RunConfig:
-    """With settings, and those of a task, replaced by name. Raises ValueError for unknown names and wrong values."""
+    """Replace settings of a run, and of its task, by name. ValueError for unknown names and wrong values."""
     known, of_task = settings_of(run), task_settings(run)
     task_part = {name: value for name, value in values.items() if name in of_task and name not in known}
     others = {name: value for name, value in values.items() if name not in task_part}

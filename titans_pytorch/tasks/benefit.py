@@ -1,4 +1,4 @@
-"""Does a memory change while a model reads, and does that help? Measured against the same model with storing off.
+"""The change of a memory while a model reads, and its benefit over the same model with storing off.
 
 Letters: b rows, n tokens.
 """

@@ -52,7 +52,7 @@ class Copy(Task):
 
     @property
     def chance(self) -> float:
-        """With distinct tokens those already seen in the copy can be ruled out."""
+        """Accuracy of guessing. With distinct tokens, those already copied can be ruled out."""
         if not self.distinct:
             return 1 / self.symbols
         return sum(1 / (self.symbols - i) for i in range(self.payload)) / self.payload

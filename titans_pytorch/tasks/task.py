@@ -1,4 +1,4 @@
-"""What every task is: rows of tokens with targets, a reference solution, the level of guessing, a score.
+"""Task: rows of tokens with targets, a reference solution, the accuracy of guessing, a score.
 
 Letters: b rows, n tokens, v vocabulary.
 """
@@ -24,7 +24,7 @@ Model = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Score:
-    """Of a model on held-out rows of a task.
+    """The score of a model on held-out rows of a task.
 
     accuracy: share of answers that are right.
     exact: share of rows with every answer right.
@@ -156,7 +156,7 @@ class Task:
         device: torch.device | str = "cpu",
         autocast: Callable[[], AbstractContextManager] = nullcontext,
     ) -> Score:
-        """Of a model on held-out rows: always the same ones for a seed and length.
+        """Score a model on held-out rows, the same ones at every call with a seed and length.
 
         Args:
             model: ids [b n] -> logits [b n v].

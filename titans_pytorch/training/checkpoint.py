@@ -61,7 +61,7 @@ STATE = {
 
 @dataclass
 class Progress:
-    """How far a run has come.
+    """The progress of a run.
 
     step: optimizer steps.
     position: windows of data used.
@@ -104,7 +104,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
 
 
 def write_weights(model: nn.Module, path: Path) -> None:
-    """The same as `save_weights`, in place."""
+    """Write the weights of `model` to `path` in place; errors as in `save_weights`."""
     check_finite(model)
     try:
         save_model(model, str(path), metadata={"format": "pt"})
@@ -127,7 +127,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def sha256_of(path: Path, size: int | None = None) -> str:
-    """Of the file at `path`, its first `size` bytes (all by default)."""
+    """The SHA-256 of the first `size` bytes of the file at `path` (default: all), in hexadecimal."""
     digest = hashlib.sha256()
     left = path.stat().st_size if size is None else size
     with path.open("rb") as file:
@@ -143,7 +143,9 @@ def write_sums(folder: Path, names: Sequence[str]) -> None:
 
 
 def check_sums(folder: Path, names: Sequence[str]) -> bool:
-    """Whether `folder` has a SHA256SUMS. TrainingError where it does not hold the hashes of the files `names`."""
+    """Compare the files `names` in `folder` with its SHA256SUMS. Returns False where it has none; TrainingError where a
+    hash differs.
+    """
     try:
         lines = (folder / SUMS).read_bytes().split(b"\n")
     except FileNotFoundError:
@@ -189,7 +191,7 @@ def save_checkpoint(
 
 
 def kept_back(found: list[Path], target: Path) -> list[Path]:
-    """All of these checkpoints but `target` and the last one before it."""
+    """The checkpoints to remove: all but `target` and the one before it."""
     at = found.index(target)
     return found[: max(0, at - 1)] + found[at + 1 :]
 
@@ -264,7 +266,7 @@ def read_last(folder: Path, say: Callable[[str], None] = print) -> Saved | None:
 
 
 def read_training(checkpoint: Path, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    """What training.pt of a `checkpoint` holds; `say` as in `read_last`. TrainingError where a file of the checkpoint
+    """Read training.pt of a `checkpoint`; `say` as in `read_last`. TrainingError where a file of the checkpoint
     is damaged, of a later format or no checkpoint of a run.
     """
     path = checkpoint / TRAINING
@@ -292,7 +294,7 @@ def read_training(checkpoint: Path, say: Callable[[str], None] = lambda line: No
 
 
 def check_whole(checkpoint: Path) -> list[str]:
-    """What to tell the user about its hashes and versions. TrainingError where it is damaged or of a later format."""
+    """Check hashes and versions; returns notes for the user. TrainingError where it is damaged or of a later format."""
     if not check_sums(checkpoint, (WEIGHTS, TRAINING, VERSIONS)):
         return [f"{checkpoint} has no {SUMS}, it was written by an earlier version: taken without a check"]
     written = read_json(checkpoint / VERSIONS)
@@ -304,7 +306,7 @@ def check_whole(checkpoint: Path) -> list[str]:
 
 
 def load_checkpoint(checkpoint: Path | Saved, model: nn.Module, optimizer: AnyOptimizer) -> Progress:
-    """Puts everything back as it was when the checkpoint was written.
+    """Restore model, optimizer and random number generators from a checkpoint.
 
     Args:
         checkpoint: its folder, or what `read_last` found.

@@ -106,7 +106,7 @@ def _sayable(name: str, text: str) -> str:
 
 
 def typed(config: Any) -> None:
-    """Every setting of a frozen dataclass as the type it is declared with. ValueError for what is of another."""
+    """Check every setting of a frozen dataclass against its annotation. ValueError for another type."""
     hints = typing.get_type_hints(type(config))
     for f in dataclasses.fields(config):
         object.__setattr__(config, f.name, checked(f.name, getattr(config, f.name), hints[f.name]))
@@ -130,7 +130,7 @@ def at_most(config: Any, **limits: float) -> None:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which bytes to learn from."""
+    """The text to train on."""
 
     data: str = setting(
         "auto", "a file (plain, .gz, .bz2, .xz or .zip), 'stdlib', or 'auto': data/enwik8, else download, else stdlib"
@@ -150,7 +150,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """A task in place of text: its rows are as long as seq_len says, and made from the seed."""
+    """A task in place of text; rows of seq_len tokens, generated from the seed."""
 
     task: str = setting("copy", "copy, patterns, needle, recall, variables or text_passkey")
     settings: dict[str, Any] = field(default_factory=dict, metadata={"help": "of the task"})
@@ -252,7 +252,7 @@ class RunConfig:
         return dataclasses.asdict(self)
 
     def to_json(self) -> str:
-        """As JSON."""
+        """The configuration as JSON."""
         return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
 
 

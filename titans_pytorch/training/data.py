@@ -76,13 +76,13 @@ class ByteData:
 
 
 def mark_of(file: BinaryIO) -> tuple[int, ...]:
-    """Differs after a write: the size, and when it was written to."""
+    """Size and time of the last write, which change with the file."""
     found = os.fstat(file.fileno())
     return found.st_size, found.st_mtime_ns
 
 
 def load_data(config: DataConfig, say: Callable[[str], None] = print) -> ByteData:
-    """The bytes that `config.data` names. `say` gets a line where the user should know what was chosen."""
+    """Load the bytes that `config.data` names. `say` is called with a line that names the choice `auto` made."""
     name, path = find(config, say)
     file = path.open("rb")
     mark = mark_of(file)
@@ -205,7 +205,7 @@ def standard_library(folder: Path) -> tuple[str, Path]:
 
 
 class Windows:
-    """Which windows of n + 1 bytes make up each batch, as a function of the seed and the number of windows before.
+    """The order of training windows, each n + 1 bytes: a function of the seed and of the number of windows before.
 
     Every epoch lays windows side by side from a random offset (each starts on the byte that the one before ends on, so
     that every byte is predicted once) and visits them in a random order. Nothing but the position needs to be saved.

@@ -1,4 +1,4 @@
-"""Where and in which precision a run computes."""
+"""Device and precision of a run."""
 
 import os
 import platform
@@ -29,7 +29,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def autocast_for(device: torch.device, config: TrainConfig) -> Callable[[], AbstractContextManager]:
-    """Makes the context to compute in: bfloat16 by default on CUDA, where it pays; a CPU must be asked to."""
+    """The autocast context of a run: bfloat16 by default on CUDA; on a CPU only with precision = bfloat16."""
     on_cuda = device.type == "cuda"
     wanted = config.precision == "bfloat16" or (
         config.precision == "auto" and on_cuda and torch.cuda.is_bf16_supported()

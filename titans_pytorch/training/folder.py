@@ -26,7 +26,7 @@ class InUse(TrainingError):
 
 @contextmanager
 def claimed(out: Path) -> Iterator[None]:
-    """The folder `out` for this run alone, from before its first read to the end.
+    """Lock the folder `out` for this run.
 
     The lock is on the file `out`.lock beside the folder, so that it holds while the folder is moved. The system
     releases it when the process ends, however it ends. Processes of one run other than the first (RANK) hold none.
@@ -75,7 +75,7 @@ def locked(path: Path, out: Path) -> int:
 
 
 def is_at(descriptor: int, path: Path) -> bool:
-    """Whether the open file is still the one at `path`: its last holder removes it."""
+    """True if the open file is still the one at `path`. (The last holder of a lock removes its file.)"""
     with suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(descriptor), os.lstat(path))
     return False

@@ -112,7 +112,7 @@ class Trainer:
         return self.progress
 
     def run(self, log: MetricsLog | None) -> None:
-        """Steps from where it stands to the last. log: None in all processes but the main one."""
+        """Train from the current step to the last. log: None in all processes but the main one."""
         progress, config = self.progress, self.config
         self.model.train()
         self.save()  # a full disk shows before any work is lost, and a run can be resumed from its first step
@@ -139,7 +139,7 @@ class Trainer:
             self.called = self.model
 
     def report(self, record: dict[str, Any], bar: tqdm, log: MetricsLog) -> None:
-        """What the main process does after a step, while the others wait at the next one. record: of the step; bar,
+        """Log, validate and call `on_step` after a step, in the main process. record: of the step; bar,
         log: where it is shown and written.
         """
         config, step = self.config, self.progress.step
@@ -242,14 +242,14 @@ class Trainer:
         return "; repeated, every value is finite"
 
     def kept(self) -> str:
-        """Which checkpoint there is, for a message."""
+        """The last checkpoint, in words, for a message."""
         if self.saved_step is None:
             return "no checkpoint was written"
         return f"the checkpoint of step {self.saved_step} is kept in {self.checkpoints}"
 
 
 def random_state(device: torch.device) -> list[Tensor]:
-    """Of the generators that a pass on the device draws from."""
+    """The states of the random number generators that a pass on the device uses."""
     own = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
     return [torch.get_rng_state(), *own]
 

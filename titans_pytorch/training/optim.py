@@ -80,7 +80,7 @@ def adamw(parameters: list[nn.Parameter], decayed: set[int], config: TrainConfig
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Of the update that takes `step` to `step + 1`: linear warm-up, then half a cosine down to the lowest rate.
+    """The learning rate of the update from `step` to `step + 1`: linear warm-up, then cosine decay.
 
     With two stages of training each has its own."""
     first, last = (0, config.core_steps) if step < config.core_steps else (config.core_steps, config.steps)

@@ -79,7 +79,7 @@ def plain_value(text: str) -> Any:
 
 
 def option_for(hint: Any) -> dict[str, Any]:
-    """What argparse needs to read a value of this type."""
+    """The arguments of `add_argument` for a value of this type."""
     args = typing.get_args(hint)
     if type(None) in args:
         inner = option_for(next(a for a in args if a is not type(None)))
@@ -100,7 +100,7 @@ def option_for(hint: Any) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Given:
-    """What a command line says.
+    """A parsed command line.
 
     run: the configuration, with the settings given.
     values: these settings, by name.

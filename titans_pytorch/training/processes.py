@@ -32,18 +32,18 @@ class Alone:
         return model
 
     def accumulating(self, model: nn.Module) -> AbstractContextManager:
-        """Gradients of passes within stay here, to be averaged with those of a later one."""
+        """A context in which gradients accumulate without being averaged over processes."""
         return nullcontext()
 
     def mean(self, value: Tensor) -> Tensor:
-        """Over the processes."""
+        """The mean over the processes."""
         return value
 
     def any(self, flag: bool) -> bool:
         return flag
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait until every process has called this."""
 
 
 class Together(Alone):
@@ -80,10 +80,10 @@ class Together(Alone):
 
 
 def first_process() -> bool:
-    """Whether this is the only process or the first of several, as the launcher says in the environment."""
+    """True if this is the only process or the first of several (RANK in the environment)."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def processes_here(device: torch.device) -> Alone:
-    """As the launcher says in the environment."""
+    """The process group that the launcher set up (WORLD_SIZE in the environment)."""
     return Together(device) if processes_of(os.environ) > 1 else Alone()

@@ -1,4 +1,4 @@
-"""Rows of tokens with what is asked of them, and the loss of a model on them.
+"""Rows of tokens with targets, and the loss of a model on them.
 
 Letters: b rows, n tokens.
 """
@@ -21,12 +21,14 @@ class Rows(NamedTuple):
     targets: Tensor
 
     def to(self, device: torch.device) -> "Rows":
-        """The same on a `device`."""
+        """The rows, moved to a `device`."""
         return Rows(*(part.to(device, non_blocking=True) for part in self))
 
 
 def answers_in(rows: Rows | Tensor) -> int:
-    """How many predictions the loss on `rows` is a mean of. Plain ids [b n + 1] ask for every token but the first."""
+    """The number of predictions that the loss on `rows` averages. Plain ids [b n + 1] are predicted from the second
+    token on.
+    """
     if isinstance(rows, Rows):
         return int((rows.targets != IGNORE).sum())
     return rows.shape[0] * (rows.shape[1] - 1)
@@ -37,7 +39,7 @@ def loss_on(model: nn.Module, rows: Rows | Tensor, answers: float) -> Tensor:
 
     Args:
         model: ids [b n] -> logits [b n v].
-        rows: Rows; or plain ids [b n + 1], which are the model's own affair: `model(ids, return_loss=True)`.
+        rows: Rows; or plain ids [b n + 1], passed as `model(ids, return_loss=True)`.
         answers: how many there are, or the mean of that number over processes whose gradients will be averaged.
     """
     if not isinstance(rows, Rows):
@@ -53,7 +55,7 @@ def loss_on(model: nn.Module, rows: Rows | Tensor, answers: float) -> Tensor:
 
 
 def memory_loss_weight(model: nn.Module) -> float:
-    """Of the memories' own loss in the training loss: a setting of the family's models, 0 elsewhere and outside
+    """The weight of the inner loss in the training loss: a setting of the package's models, 0 elsewhere and outside
     training. (On plain ids these add it themselves.)"""
     return getattr(getattr(unwrapped(model), "config", None), "memory_loss_weight", 0.0) if model.training else 0.0
 

@@ -1,4 +1,4 @@
-"""What a training script calls: reads the settings, trains, evaluates, compares, samples, and writes it all down."""
+"""A whole training run: read the settings, train, evaluate, sample, write the record."""
 
 import argparse
 import contextlib
@@ -52,7 +52,7 @@ FIXED = (
 
 @dataclass(frozen=True)
 class Run:
-    """What `train` is called with.
+    """The arguments of `train`.
 
     config: every setting.
     out: the folder that is written to.
@@ -124,7 +124,7 @@ def main(
 
 
 def one_line(name: str, work: Callable[[], Any]) -> int:
-    """Does the work and returns an exit status: 0, or 1 after an error in one line, or 128 + signal. name: of the
+    """Do the work and return an exit status: 0, or 1 after an error in one line, or 128 + signal. name: of the
     program, before the line.
     """
     try:
@@ -147,13 +147,13 @@ def one_line(name: str, work: Callable[[], Any]) -> int:
 
 
 def of_memory(error: RuntimeError) -> bool:
-    """Whether torch found no memory: on a CPU it says so in words."""
+    """True if torch ran out of memory. On a CPU only the message tells."""
     words = ("can't allocate memory", "not enough memory", "calculation overflowed")
     return isinstance(error, torch.OutOfMemoryError) or any(part in str(error) for part in words)
 
 
 def in_a_line(error: Exception) -> str:
-    """What an error says; of one of the operating system's, the file and what is wrong with it."""
+    """The message of an error in one line; for an OSError the file and the reason."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename2 or error.filename}: {error.strerror}"
     return " ".join(str(error).split())
@@ -255,7 +255,7 @@ def report_changes(checkpoint: Path, saved: RunConfig, config: RunConfig) -> Non
 
 
 def train(run: Run, build_model: BuildModel, make_subject: MakeSubject) -> dict[str, Any]:
-    """A whole run: trains, evaluates, samples, and writes it all down. Its folder is its own from the start to the end.
+    """Train, evaluate, sample and write the record; the folder is locked meanwhile.
 
     Args:
         run: its settings and folder.
@@ -273,7 +273,7 @@ def train(run: Run, build_model: BuildModel, make_subject: MakeSubject) -> dict[
 
 
 def train_claimed(run: Run, build_model: BuildModel, make_subject: MakeSubject) -> dict[str, Any]:
-    """Does the same as `train`, for a caller that has claimed the folder.
+    """Train as `train` does, for a caller that has locked the folder.
 
     Args:
         run: its settings and folder.
@@ -346,7 +346,7 @@ def fit(run: Run, trainer: Trainer) -> None:
 
 
 def concluded(run: Run, trainer: Trainer) -> dict[str, Any]:
-    """As `conclude`; what stops it says which checkpoint there is."""
+    """Call `conclude`; errors also name the last checkpoint."""
     try:
         return conclude(run, trainer)
     except KeyboardInterrupt as stop:

@@ -14,7 +14,7 @@ __all__ = ["Stages"]
 
 
 class Stages:
-    """Which parameters of `model` are trained at a step."""
+    """The parameters of `model` that are trained at a step."""
 
     def __init__(self, model: nn.Module, config: TrainConfig):
         self.model, self.config = model, config

@@ -1,5 +1,4 @@
-"""What can be known before data is read and minutes are spent: settings that do not go together, devices, processes,
-folders, sizes that no machine here has the memory for."""
+"""Checks before data is read: settings that conflict, devices, processes, folders, sizes beyond the memory here."""
 
 import math
 import os
@@ -34,7 +33,7 @@ def check_start(config: RunConfig, out: Path) -> torch.device:
 
 
 def processes_of(environment: Mapping[str, str]) -> int:
-    """How many processes a launcher started. ValueError for a variable of its that is no number, or out of range."""
+    """The number of processes a launcher started. ValueError for a variable that is no number, or out of range."""
     count = whole(environment, "WORLD_SIZE", 1) or 1
     for name, least in LAUNCHED.items():
         value = whole(environment, name, least)
@@ -77,7 +76,7 @@ def check_precision(config: RunConfig, device: torch.device) -> None:
 
 
 def check_folder(out: Path) -> None:
-    """That `out`, or the folder it would be made in, can be written to."""
+    """Check that `out`, or the folder it would be made in, can be written to. TrainingError where it cannot."""
     there = next((path for path in (out, *out.absolute().parents) if os.path.lexists(path)), Path("/"))
     if not there.is_dir():
         raise TrainingError(
@@ -96,7 +95,7 @@ def check_memory(config: RunConfig, device: torch.device, processes: int) -> Non
 
 
 def least_bytes(config: RunConfig, processes: int = 1) -> dict[str, float]:
-    """What takes memory -> bytes that it takes at least."""
+    """Lower bounds of memory, in bytes: what needs it -> how much."""
     model, train = config.model, config.train
     if not hasattr(model, "least_parameters"):
         return {}

@@ -1,4 +1,4 @@
-"""What a model is trained on and measured by, as the loop and a run see it. `text.py` is one; tasks are others."""
+"""Subject: the protocol of training data and its measurements. `text.py` is one; tasks are others."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager

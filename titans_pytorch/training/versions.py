@@ -1,4 +1,4 @@
-"""What a run was made with, for its record."""
+"""Versions and commit, for the record of a run."""
 
 import importlib.metadata
 import platform
@@ -11,7 +11,7 @@ __all__ = ["git_commit", "versions"]
 
 
 def versions() -> dict[str, str | None]:
-    """Of Python, torch and this package (None where it is not installed)."""
+    """The versions of Python, torch and this package (None where it is not installed)."""
     found: dict[str, str | None] = {"python": platform.python_version(), "torch": torch.__version__}
     try:
         found["titans-pytorch"] = importlib.metadata.version("titans-pytorch")
@@ -27,7 +27,7 @@ def git_commit(mark: str = "+") -> str | None:
 
 
 def git(*words: str) -> str | None:
-    """What git says in this package's checkout; None where it fails."""
+    """The output of git in this package's checkout; None where it fails."""
     command = ["git", "-C", str(Path(__file__).parent), *words]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
