@@ -38,7 +38,7 @@ __all__ = ["MacCache", "MemoryAsContextTransformer", "SegmentedAttention", "flex
 
 
 class MacCache(NamedTuple):
-    """What the transformer carries from call to call; a call never modifies the one it is given.
+    """The transformer's state between calls. A call never modifies the cache it is given.
 
     tokens: tokens read so far.
     layers: a LayerCache for each layer.
@@ -50,48 +50,49 @@ class MacCache(NamedTuple):
     configuration: str | None = None
 
 
-# what changes nothing in what a cache means
+# arguments that do not change the meaning of a cache
 NOT_OF_A_CACHE = ("use_flex_attn", "neural_memory_add_value_residual", "memory_loss_weight", "token_emb")
 
 
 class MemoryAsContextTransformer(nn.Module):
     """Token ids [b n] -> logits [b n num_tokens]: the language model of titans-pytorch.
 
-    Each layer reads and writes a neural memory, attends within segments (or a sliding window) and feeds forward. After
-    memory as context of Titans (arXiv 2501.00663, section 4.1), from which it differs: what is read from memory joins
-    the tokens, not attention's context (see `TitansMAC` for the paper's). Residual streams: hyper-connections (arXiv
-    2409.19606). Attention mixes in the first layer's values (arXiv 2410.17897).
+    Each layer has a neural memory, attention within segments (or a sliding window) and a feed-forward. It follows
+    memory as context of Titans (arXiv 2501.00663, section 4.1) with one difference: the memory's output is added to the
+    tokens and is not part of attention's context (`TitansMAC` is the paper's). Residual streams are hyper-connections
+    (arXiv 2409.19606). Attention mixes in the first layer's values (arXiv 2410.17897).
 
     Args: Size
         num_tokens: vocabulary; ids are below it.
         dim: features of a token.
         depth: layers.
-        ff_mult: width of the feed-forward as a multiple of dim (of which two thirds: it is gated).
+        ff_mult: width of the feed-forward as a multiple of dim; two thirds of it, since it is gated.
         num_residual_streams: hyper-connection streams; 1 is a plain residual.
         token_emb: module for the embedding, ids [b n] -> [b n dim]; default nn.Embedding.
 
     Args: Attention
         segment_len: tokens of a segment.
-        num_longterm_mem_tokens: learned tokens behind every complete segment.
+        num_longterm_mem_tokens: learned tokens after every complete segment.
         num_persist_mem_tokens: learned keys and values in each attention layer (eq. 19).
         dim_head: features of a head.
-        heads: how many.
-        sliding_window_attn: attention sees a sliding window in place of its own segment.
-        use_flex_attn: flex attention on CUDA.
+        heads: number of heads.
+        sliding_window_attn: attention sees a sliding window instead of its own segment.
+        use_flex_attn: use flex attention on CUDA.
 
     Args: Memory
         neural_memory_layers: which layers have a memory, counted from 1; default all, () none.
         neural_memory_segment_len: the memory's chunk; default segment_len + num_longterm_mem_tokens.
-        neural_memory_batch_size: tokens after which surprises are taken at new weights.
-        neural_memory_model: the network whose weights are the memory, copied for each layer; default: NeuralMemory's.
+        neural_memory_batch_size: tokens of a mini-batch, whose gradients are taken at the same fast weights.
+        neural_memory_model: the memory network, copied for each layer; default: NeuralMemory's.
         neural_memory_kwargs: further arguments of NeuralMemory; modules among them are copied for each layer.
         neural_memory_qkv_receives_diff_views: the memory's query, key and value views are learned mixtures of its input
             and the earlier layers' branch inputs and outputs (not in layer 1).
-        neural_mem_weight_residual: a memory's surprises are taken at weights mixed with the memory layer's before it.
-        neural_mem_gate_attn_output: the memory's output does not join the residual: its sigmoid multiplies attention's.
-        neural_memory_add_value_residual: accepted, no effect.
-        memory_loss_weight: in training mode: how much of the memories' `auxiliary_loss`, the mean over the layers,
-            joins the cross entropy of `return_loss`. A predictor (surprise_source) learns from nothing else.
+        neural_mem_weight_residual: gradients are taken at fast weights to which the previous memory layer's are added.
+        neural_mem_gate_attn_output: the sigmoid of the memory's output multiplies attention's output; nothing else uses
+            it.
+        neural_memory_add_value_residual: accepted for the peer's sake, no effect.
+        memory_loss_weight: factor of the memories' `auxiliary_loss` (mean over layers), which in training mode is added
+            to the cross entropy of `return_loss`. A predictor (surprise_source) learns from nothing else.
 
     Raises:
         ValueError: for an argument of the wrong type, shape or range, by name.
@@ -146,7 +147,7 @@ class MemoryAsContextTransformer(nn.Module):
         self.segment_len = segment_len
         self.memory_segment_len = neural_memory_segment_len
 
-        self.ids_below = num_tokens if token_emb is None else None  # what another embedding takes is its own affair
+        self.ids_below = num_tokens if token_emb is None else None  # another embedding has a range of its own
         self.token_emb = nn.Embedding(num_tokens, dim) if token_emb is None else token_emb
         longterm = torch.randn(num_longterm_mem_tokens, dim) * 0.02
         self.longterm_mems = nn.Parameter(longterm, requires_grad=num_longterm_mem_tokens > 0)
@@ -213,16 +214,16 @@ class MemoryAsContextTransformer(nn.Module):
         return_cache: bool = False,
         memory_loss_weight: float | None = None,
     ) -> Tensor | tuple[Tensor, MacCache]:
-        """Logits [b n num_tokens] of integer token ids [b n], n >= 1.
+        """Return logits [b n num_tokens] of integer token ids [b n], n >= 1.
 
         Args:
-            ids: token ids; with a cache only those that follow the ones it has read, any number of them.
-            return_loss: give the mean cross entropy of each token given those before it (a scalar, nats) in place of
-                logits; takes two tokens or more and no cache.
+            ids: token ids. With a cache they follow the ids that were already read.
+            return_loss: return the mean next-token cross entropy (a scalar, nats) in place of logits. Needs at least
+                two tokens and no cache.
             disable_flex_attn: use scaled dot-product attention for this call.
-            cache: what an earlier call returned.
+            cache: the MacCache that an earlier call returned.
             return_cache: return (logits, cache for the tokens that follow). Its size does not depend on n.
-            memory_loss_weight: with return_loss, and in any mode: this in place of the constructor's.
+            memory_loss_weight: replaces the constructor's, in any mode; needs return_loss.
 
         Raises:
             ValueError: for ids of another shape or dtype, out of range (seen on CPU), or another batch's cache.
@@ -256,7 +257,7 @@ class MemoryAsContextTransformer(nn.Module):
         keep_caches: bool = False,
         memory_loss: bool = False,
     ) -> tuple[Tensor, Tensor | None, list[LayerCache]]:
-        """ids [b n]: (logits, the memories' mean loss if asked for, the layers' caches if asked for)."""
+        """Return (logits, the memories' mean loss or None, the layers' caches if keep_caches) for ids [b n]."""
         start, n = (0 if cache is None else cache.tokens), ids.shape[1]
         x = insert_longterm(self.token_emb(ids), self.longterm_mems, self.segment_len, start)
         place = places(start, self.segment_len, len(self.longterm_mems))
@@ -290,17 +291,17 @@ class MemoryAsContextTransformer(nn.Module):
         use_cache: bool = False,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Continues prompts; see `sampling.sample`.
+        """Continue prompts; see `sampling.sample`.
 
         Args:
             prompt: token ids [b n], n >= 1.
             seq_len: tokens of prompt and continuation together.
-            temperature: of the softmax that is drawn from, after the filter; 0 takes the likeliest token.
-            filter_fn: logits [b v] -> logits [b v]; None: none.
-            filter_kwargs: its keywords.
+            temperature: temperature of the softmax after the filter; 0 takes the likeliest token.
+            filter_fn: logits [b v] -> logits [b v]; None: no filter.
+            filter_kwargs: keywords of the filter.
             show_progress: show a progress bar.
-            use_cache: do not compute earlier tokens again: the same tokens, each at a constant cost.
-            generator: of the random numbers, on the prompt's device; None: torch's own, which all threads share.
+            use_cache: carry the state instead of reading earlier tokens again: the same tokens at a constant cost each.
+            generator: random number generator on the prompt's device; None: torch's default, which all threads share.
 
         Returns:
             The ids after the prompts [b seq_len - n].
@@ -312,8 +313,9 @@ class MemoryAsContextTransformer(nn.Module):
         return sample(self, prompt, seq_len, temperature, filter_fn, filter_kwargs, show_progress, use_cache, generator)
 
     def decoder(self, cache: MacCache) -> Decoder | None:
-        """What reads the tokens after `cache` one at a time, at less cost than calls of the model do and with the same
-        numbers, while no parameter changes and gradients are off; None where there is no gain (see `can_decode`)."""
+        """Return a Decoder that reads the tokens after `cache` one at a time, or None where it gains nothing (see
+        `can_decode`). It computes the numbers of the model's calls at less cost, while no parameter changes and
+        gradients are off."""
         self._check_cache(cache)
         return Decoder(self, cache) if can_decode(self, _rows(cache)) else None
 
@@ -340,7 +342,7 @@ def _weight(value: float) -> float:
 
 
 def _memory_layers(layers: Iterable[int] | None, depth: int) -> set[int]:
-    """Which layers have a memory, counted from 0."""
+    """Return the layers that have a memory, counted from 0."""
     if layers is None:
         return set(range(depth))
     if not isinstance(layers, Iterable):
@@ -353,7 +355,8 @@ def _memory_layers(layers: Iterable[int] | None, depth: int) -> set[int]:
 
 
 def _memory_kwargs(kwargs: Mapping | None, batch_size: int | None, segment_len: int) -> dict:
-    """The user's arguments of NeuralMemory; with pages, training and cached sampling agree on when they may switch."""
+    """Return the user's arguments of NeuralMemory. With pages, switches are at fixed tokens: training and cached
+    sampling agree."""
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise wrong("neural_memory_kwargs", kwargs, "a dict of NeuralMemory's arguments")
     kwargs = dict(kwargs or {})

@@ -1,5 +1,5 @@
-"""SegmentedAttention for one token: keys and values of all tokens in reach lie in a buffer of fixed size, behind the
-persistent ones, and a new token's are written into it.
+"""SegmentedAttention for one token. Keys and values that a query can see lie in a buffer of fixed size, after the
+persistent ones; those of a new token are written into it.
 
 Letters: b batch, h heads, d features of a head, p persistent keys, w slots
 """
@@ -15,7 +15,7 @@ AHEAD = 64  # positions whose angles are computed together
 
 
 class Turns:
-    """By which complex numbers the pairs of a token's query, key and value are multiplied, the value's being one."""
+    """Complex factors of the rotary embedding for a token's query, key and value; the value's is one."""
 
     def __init__(self, rotary: RotaryPositions, dtype: torch.dtype):
         self.rotary, self.dtype = rotary, dtype
@@ -33,7 +33,7 @@ class Turns:
 
 
 class AttentionStep:
-    """Tokens [b 1 d] one after the other, from `cache` on; `cache` gives it back."""
+    """Reads tokens [b 1 d] one after the other, from a cache on; `cache()` returns the next one."""
 
     def __init__(self, attention: SegmentedAttention, cache: KeyValueCache, turns: Turns):
         self.attention, self.turns = attention, turns
@@ -50,8 +50,8 @@ class AttentionStep:
         self.buffer[:, 0, :, at], self.buffer[:, 1, :, at] = cache.keys, cache.values
 
     def step(self, seq: Tensor, first_values: Tensor | None, gate: Tensor | None) -> tuple[Tensor, Tensor]:
-        """seq [b 1 d]; the first layer's values [b h 1 d] where they are mixed in; what multiplies the output. Returns
-        the output [b 1 d] and this layer's values."""
+        """Return the output [b 1 d] and this layer's values [b h 1 d]. seq [b 1 d]; first_values: the first layer's, if
+        they are mixed in; gate: multiplies the output, or None."""
         own, (b, _, heads, _, width) = self.attention, self.shape
         normed = self.norm(seq)
         pairs = torch.view_as_complex(own.to_qkv(normed).reshape(b, 3, heads, 1, width // 2, 2))
@@ -69,11 +69,11 @@ class AttentionStep:
         return (out if gate is None else out * gate), values
 
     def cache(self) -> KeyValueCache:
-        """What SegmentedAttention carries: the keys that a later query can see."""
+        """Return the cache of SegmentedAttention: the keys that a later query can see."""
         kept = in_reach(self.position, self.attention.window, self.attention.sliding)
         keys, values = self.buffer[:, :, :, self._slots(kept)].unbind(1)
         return KeyValueCache(keys, values, self.position, self.attention.configuration)
 
     def _slots(self, count: int) -> Tensor:
-        """Where the last `count` keys lie."""
+        """Return the slots of the last `count` keys."""
         return torch.arange(self.position - count, self.position) % self.slots + self.persistent

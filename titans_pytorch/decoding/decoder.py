@@ -1,7 +1,7 @@
-"""Decoder: a MemoryAsContextTransformer that reads one token after the other.
+"""Decoder: runs a MemoryAsContextTransformer on one token after the other.
 
-The numbers are those of `model(ids, cache=cache, return_cache=True)` with a token at a time. What depends on parameters
-alone is computed once, states are kept in place, and nothing is checked twice.
+Its numbers are those of `model(ids, cache=cache, return_cache=True)` with one token per call. It computes once what
+depends on parameters alone, updates states in place, and does not repeat checks.
 
 Letters: b batch, s streams (side by side in rows), d features, v tokens of the vocabulary
 """
@@ -41,7 +41,7 @@ class LayerStep:
             self.memory_connection = connection_step(layer.memory_connection)
 
     def step(self, streams: Tensor, earlier: Earlier) -> tuple[Tensor, Earlier]:
-        """streams [(b s) 1 d]; `earlier` in, `earlier` for the next layer out."""
+        """Run the layer on streams [(b s) 1 d]. Returns streams and `earlier` for the next layer."""
         layer, gate = self.layer, None
         if self.memory is not None:
             branch, read = self.memory_connection.read(streams)
@@ -75,7 +75,7 @@ class LayerStep:
 
 
 class AxialPositions:
-    """The embedding of one place after the other; a row of the grid is computed when it begins."""
+    """Position embeddings, one place after the other. A row of the grid is computed when it begins."""
 
     def __init__(self, embedding: Any, width: int, dtype: torch.dtype):
         self.row_net, column_net = embedding.mlps
@@ -114,7 +114,7 @@ class Decoder:
         ]
 
     def step(self, ids: Tensor) -> Tensor:
-        """The next token's ids, long [b 1] -> logits [b v]."""
+        """Read the next token's ids, long [b 1]. Returns logits [b v]."""
         model = self.model
         if self.tokens and self.tokens % self.segment_len == 0:
             for token in self.longterm:
@@ -124,7 +124,7 @@ class Decoder:
         return model.to_logits(self.norm(x))[:, 0]
 
     def _read(self, x: Tensor) -> Tensor:
-        """What stands at the next place, [b 1 d] -> [b 1 d]."""
+        """Run the embedding of the next place, [b 1 d] -> [b 1 d]."""
         streams, earlier = self.expand(x + self.positions.at(self.place)), Earlier()
         for layer in self.layers:
             streams, earlier = layer.step(streams, earlier)
@@ -132,12 +132,12 @@ class Decoder:
         return self.reduce(streams)
 
     def caches(self) -> tuple[int, tuple[LayerCache, ...], str]:
-        """Tokens read, each layer's cache, and the model's settings: the fields of what `model` returns."""
+        """Return the fields of the MacCache: tokens read, each layer's cache, the model's settings."""
         return self.tokens, tuple(layer.cache() for layer in self.layers), self.model.configuration
 
 
 def _turns(attention: SegmentedAttention, shared: list[Turns], dtype: torch.dtype) -> Turns:
-    """Layers whose angles are equal share them."""
+    """Return the factors of an attention layer, shared with layers of equal frequencies."""
     for turns in shared:
         if torch.equal(turns.rotary.freqs, attention.rotary_emb.freqs):
             return turns
@@ -146,8 +146,8 @@ def _turns(attention: SegmentedAttention, shared: list[Turns], dtype: torch.dtyp
 
 
 def can_decode(model: Any, batch: int) -> bool:
-    """Whether a Decoder gives the model's numbers, and sooner: a few rows in float32 or float64 on a CPU, and nobody
-    listens (hooks) to or has replaced the modules whose `forward` it does not call."""
+    """Return whether a Decoder computes the model's numbers, and faster: a few rows in float32 or float64 on a CPU, and
+    no skipped module has a hook or an overridden forward."""
     parameter = model.longterm_mems
     bypassed: list[tuple[nn.Module, type[nn.Module]]] = []
     for layer in model.layers:

@@ -1,4 +1,4 @@
-"""NeuralMemory for one token: it waits for its chunk and reads the memory; the token that completes a chunk stores it.
+"""NeuralMemory for one token: it reads the memory and waits for its chunk; the token that completes a chunk writes it.
 
 Letters: b batch, h heads, B rows (b h), d and e the sides of a weight
 """
@@ -16,7 +16,7 @@ from titans_pytorch.neural_memory import NeuralMemory
 
 
 class HeldWeights:
-    """`Weights` of a memory as it stands: x [B 1 d], weights [B d e], vectors [B d]."""
+    """`Weights` of the current memory: x [B 1 d], weights [B d e], vectors [B d]."""
 
     def __init__(self, weights: Mapping[str, Tensor]):
         self.weights = {name: w if w.ndim == 3 else w.unsqueeze(1) for name, w in weights.items()}
@@ -29,7 +29,7 @@ class HeldWeights:
 
 
 class MemoryStep:
-    """Views [b 1 d], or [3 b 1 d], one after the other, from `state` on; `state` gives it back."""
+    """Reads views [b 1 d], or [3 b 1 d], one after the other, from a state on; `state()` returns the next one."""
 
     def __init__(self, memory: NeuralMemory, state: NeuralMemState):
         self.memory, self.norm = memory, norm_step(memory.projections.retrieve_norm)
@@ -46,7 +46,7 @@ class MemoryStep:
         self.weights = HeldWeights(state.states[0])
 
     def step(self, views: Tensor, prev_weights) -> tuple[Tensor, Mapping[str, Tensor] | None]:
-        """What is retrieved [b 1 d], and the memory's `updates` if a chunk was stored."""
+        """Return the output [b 1 d], and the memory's `updates` if a chunk was written."""
         memory, updates = self.memory, None
         query, store = (views[0], views[1:]) if memory.diff_views else (views, views)
         self.waiting.append(store)
@@ -66,7 +66,7 @@ class MemoryStep:
 
 
 class AnyMemoryStep:
-    """The same of any memory, by its own call."""
+    """The same for any memory, by its own call."""
 
     def __init__(self, memory: NeuralMemory, state: NeuralMemState):
         self.memory, self.next_state = memory, state

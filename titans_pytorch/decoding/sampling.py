@@ -1,4 +1,4 @@
-"""Drawing tokens: filters over logits [... v], Gumbel sampling, and the loop around a language model.
+"""Sampling: filters of logits [... v], Gumbel sampling, and the loop around a language model.
 
 Letters: b batch, n tokens, v tokens of the vocabulary
 """
@@ -71,7 +71,7 @@ def gumbel_sample(logits: Tensor, temperature: float = 1.0, generator: torch.Gen
     Args:
         logits: [.. v].
         temperature: 0 takes the likeliest; ValueError below.
-        generator: of the random numbers; None: torch's own, which all threads share.
+        generator: random number generator; None: torch's default, which all threads share.
 
     Returns:
         Token ids, long [..].
@@ -99,7 +99,8 @@ def check_ids(name: str, ids: Tensor, num_tokens: int | None = None) -> None:
 
 
 def cached_logits(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """A function of ids [b n], one longer in each call: logits [b v] of the last. Only the new ids are read."""
+    """Return a function of ids [b n], one longer in each call, that returns logits [b v] of the last. It reads only the
+    new ids."""
     cache: Any = None
     decoder: Any = None
     new_decoder = getattr(model, "decoder", None)
@@ -133,17 +134,16 @@ def sample(
 
     Args:
         model: called as `model(ids)` -> logits [b n v]; with the cache as `model(ids, cache=..., return_cache=True)` ->
-            (logits, cache), on the prompt and then on one new token at a time, unless `model.decoder(cache)` gives
-            something with `step(ids [b 1])` -> logits [b v] for these. It is in eval mode meanwhile, and
-            not touched where it is already.
+            (logits, cache), on the prompt and then on one new token at a time. If `model.decoder(cache)` returns an
+            object, its `step(ids [b 1])` -> logits [b v] reads the new tokens. The model is in eval mode meanwhile.
         prompt: token ids [b n], n >= 1.
         seq_len: tokens of prompt and continuation together.
-        temperature: of the softmax that is drawn from, after the filter; 0 takes the likeliest token.
-        filter_fn, filter_kwargs: called as `filter_fn(logits, **filter_kwargs)` on logits [b v]; None filters nothing.
-            Without filter_kwargs the filter's own defaults hold (min_p = 0.1).
+        temperature: temperature of the softmax after the filter; 0 takes the likeliest token.
+        filter_fn, filter_kwargs: called as `filter_fn(logits, **filter_kwargs)` on logits [b v]; None: no filter.
+            Without filter_kwargs the filter's defaults are used (min_p = 0.1).
         show_progress: show a progress bar.
-        use_cache: do not compute earlier tokens again.
-        generator: of the random numbers, on the prompt's device; None: torch's own, which all threads share.
+        use_cache: carry the state instead of reading earlier tokens again.
+        generator: random number generator on the prompt's device; None: torch's default, which all threads share.
     """
     check_ids("prompt", prompt)
     positive_int(seq_len, "seq_len")

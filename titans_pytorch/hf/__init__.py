@@ -1,4 +1,4 @@
-"""The family as Hugging Face models: needs the extra `hf`, pip install -e ".[hf]" in a clone.
+"""The paper's models as Hugging Face models. Needs the extra `hf`: pip install -e ".[hf]" in a clone.
 
 Importing this registers the model with AutoConfig and AutoModelForCausalLM under the type "titans":
 

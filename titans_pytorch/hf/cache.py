@@ -1,4 +1,4 @@
-"""The cache of `generate`: a ModelState, whose size does not grow with what was read (but for "baseline").
+"""The cache of `generate`: a ModelState, whose size does not depend on the tokens read (except in "baseline").
 
 Letters: b batch, r rows chosen
 """
@@ -18,7 +18,7 @@ class TitansCache:
     A call of the model leaves the cache it is given unchanged and returns the next one in its output.
 
     Args:
-        state: what the model carries; None where nothing has been read.
+        state: the model's state; None before the first token.
         positions: positions read, padding included; None: the tokens of the state.
     """
 
@@ -38,7 +38,7 @@ class TitansCache:
 
     @property
     def is_initialized(self) -> bool:
-        """Whether anything was read."""
+        """Whether any token was read."""
         return self.state is not None
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -65,15 +65,15 @@ class TitansCache:
             self.reorder_cache(torch.arange(self.state.batch).repeat_interleave(repeats))
 
     def reset(self) -> None:
-        """Forgets what was read."""
+        """Drop the state."""
         self.state, self.positions = None, 0
 
     def crop(self, max_length: int) -> None:
-        """Refused, whatever `max_length`: a memory cannot take back what it has read."""
+        """Not possible, whatever `max_length`: a memory cannot undo single tokens."""
         raise ValueError(f"crop({max_length}) cannot be combined with a TitansCache: it cannot forget single tokens")
 
     def activate_past_recording(self) -> None:
-        """Refused: a memory cannot take back what it has read."""
+        """Not possible: a memory cannot undo single tokens."""
         raise ValueError("assisted decoding cannot be combined with a TitansCache: it cannot forget single tokens")
 
     def __reduce__(self):  # a form that torch.load reads with weights_only = True
@@ -81,7 +81,7 @@ class TitansCache:
 
     def __deepcopy__(self, memo: dict) -> "TitansCache":
         copied = TitansCache(self.state, self.positions)
-        if self.state is not None:  # also where tensors hang on a graph, which torch cannot deep-copy
+        if self.state is not None:  # torch cannot deep-copy tensors of a graph
             copied.reorder_cache(torch.arange(self.state.batch))
         return copied
 

@@ -1,4 +1,4 @@
-"""ModelConfig as a configuration of transformers: the same settings by the same names, as attributes."""
+"""TitansHFConfig: ModelConfig as a configuration of transformers. The settings keep their names."""
 
 import dataclasses
 import difflib

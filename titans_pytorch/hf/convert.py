@@ -1,4 +1,4 @@
-"""From a folder that `titans train` left to one that AutoModelForCausalLM.from_pretrained reads.
+"""Convert a run of `titans train` to a folder that AutoModelForCausalLM.from_pretrained reads.
 
 python -m titans_pytorch.hf.convert runs/mac converted/
 """
@@ -18,14 +18,14 @@ __all__ = ["convert", "main"]
 
 
 def convert(run: Path, out: Path) -> None:
-    """Writes a run as a model of transformers: config.json and model.safetensors.
+    """Write a run as a model of transformers: config.json and model.safetensors.
 
     Args:
         run: the folder that `titans train` left.
         out: a new or an empty folder.
 
     Raises:
-        TrainingError: where `run` holds no run, or `out` holds something.
+        TrainingError: if `run` holds no run, or `out` is not empty.
     """
     from titans_pytorch.hf import TitansForCausalLM, TitansHFConfig
 

@@ -1,4 +1,4 @@
-"""Padded and packed batches as rows of tokens that the model can read: no padding before a token, one text a row.
+"""Turns padded and packed batches into rows that the model can read: one text a row, padding only after its tokens.
 
 Letters: b batch, n positions of a call, r rows, m tokens of the longest, d features
 """
@@ -14,7 +14,7 @@ from titans_pytorch.hf.cache import TitansCache
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the tokens of a call [b n] stand in the rows [r m] that the model reads.
+    """Maps the tokens of a call [b n] to the rows [r m] that the model reads.
 
     shape: (b, n).
     index: long [r m], each row's positions in the flattened [b n]; None where the rows are the call's own.
@@ -29,7 +29,7 @@ class Layout:
 
     @property
     def streams(self) -> bool:
-        """Whether a cache can go on from here: b rows with equally many tokens."""
+        """Whether a cache can continue this call: b rows with equally many tokens."""
         return not self.packed and self.real is None
 
     @property
@@ -68,14 +68,14 @@ def lay_out(
     position_ids: Tensor | None,
     packing: dict,
 ) -> Layout:
-    """The layout of a call.
+    """Return the layout of a call.
 
     Args:
         shape: (b, n).
-        cache: what was read before.
+        cache: the cache of the call before.
         attention_mask: 1 for tokens, 0 for padding, [b, positions read + n]; None: no padding.
         position_ids: [b n] or [1 n]; they restart at 0 where a text begins.
-        packing: cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k, seq_idx, as far as given and not None.
+        packing: those of cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k, seq_idx that are given.
 
     Raises:
         ValueError: naming the argument.
@@ -110,7 +110,7 @@ def _of_starts(shape: tuple[int, int], real: Tensor, starts: Tensor) -> Layout:
     index = where.new_zeros(len(lengths), int(lengths.max()))
     filled = torch.zeros_like(index, dtype=torch.bool)
     index[row, column], filled[row, column] = where, True
-    # a row without tokens is none of those: no cache can go on from it
+    # a row without tokens counts as packed: no cache can continue it
     packed = len(lengths) != shape[0] or bool((starts.sum(dim=1) != 1).any())
     return Layout(shape, index, None if filled.all() else filled, packed)
 
@@ -121,7 +121,7 @@ def _first_of_rows(real: Tensor) -> Tensor:
 
 
 def _real(shape: tuple[int, int], cache: TitansCache | None, mask: Tensor | None) -> Tensor | None:
-    """The tokens that are none of padding, bool [b n], or None where all are tokens."""
+    """Return where tokens are, bool [b n], or None without padding."""
     if mask is None:
         return None
     (b, n), (past, tokens) = shape, (0, 0) if cache is None else (cache.positions, cache.tokens)
@@ -142,7 +142,7 @@ def _real(shape: tuple[int, int], cache: TitansCache | None, mask: Tensor | None
 def _starts(
     shape: tuple[int, int], cache: TitansCache | None, real: Tensor | None, position_ids: Tensor | None, packing: dict
 ) -> Tensor | None:
-    """Where a text begins, bool [b n], or None where every row of the call is one."""
+    """Return where texts begin, bool [b n], or None if every row is one text."""
     found: dict[str, Tensor | None] = {}
     if position_ids is not None:
         found["position_ids"] = _starts_of_positions(shape, cache, real, position_ids)

@@ -1,4 +1,4 @@
-"""TitansForCausalLM: a language model of the family behind transformers' interface.
+"""TitansForCausalLM: the paper's models behind transformers' interface.
 
 Letters: b batch, n positions of a call, d features, v tokens of the vocabulary, r rows of tokens, m the longest of them
 """
@@ -24,7 +24,7 @@ from titans_pytorch.models.family import build_model
 from titans_pytorch.models.language_model import Surprises
 from titans_pytorch.models.state import ModelState
 
-IGNORE = -100  # the label of what is not predicted, as in torch's cross entropy
+IGNORE = -100  # label of tokens that are left out, as in torch's cross entropy
 PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 OF_LOSS = ("num_items_in_batch", "ignore_index", "shift_labels")
 
@@ -41,7 +41,7 @@ if CACHE == "past_key_values":
 
 
 class TitansPreTrainedModel(PreTrainedModel):
-    """What transformers needs to know for loading, saving and placing.
+    """Loading, saving and device placement by transformers.
 
     Args:
         config: a TitansHFConfig.
@@ -52,19 +52,19 @@ class TitansPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["Block", "Decoder"]
-    _is_stateful = True  # what was read cannot be taken back: no speculative decoding
+    _is_stateful = True  # a memory cannot undo tokens: no speculative decoding
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
         return False
 
     def initialize_weights(self) -> None:
-        """Initialises what was not loaded, as `build_model` does."""
+        """Initialise parameters that were not loaded, as `build_model` does."""
         self._fill_missing()
         super().initialize_weights()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialises a resized embedding, and what is not saved."""
+        """Initialise a resized embedding, and buffers that are not saved."""
         if type(module) is nn.Embedding and not getattr(module.weight, "_is_hf_initialized", False):
             nn.init.normal_(module.weight, std=0.02)
         elif isinstance(module, RotaryPositions) and module.dummy.device.type != "meta":
@@ -72,7 +72,7 @@ class TitansPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _fill_missing(self) -> None:
-        """Copies what was not loaded from a new model."""
+        """Copy parameters and buffers that were not loaded from a new model."""
         unsaved = {f"model.{name}" for name in _unsaved_buffers(self.model)}
         missing = {
             name: tensor
@@ -97,9 +97,9 @@ def _unsaved_buffers(model: nn.Module) -> set[str]:
 class TitansForCausalLM(TitansPreTrainedModel, GenerationMixin):
     """MAC, MAG, MAL, LMM (arXiv 2501.00663, section 4) or the plain transformer, as config.variant says.
 
-    Padding anywhere in a row and several texts in one row (position_ids that restart, as of
-    DataCollatorWithFlattening) give what each text gives alone. With a cache, all rows must hold equally many tokens:
-    `generate` takes prompts of several lengths with use_cache=False.
+    A text has the same logits alone, in a padded row, and in a row with other texts (position_ids restart at each text,
+    as in DataCollatorWithFlattening). With a cache, all rows must hold equally many tokens: prompts of several lengths
+    need `generate(use_cache=False)`.
 
     Args:
         config: a TitansHFConfig.
@@ -168,7 +168,7 @@ class TitansForCausalLM(TitansPreTrainedModel, GenerationMixin):
         cache_position: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple:
-        """Logits of ids which, with a cache, follow those it has read.
+        """Return logits of ids. With a cache they follow the ids that were already read.
 
         Args:
             input_ids: integers [b n].
@@ -180,7 +180,8 @@ class TitansForCausalLM(TitansPreTrainedModel, GenerationMixin):
                 here, -100 left out. In training `memory_loss` of the tokens whose next label counts is added.
             use_cache: return a cache. Default: config.use_cache outside training, without labels, where all rows hold
                 equally many tokens.
-            return_dict: False: a tuple of what there is of loss, logits, cache, hidden states. Default: as in config.
+            return_dict: False: return a tuple of loss, logits, cache and hidden states, without those that are None.
+                Default: as in config.
             logits_to_keep: the last so many (0: all), or which; not with labels.
             position_ids: [b n] or [1 n]: 0, 1, ... or, with a cache, the positions that follow; from 0 again where a
                 text begins.
@@ -255,7 +256,7 @@ class TitansForCausalLM(TitansPreTrainedModel, GenerationMixin):
         return embeds
 
     def _targets(self, layout: Layout, labels: Tensor | None, of_loss: dict) -> Tensor | None:
-        """What each token is to be followed by, [r m], -100 where nothing counts."""
+        """Return the label of each token's next token, [r m], -100 where it does not count."""
         ignore = of_loss.get("ignore_index", IGNORE)
         shifted = of_loss.get("shift_labels")
         for name, given in (("labels", labels), ("shift_labels", shifted)):
@@ -306,7 +307,7 @@ class TitansForCausalLM(TitansPreTrainedModel, GenerationMixin):
         surprises: Surprises,
         of_loss: dict,
     ) -> Tensor:
-        """Cross entropy, and the memories' loss of the tokens that it counts, over the same number."""
+        """Return the cross entropy plus the memories' loss of the same tokens, divided by the same number."""
         items = of_loss.get("num_items_in_batch")
         shifted = layout.put(targets, IGNORE)
         labels = shifted if labels is None else labels
@@ -338,7 +339,7 @@ _register(TitansForCausalLM)
 
 
 def _only(of_one: tuple[Tensor, ...], counted: Tensor) -> tuple[Tensor, ...]:
-    """A memory's surprises with those of other tokens at 0; counted: bool [r m]."""
+    """Set a memory's surprises to 0 at tokens that do not count. counted: bool [r m]."""
     loss, step, *errors = of_one
     return (loss, step.masked_fill(~counted[:, None], 0.0), *(error.masked_fill(~counted, 0.0) for error in errors))
 

@@ -1,4 +1,4 @@
-"""Weights that accelerate keeps elsewhere (device_map, cpu_offload, disk_offload), loaded for a whole block at once.
+"""Loads weights that accelerate offloads (device_map, cpu_offload, disk_offload) for a whole block at once.
 
 accelerate loads the weights of each module when that module is called. A memory reads the weights of its submodules
 without calling them.
@@ -13,7 +13,7 @@ LOADED = "_loaded_weights"  # attribute of a block: the submodules whose weights
 
 
 def load_whole(blocks: nn.Module) -> None:
-    """Makes each of the `blocks` load all its weights before it runs and release them after it."""
+    """Make each of the `blocks` load all its weights before it runs and release them after it."""
     for block in blocks if isinstance(blocks, nn.ModuleList) else [blocks]:
         if LOADED not in vars(block) and any(True for _ in _offloading(block)):
             vars(block)[LOADED] = []

@@ -18,14 +18,14 @@ IN_SEQUENCE = (*RATES[1:], "retrieve_gate", "to_queries", "to_keys", "to_values"
 
 
 def load_peer_state_dict(module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    """Loads weights that the package titans-pytorch saved, or displague's fork of it.
+    """Load weights that the package titans-pytorch, or displague's fork of it, saved.
 
     Args:
         module: a NeuralMemory or a MemoryAsContextTransformer, built with the same arguments as the one that was saved.
         state_dict: its state dict. The fork's count of page switches is not loaded: it starts at 0.
 
     Raises:
-        ValueError: naming the keys, on anything that is missing, left over, or of another shape.
+        ValueError: for keys that are missing, left over, or of another shape; it names them.
     """
     of_kind(state_dict, Mapping, "state_dict", "a mapping from names to tensors")
     if isinstance(module, NeuralMemory):
@@ -51,7 +51,7 @@ def load_peer_state_dict(module: nn.Module, state_dict: Mapping[str, Tensor]) ->
 
 
 def translate_memory_keys(memory: NeuralMemory, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The peer's keys as ours, less those without effect, and the fork's scales as numbers."""
+    """Translate the peer's keys to ours, without those that have no effect; the fork's scales become scalars."""
     translated = {_our_key(key): value for key, value in state_dict.items() if not _without_effect(memory, key)}
     for scale in map(present_name, SCALES):
         if scale in translated and translated[scale].shape == (1,):

@@ -23,10 +23,10 @@ _PARTS = {
 
 
 def translate_mac_keys(module: "MemoryAsContextTransformer", state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The released MemoryAsContextTransformer's keys as ours, less those without effect.
+    """Translate the keys of the released MemoryAsContextTransformer to ours, without those that have no effect.
 
-    `module` is our transformer of the same arguments. Keys that are unknown, of a layer beyond the last or of a memory
-    that the layer does not have stay as they are, so that loading names them as left over."""
+    `module` is our transformer of the same arguments. Unknown keys, and keys of missing layers or memories, stay as
+    they are, so that loading names them as left over."""
     from titans_pytorch.interop.peer import translate_memory_keys
 
     memories: dict[int | None, Any] = {index: layer.memory for index, layer in enumerate(module.layers)}

@@ -1,7 +1,7 @@
-"""TitansConfig: everything a run of one of the family's models depends on, as strict nested dataclasses.
+"""TitansConfig: all settings of a run of one of the paper's models, as strict nested dataclasses.
 
-YAML and JSON, both ways. An unknown key, a wrong type or an impossible value raises ValueError; an unknown key's
-message names the nearest known one.
+Reads and writes YAML and JSON. An unknown key, a wrong type or an impossible value raises ValueError; for an unknown
+key it names the nearest known one.
 """
 
 import dataclasses
@@ -37,8 +37,8 @@ VARIANTS: tuple[str, ...] = typing.get_args(Variant)
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A language model of the family. What the paper (arXiv 2501.00663) gives is taken from there; it publishes neither
-    widths nor numbers of heads, chunk, segment and window lengths, nor how anything starts."""
+    """Settings of a language model. They follow the paper (arXiv 2501.00663) where it gives them. It publishes neither
+    widths nor numbers of heads, chunk, segment and window lengths, nor initial values."""
 
     variant: Variant = setting(
         "mac", "memory as context, as gate, as layer, memory alone, or a plain transformer (baseline)"
@@ -50,35 +50,38 @@ class ModelConfig:
     ffn_mult: float = setting(4.0, "feed-forward width as a multiple of d_model; two thirds of it, for SwiGLU")
     n_persistent: int = setting(4, "persistent memory tokens of each block, eq. 19")
     window: int = setting(128, "mac: tokens of a segment; mag, mal: earlier tokens a query sees; not in lmm, baseline")
-    mem_layers: int = setting(2, "matrices of the network that is the memory (the paper's L_M)")
-    d_hidden: int | None = setting(None, "its hidden features for each head (none: 4 times what goes into a head)")
+    mem_layers: int = setting(2, "matrices of the memory network (the paper's L_M)")
+    d_hidden: int | None = setting(None, "its hidden features for each head (none: 4 d_model / mem_heads)")
     mem_heads: int = setting(4, "memories side by side in a block, each of d_model / mem_heads features")
-    chunk_size: int = setting(64, "tokens whose surprises are taken at the same weights, eq. 16")
-    use_momentum: bool = setting(True, "past surprise carries on, eq. 9 and 10")
-    use_decay: bool = setting(True, "the memory forgets, eq. 13")
+    chunk_size: int = setting(64, "tokens of a mini-batch, whose gradients are taken at the same fast weights, eq. 16")
+    use_momentum: bool = setting(True, "carry earlier surprise on, eq. 9 and 10")
+    use_decay: bool = setting(True, "use a forget gate, eq. 13")
     max_step: float = setting(
-        0.1, "largest step of the memory: theta is a sigmoid times this; rms: at most 1 / chunk_size cannot overshoot"
+        0.1,
+        "largest learning rate theta, a sigmoid times this; with qk_norm rms, 1 / chunk_size or less cannot overshoot",
     )
-    surprise_threshold: float | None = setting(None, "a token that surprises less changes nothing (none: all count)")
+    surprise_threshold: float | None = setting(None, "a token with a smaller inner loss is not written (none: all are)")
     surprise_source: Literal["memory", "prediction"] = setting(
         "memory",
-        "what surprises: the memory's loss, or the error of a prediction of the token (needs its loss trained)",
+        "measure of surprise: the inner loss, or the error of a predictor (whose loss must be trained)",
     )
     conv_kernel: int = setting(4, "tokens of the causal convolution on queries, keys and values (0: none)")
-    qk_norm: Literal["l2", "rms", "none"] = setting("l2", "of the memory's queries and keys")
+    qk_norm: Literal["l2", "rms", "none"] = setting("l2", "norm of the memory's queries and keys")
     gate: Literal["normalised", "silu", "sigmoid"] = setting(
-        "normalised", "how mac and mag join attention and memory: the paper's, or attention times either of the memory"
+        "normalised",
+        "how mac and mag combine attention and memory: the paper's gate, or attention times this function of memory",
     )
     mem_norm: bool = setting(
-        False, "the memory network within a LayerNorm and a residual; rounding then grows where the memory fades"
+        False,
+        "wrap the memory network in a LayerNorm and a residual; rounding errors grow where the fast weights shrink",
     )
-    mem_init_scale: float = setting(1.0, "of the memory's initial weights, as a multiple of Xavier's")
-    init_step_bias: float | None = setting(None, "start of the memory's step before its sigmoid (none: random)")
-    init_momentum_bias: float | None = setting(None, "start of its momentum before its sigmoid (none: random)")
+    mem_init_scale: float = setting(1.0, "scale of the initial fast weights, as a multiple of Xavier's")
+    init_step_bias: float | None = setting(None, "initial learning rate before its sigmoid (none: random)")
+    init_momentum_bias: float | None = setting(None, "initial momentum before its sigmoid (none: random)")
     init_decay_bias: float | None = setting(
-        -6.0, "start of its decay before its sigmoid (none: random, about a half: what was stored is soon gone)"
+        -6.0, "initial forget gate before its sigmoid (none: random, about a half: the memory soon forgets)"
     )
-    memory_loss_weight: float = setting(0.0, "of the memory's own loss as a further term of the training loss")
+    memory_loss_weight: float = setting(0.0, "weight of the memory's inner loss in the training loss")
     tie_embeddings: bool = setting(False, "the output map is the embedding")
 
     def __post_init__(self):
@@ -95,7 +98,7 @@ class ModelConfig:
             raise wrong("mem_heads", self.mem_heads, f"a divisor of d_model = {self.d_model}")
 
     def least_parameters(self) -> float:
-        """Parameters of the embedding and the large matrices: fewer than there are."""
+        """Return the parameters of the embedding and the large matrices, a lower bound."""
         d, layers, head = self.d_model, self.n_layers, self.d_model // self.mem_heads
         block = 2.0 * self.ffn_mult * d * d + self.n_persistent * d
         if self.variant != "baseline":
@@ -111,8 +114,8 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TitansConfig:
-    """Everything a run of a model of the family depends on, in sections. Read a setting as `config.model.window`; give
-    settings by their own names alone, which no two sections share:
+    """All settings of a run, in sections. Read a setting as `config.model.window`. Give settings by name alone; no two
+    sections share a name:
 
         config = TitansConfig.small(variant="mag", window=256, lr=3e-4)
         config = config.replace(steps=10)
@@ -174,7 +177,7 @@ class TitansConfig:
         return updated(self, settings)
 
     def to_run(self, preset: str = "") -> RunConfig:
-        """The same as what the training loop takes; `preset` names it."""
+        """Return the RunConfig that the training loop takes; `preset` names it."""
         return RunConfig(self.model, self.data, self.training, self.report, preset)
 
     # files
@@ -236,7 +239,7 @@ def _decoded(content: bytes) -> str:
 
 
 def _lists(value: Any) -> Any:
-    """Lists in place of tuples, which YAML has not."""
+    """Replace tuples by lists: YAML has no tuples."""
     if isinstance(value, dict):
         return {name: _lists(part) for name, part in value.items()}
     return list(value) if isinstance(value, tuple) else value

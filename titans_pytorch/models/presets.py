@@ -1,9 +1,9 @@
-"""Sizes. All variants of a preset have the same number of parameters, within a few percent: the width of the
-feed-forward makes up for what a variant lacks.
+"""Presets. All variants of a preset have the same number of parameters, within a few percent: a wider feed-forward
+makes up for parts that a variant lacks.
 
-The paper's: vocabulary (Llama 2's tokenizer), length, batch (half a million tokens), optimizer, learning rate, weight
-decay and number of tokens (15B, for large 30B). Not published, and chosen here: width, depth, heads, lengths of segment
-and chunk, persistent tokens, warm-up, clipping.
+From the paper: vocabulary (Llama 2's tokenizer), length, batch (half a million tokens), optimizer, learning rate,
+weight decay and number of tokens (15B, for large 30B). Not published, and chosen here: width, depth, heads, lengths of
+segment and chunk, persistent tokens, warm-up, clipping.
 """
 
 from titans_pytorch.models.config import ModelConfig, TitansConfig
@@ -55,8 +55,8 @@ PRESETS = {
 
 
 def lacks(config: ModelConfig, variant: str) -> float:
-    """Parameters of a block that a variant does not have and mac has, in d_model^2: attention's, or the memory's maps
-    and initial weights (two matrices from d_head to 4 d_head, for each head)."""
+    """Return how many parameters of a block a variant lacks beside mac, in d_model^2: attention's, or the memory's maps
+    and initial fast weights (two matrices from d_head to 4 d_head for each head)."""
     return {"lmm": 4.0, "baseline": 5.0 + 8.0 / config.mem_heads}.get(variant, 0.0)
 
 

@@ -1,4 +1,4 @@
-"""YAML as one expects it: the scalars of YAML 1.2, keys that are text, and a line for every mistake.
+"""Reads and writes YAML: the scalars of YAML 1.2, keys that are text, and errors that name the line.
 
 YAML 1.1, which PyYAML reads, takes `yes` for true, 1:30 for 90, 010 for 8, 2024-01-01 for a date and 4e-4 for text.
 """
@@ -30,7 +30,7 @@ SCALARS = {
 
 
 class Loader(yaml.SafeLoader):
-    """SafeLoader with the scalars above. Its mistakes are ValueErrors that name the line."""
+    """SafeLoader with the scalars above. Errors are ValueErrors that name the line."""
 
     yaml_implicit_resolvers: dict = {}
 
@@ -56,7 +56,7 @@ class Loader(yaml.SafeLoader):
 
 
 class Dumper(yaml.SafeDumper):
-    """Quotes what `Loader` would not read as text."""
+    """SafeDumper that quotes text which `Loader` would read as another type."""
 
     yaml_implicit_resolvers: dict = {}
 
@@ -90,8 +90,8 @@ def brief(value: Any) -> str:
 
 
 def read_yaml(text: str) -> Any:
-    """What a text says, in dicts with keys of text, lists, text, numbers, truth values and None. ValueError where it is
-    not YAML, or has other types, keys or tags.
+    """Parse a text into dicts with text keys, lists, text, numbers, booleans and None. Raises ValueError if it is not
+    YAML, or has other types, keys or tags.
     """
     if len(text) > LONGEST:
         raise wrong("the text", Words(f"{len(text)} characters"), f"at most {LONGEST} characters")
@@ -114,5 +114,5 @@ def depths(text: str) -> Iterator[tuple[int, yaml.Event]]:
 
 
 def write_yaml(value: Any) -> str:
-    """As `read_yaml` reads it."""
+    """Write what `read_yaml` reads."""
     return yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True)
