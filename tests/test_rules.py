@@ -59,6 +59,22 @@ def test_a_rule_of_your_own_streams_with_its_slots():
         assert_close(last.states[1][name], slot, 1e-12)
 
 
+class FrozenRule(TitansRule):
+    """A subclass that changes the update, and writes nothing."""
+
+    def update(self, weights, surprise, slots, rates):
+        return weights, slots
+
+
+def test_a_subclass_of_the_papers_rule_is_not_run_as_the_papers():
+    memory = randomise(NeuralMemory(DIM, 2, update_rule=FrozenRule()).double())
+    assert isinstance(memory.engine, SequentialEngine)
+    _, state = memory(torch.randn(1, 6, DIM, dtype=torch.float64))
+    assert all(torch.equal(state.states[0][name], start) for name, start in memory.init_weights(1).items())
+    with pytest.raises(ValueError, match=refusal("engine")):
+        NeuralMemory(DIM, update_rule=FrozenRule(), engine="dual")
+
+
 @pytest.mark.parametrize("engine", ["dual", "matrix"])
 def test_the_chunkwise_engine_refuses_a_rule_without_closed_form(engine):
     with pytest.raises(ValueError, match=refusal("engine")):

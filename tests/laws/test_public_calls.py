@@ -92,6 +92,7 @@ CALLS = {
     "state": ("state", lambda v: memory()(x(), state=v), ("None",)),
     "load_peer_state_dict": ("state_dict", lambda v: t.load_peer_state_dict(memory(), v), ()),
     "module": ("module", lambda v: t.load_peer_state_dict(v, {}), ()),
+    "diagnose": ("model", lambda v: t.diagnose(v, x()), ()),
     "traced memory": ("memory", lambda v: t.gate_trace(v, x()), ()),
     "calibrate_page_threshold": ("memory", lambda v: t.calibrate_page_threshold(v, x(), 0.5), ()),
     "plot_gate_trace": ("trace", lambda v: t.plot_gate_trace(v, "trace.png"), ()),

@@ -22,7 +22,7 @@ from titans_pytorch.analysis.not_finite import (
 )
 from titans_pytorch.analysis.overshoot import OVERSHOOTS, REMEDY, watch_gains
 from titans_pytorch.analysis.storing import memories_of
-from titans_pytorch.common.checks import Words, callable_or_none, of_kind, wrong
+from titans_pytorch.common.checks import Words, callable_or_none, flags, of_kind, wrong
 from titans_pytorch.common.switches import watched
 
 __all__ = ["Diagnosis", "MemoryFault", "NotFinite", "diagnose"]
@@ -108,6 +108,7 @@ def diagnose(
         ValueError: for a model that is no module, or other inputs.
     """
     of_kind(model, nn.Module, "model", "a torch.nn.Module")
+    flags(backward=backward)
     callable_or_none(loss, "loss")
     call = _call_of(model, inputs, loss is None and backward)
     watch = Watch(model)

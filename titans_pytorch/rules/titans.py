@@ -41,6 +41,12 @@ class TitansRule(UpdateRule):
     spectral_norm: bool = False
 
     @property
+    def has_closed_form(self) -> bool:
+        """Whether this is the paper's update: a subclass that changes it runs chunk by chunk."""
+        own = ("update", "surprise", "slots")
+        return all(getattr(type(self), name) is getattr(TitansRule, name) for name in own)
+
+    @property
     def slots(self) -> int:
         """One momentum of each order."""
         return self.momentum_order
