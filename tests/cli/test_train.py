@@ -252,7 +252,8 @@ def test_a_loss_that_overflows_names_the_step(task_run, tmp_path, capsys):
     assert main(["train", "--config", config, *words, "--out", str(tmp_path / "run")]) == 1
     error = capsys.readouterr().err
     assert re.search(r"step 1: the (loss|gradient norm) is (nan|inf); the checkpoint of step 0 is kept in ", error)
-    assert re.search(r"not finite: blocks\S+ from token \d+ on", error)
+    assert re.search(r"blocks\.\d+\S* \(NeuralMemory\)", error), "the memory is named"
+    assert re.search(r"the learning rate of chunk \d+ is \S+: lower default_step_transform_max_lr", error)
     assert error.strip().count("\n") == error[: error.index("titans train:")].count("\n")
 
 
