@@ -87,6 +87,8 @@ def test_the_chunkwise_engine_refuses_a_rule_without_closed_form(engine):
         ({"update_rule": "delta"}, "update_rule"),
         ({"update_rule": TitansRule}, "update_rule"),
         ({"update_rule": TitansRule(), "max_grad_norm": 1.0}, "max_grad_norm"),
+        ({"update_rule": TitansRule(), "momentum": False}, "momentum"),
+        ({"update_rule": TitansRule(), "momentum_order": 2}, "momentum_order"),
         ({"update_rule": TitansRule(), "spectral_norm_surprises": True}, "spectral_norm_surprises"),
     ],
 )

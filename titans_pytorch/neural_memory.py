@@ -125,8 +125,9 @@ class NeuralMemory(nn.Module):
         surprise_source: what the threshold looks at. "memory": the pair's inner loss (eq. 12). "prediction": the mean
             squared error of a learned linear prediction of the normalised token from the one before, for all pairs of
             the token. The predictor is trained by `auxiliary_loss` alone.
-        update_rule: an UpdateRule to use in place of the paper's; see rules/base.py. The keywords of momentum,
-            spectral norm, max_grad_norm and inner loss then have to be at their defaults.
+        update_rule: an UpdateRule to use in place of the paper's; see rules/base.py. It replaces the keywords momentum,
+            momentum_order, spectral_norm_surprises, max_grad_norm and store_memory_loss_fn, which are refused beside
+            it.
 
     Args: Queries, keys, values, output
         pre_rmsnorm: RMSNorm of the sequence before writes and before reads.
@@ -304,7 +305,7 @@ class NeuralMemory(nn.Module):
             RateConfig(
                 heads=self.internal_heads,
                 kv_per_token=num_kv_per_token,
-                momentum_order=rule.slots,
+                momentum_order=rule.momentum_rates,
                 learned_combine=learned_momentum_combine,
                 combine_zeroth=learned_combine_include_zeroth,
                 modulated_params=len(self.memory_model_parameters) if per_parameter_lr_modulation else 0,
@@ -353,8 +354,10 @@ class NeuralMemory(nn.Module):
         if given["update_rule"] is None:
             return TitansRule(**own)
         rule = of_kind(given["update_rule"], UpdateRule, "update_rule", "an UpdateRule, or None for the paper's")
-        for keyword in ("store_memory_loss_fn", "max_grad_norm", "spectral_norm_surprises"):
-            if given[keyword]:
+        replaced = ("momentum", "momentum_order", "spectral_norm_surprises", "max_grad_norm", "store_memory_loss_fn")
+        defaults = inspect.signature(NeuralMemory.__init__).parameters
+        for keyword in replaced:
+            if given[keyword] != defaults[keyword].default:
                 raise ValueError(f"update_rule cannot be combined with {keyword}: set it on the rule")
         return rule
 

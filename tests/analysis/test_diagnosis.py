@@ -296,7 +296,7 @@ def test_an_overflow(engine, wrapped, mode, token):
     assert place.rate == "learning rate"
     assert (report.found.module, report.found.phase) == ("", "forward")
     said = str(report)
-    assert f"the learning rate of chunk {token // 4} is 1e+38: lower default_step_transform_max_lr" in said
+    assert f"the learning rate of chunk {token // 4} is 1e+38: bound adaptive_step_transform below" in said
     assert said.endswith("below 1 / batch_size = 8")
 
 

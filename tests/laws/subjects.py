@@ -156,9 +156,11 @@ AXES = [
 
 OF_THE_RULE = ("store_memory_loss_fn", "max_grad_norm", "spectral_norm_surprises")
 
+
 CONSTRAINTS = [
     # a rule of one's own has its own loss, clamp and norm
-    lambda o: o["update_rule"] is None or not any(o[k] for k in OF_THE_RULE),
+    lambda o: o["update_rule"] is None or (not any(o[k] for k in OF_THE_RULE) and o["momentum"]),
+    lambda o: o["update_rule"] is None or o["momentum_order"] == 1,
     lambda o: not o["store_with_lookahead_value"] or store_chunk(o) * o["num_kv_per_token"] > 1,
     lambda o: not (o["qk_l2norm"] and o["qk_rmsnorm"]),
     lambda o: o["num_pages"] == 1 or o["use_symplectic_gating"] or o["use_dmd_gating"],

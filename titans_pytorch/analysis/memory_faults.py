@@ -15,6 +15,7 @@ from titans_pytorch.analysis.not_finite import NotFinite, finite, not_finite
 from titans_pytorch.engines.base import Carry, Chunks, Tensors, Window
 from titans_pytorch.engines.plan import Plan
 from titans_pytorch.engines.sequential import SequentialEngine
+from titans_pytorch.memory.rates import SigmoidStep
 from titans_pytorch.neural_memory import NeuralMemory
 from titans_pytorch.rules.base import UpdateRule
 
@@ -259,8 +260,14 @@ class _Rates:
         chunk, momentum = int(self.chunk[row]), float(self.momentum[row])
         gain, modulation = float(self.gain[row]), float(self.modulation[row])
         if gain > OVERSHOOTS:
-            step = f"the learning rate of chunk {chunk} is {float(self.step[row]):.3g}"
-            return "learning rate", f"{step}: lower default_step_transform_max_lr (max_step) below 1 / {size}"
+            step = float(self.step[row])
+            said = f"the learning rate of chunk {chunk} is {step:.3g}"
+            if not isinstance(memory.rates.step_transform, SigmoidStep):
+                return "learning rate", f"{said}: bound adaptive_step_transform below 1 / {size}"
+            if step * (memory.batch_size or memory.store_chunk_size) > 1:
+                remedy = f"lower default_step_transform_max_lr (max_step) below 1 / {size}, with qk_rmsnorm"
+                return "learning rate", f"{said}: {remedy}"
+            return None, "its keys are large beside its learning rate: set qk_rmsnorm, or check the scale of its inputs"
         if gain * modulation > OVERSHOOTS:
             return "modulation", f"the modulation of chunk {chunk} is {modulation:.3g}: lower max_mem_layer_modulation"
         if momentum and gain * modulation > OVERSHOOTS * (1 - momentum):

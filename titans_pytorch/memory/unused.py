@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from titans_pytorch.common.switches import stores
+from titans_pytorch.rules.titans import TitansRule
 
 
 def with_unused(x: Tensor, parameters: Iterable[Tensor]) -> Tensor:
@@ -41,6 +42,8 @@ def unused_parameters(memory: nn.Module, first: int, read: int, boundary: int | 
 
 
 def _unused_of_some(memory, first, read, boundary, carried, residual) -> Iterator[Tensor]:
+    if not isinstance(memory.engine.rule, TitansRule):  # which rates a rule of one's own uses is not known
+        yield from memory.rates.parameters()
     if memory.predictor is not None:  # it learns from `auxiliary_loss` alone
         yield from memory.predictor.parameters()
     if memory.rates.to_momentum is not None and read - first < 2:  # the first chunk has no momentum yet

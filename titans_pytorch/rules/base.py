@@ -47,6 +47,11 @@ class UpdateRule:
         """Tensors carried for each parameter beside its fast weights (momentum, say). They start at zero."""
         return 0
 
+    @property
+    def momentum_rates(self) -> int:
+        """Learned momentum rates eta that `update` is given, as `rates.momentum` [B momentum_rates]; 0: it is None."""
+        return 0
+
     def update(
         self, weights: Tensor, surprise: Tensor, slots: tuple[Tensor, ...], rates: WriteRates
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -57,7 +62,8 @@ class UpdateRule:
             surprise: the chunk's surprise [B ...]: minus the gradient of the sum over its pairs of learning rate times
                 inner loss, at the weights where the mini-batch starts (Titans, eq. 8 and 16).
             slots: the carried tensors, each [B ...].
-            rates: of this chunk, fields without the dimension m.
+            rates: of this chunk, fields without the dimension m: retention [B], momentum [B momentum_rates] or None.
+                The learning rate is in the surprise already.
 
         Returns:
             The fast weights and the slots after the chunk.

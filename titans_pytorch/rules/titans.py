@@ -41,9 +41,14 @@ class TitansRule(UpdateRule):
     spectral_norm: bool = False
 
     @property
+    def momentum_rates(self) -> int:
+        """One for each order."""
+        return self.momentum_order
+
+    @property
     def has_closed_form(self) -> bool:
         """Whether this is the paper's update: a subclass that changes it runs chunk by chunk."""
-        own = ("update", "surprise", "slots")
+        own = ("update", "surprise", "slots", "momentum_rates")
         return all(getattr(type(self), name) is getattr(TitansRule, name) for name in own)
 
     @property
