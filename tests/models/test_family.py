@@ -86,6 +86,9 @@ def test_build_model():
     assert next(build_model(config, "meta").parameters()).is_meta
     with pytest.raises(ValueError, match="config must be a TitansConfig.*, got dict"):
         build_model({"variant": "mac"})
+    for absent in ("cuda:99", "xpu:99", "hpu", "xla", "vulkan", "nowhere", 99):
+        with pytest.raises(ValueError, match=f"^device must be .*, got {absent!r}$"):
+            build_model(config, absent)
 
 
 def test_wrong_calls():

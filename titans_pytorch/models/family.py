@@ -112,7 +112,7 @@ def build_model(config: TitansConfig | ModelConfig, device: torch.device | str |
         device: where to put it; "meta" allocates nothing.
 
     Raises:
-        ValueError: for anything but a configuration, or for settings that cannot be combined.
+        ValueError: for anything but a configuration, settings that cannot be combined, or a device that is not there.
     """
     if isinstance(config, TitansConfig):
         config = config.model
@@ -120,8 +120,9 @@ def build_model(config: TitansConfig | ModelConfig, device: torch.device | str |
         raise wrong("config", Words(type(config).__name__), "a TitansConfig or its model section")
     try:
         place = None if device is None else torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise wrong("device", device, "a torch.device or its name, or None") from error
+        torch.empty(0, device=place)
+    except Exception as error:  # each kind of device that is absent has another
+        raise wrong("device", device, "a torch.device that is there, its name, or None") from error
     if place is not None and place.type == "meta":
         with torch.device("meta"):
             return MODELS[config.variant](config)
