@@ -262,7 +262,7 @@ class NeuralMemory(nn.Module):
         update_rule: UpdateRule | None = None,
     ):
         given = dict(locals())
-        check_flags(NeuralMemory.__init__, given)
+        check_flags(_INIT, given)
         super().__init__()
         self.dim, self.heads = positive_int(dim, "dim"), positive_int(heads, "heads")
         self.dim_head = dim if dim_head is None else positive_int(dim_head, "dim_head")
@@ -355,7 +355,7 @@ class NeuralMemory(nn.Module):
             return TitansRule(**own)
         rule = of_kind(given["update_rule"], UpdateRule, "update_rule", "an UpdateRule, or None for the paper's")
         replaced = ("momentum", "momentum_order", "spectral_norm_surprises", "max_grad_norm", "store_memory_loss_fn")
-        defaults = inspect.signature(NeuralMemory.__init__).parameters
+        defaults = inspect.signature(_INIT).parameters
         for keyword in replaced:
             if given[keyword] != defaults[keyword].default:
                 raise ValueError(f"update_rule cannot be combined with {keyword}: set it on the rule")
@@ -364,7 +364,7 @@ class NeuralMemory(nn.Module):
     def _identity(self, given: Mapping, model: nn.Module) -> str:
         """The configuration that states carry. model: the network, also where none was given."""
         return identity(
-            NeuralMemory.__init__,
+            _INIT,
             given,
             NOT_OF_A_STATE,
             chunk_size=self.chunk_config.chunk_size,
@@ -376,11 +376,11 @@ class NeuralMemory(nn.Module):
 
     def check_made_by_this(self, state: NeuralMemState) -> None:
         """Refuse a state that a memory of other settings made, with a ValueError."""
-        check_identity(self.configuration, state.configuration, "state", NeuralMemory.__init__)
+        check_identity(self.configuration, state.configuration, "state", _INIT)
 
     def _new_gates(self, given: Mapping) -> Callable[[], nn.Module] | None:
         """Builds the gates; None, and no module of the gates package imported, where their keywords are at defaults."""
-        parameters = inspect.signature(NeuralMemory.__init__).parameters
+        parameters = inspect.signature(_INIT).parameters
         keywords = {name: given[name] for name in GATE_KEYWORDS}
         if all(
             value is parameters[name].default or value == parameters[name].default for name, value in keywords.items()
@@ -757,3 +757,6 @@ class NeuralMemory(nn.Module):
             takes = "updates from chunk 0 on: this memory's reads depend on the queries before"
             raise wrong("weights", Words(f"the memory from chunk {first} on"), takes)
         return self._retrieve(seq, written, position, reads, none, hidden)[0]
+
+
+_INIT = NeuralMemory.__init__  # for its signature, also where somebody wraps the method

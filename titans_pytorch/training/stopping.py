@@ -1,5 +1,6 @@
 """SIGINT (Ctrl-C) and SIGTERM: a run stops in order and can be resumed; a second Ctrl-C ends it at once."""
 
+import atexit
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ def on_stop(act: Callable[[int], object]) -> Iterator[None]:
 
     def note(signum: int, frame: Any) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)  # Python's could abort a process that ends
         act(signum)
 
     if threading.current_thread() is not threading.main_thread():
