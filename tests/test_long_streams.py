@@ -6,6 +6,7 @@ They are found by running what a reader would run, so that a new block joins by 
 import json
 import sys
 from contextlib import contextmanager
+from functools import wraps
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ def collected(monkeypatch):
     found: dict[str, NeuralMemory] = {}
     build = NeuralMemory.__init__
 
+    @wraps(build)  # the constructor reads its own signature
     def note(self, *args, **kwargs):
         build(self, *args, **kwargs)
         plain = {name: value for name, value in kwargs.items() if name not in ("engine", "model")}
