@@ -5,6 +5,8 @@ import re
 import torch
 from torch import Tensor, nn
 
+from titans_pytorch.rules.titans import TitansRule
+
 
 def randomise(module: nn.Module, seed: int = 0, scale: float = 0.05) -> nn.Module:
     """Every parameter off its start value, so that a gate at zero or a norm at one hides nothing."""
@@ -53,6 +55,17 @@ def gradients(outputs: list[Tensor], leaves: dict[str, Tensor], seed: int = 1) -
     total = sum((o * torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o)).sum() for o in outputs)
     grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
     return {k: torch.zeros_like(v) if g is None else g for (k, v), g in zip(leaves.items(), grads, strict=True)}
+
+
+class FrozenRule(TitansRule):
+    """A subclass that changes the update, and writes nothing."""
+
+    def update(self, weights, surprise, slots, rates):
+        return weights, slots
+
+
+# A model of the family, as keywords of ModelConfig.
+SMALL = {"vocab_size": 11, "d_model": 8, "n_layers": 2, "n_heads": 2, "mem_heads": 2, "n_persistent": 2, "window": 4}
 
 
 class ForeignModel(nn.Module):

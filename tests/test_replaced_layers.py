@@ -18,7 +18,7 @@ from titans_pytorch.models.family import build_model
 from titans_pytorch.training.config import TrainConfig
 from titans_pytorch.training.optim import build_optimizer
 
-from .helpers import assert_close, randomise
+from .helpers import SMALL, assert_close, randomise
 from .laws.subjects import Subject
 from .laws.test_memory_modes import PLAIN, VARIANTS
 
@@ -180,16 +180,7 @@ def transformer(**more):
 
 
 def of_family(variant):
-    sizes = {
-        "vocab_size": 11,
-        "d_model": 8,
-        "n_layers": 2,
-        "n_heads": 2,
-        "mem_heads": 2,
-        "n_persistent": 2,
-        "window": 4,
-    }
-    return randomise(build_model(ModelConfig(variant=variant, chunk_size=4, **sizes)).double())
+    return randomise(build_model(ModelConfig(variant=variant, chunk_size=4, **SMALL)).double())
 
 
 MODELS = {

@@ -12,7 +12,7 @@ from titans_pytorch.rules import base
 from titans_pytorch.rules.base import UpdateRule, like
 from titans_pytorch.rules.titans import TitansRule
 
-from .helpers import assert_close, randomise, refusal
+from .helpers import FrozenRule, assert_close, randomise, refusal
 from .laws.subjects import AdaGradRule
 
 DIM = 6
@@ -57,13 +57,6 @@ def test_a_rule_of_your_own_streams_with_its_slots():
         assert slot.shape[0] == 1
         assert (slot > 0).any()
         assert_close(last.states[1][name], slot, 1e-12)
-
-
-class FrozenRule(TitansRule):
-    """A subclass that changes the update, and writes nothing."""
-
-    def update(self, weights, surprise, slots, rates):
-        return weights, slots
 
 
 def test_a_subclass_of_the_papers_rule_is_not_run_as_the_papers():

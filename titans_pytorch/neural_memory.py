@@ -355,9 +355,8 @@ class NeuralMemory(nn.Module):
             return TitansRule(**own)
         rule = of_kind(given["update_rule"], UpdateRule, "update_rule", "an UpdateRule, or None for the paper's")
         replaced = ("momentum", "momentum_order", "spectral_norm_surprises", "max_grad_norm", "store_memory_loss_fn")
-        defaults = inspect.signature(_INIT).parameters
         for keyword in replaced:
-            if given[keyword] != defaults[keyword].default:
+            if not _at_default(keyword, given[keyword]):
                 raise ValueError(f"update_rule cannot be combined with {keyword}: set it on the rule")
         return rule
 
@@ -380,11 +379,8 @@ class NeuralMemory(nn.Module):
 
     def _new_gates(self, given: Mapping) -> Callable[[], nn.Module] | None:
         """Builds the gates; None, and no module of the gates package imported, where their keywords are at defaults."""
-        parameters = inspect.signature(_INIT).parameters
         keywords = {name: given[name] for name in GATE_KEYWORDS}
-        if all(
-            value is parameters[name].default or value == parameters[name].default for name, value in keywords.items()
-        ):
+        if all(_at_default(name, value) for name, value in keywords.items()):
             return None
         from titans_pytorch.gates.gates import Gates
         from titans_pytorch.gates.options import GateConfig
@@ -760,3 +756,9 @@ class NeuralMemory(nn.Module):
 
 
 _INIT = NeuralMemory.__init__  # for its signature, also where somebody wraps the method
+_PARAMETERS = inspect.signature(_INIT).parameters
+
+
+def _at_default(keyword: str, value: Any) -> bool:
+    default = _PARAMETERS[keyword].default
+    return value is default or value == default

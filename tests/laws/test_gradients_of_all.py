@@ -15,7 +15,7 @@ from titans_pytorch.models.config import VARIANTS as FAMILY
 from titans_pytorch.models.config import ModelConfig
 from titans_pytorch.models.family import build_model
 
-from ..helpers import randomise
+from ..helpers import SMALL, FrozenRule, randomise
 from ..mac_options import OPTIONS, build, draw_ids
 from .subjects import Subject, option_sets, store_chunk
 from .test_memory_modes import PLAIN, VARIANTS
@@ -109,21 +109,19 @@ def test_of_the_transformer(options, n):
 @pytest.mark.parametrize("variant", FAMILY)
 def test_of_the_family(variant, source):
     torch.manual_seed(0)
-    sizes = {
-        "vocab_size": 11,
-        "d_model": 8,
-        "n_layers": 2,
-        "n_heads": 2,
-        "mem_heads": 2,
-        "n_persistent": 2,
-        "window": 4,
-    }
-    model = build_model(ModelConfig(variant=variant, chunk_size=4, surprise_source=source, **sizes)).double()
+    model = build_model(ModelConfig(variant=variant, chunk_size=4, surprise_source=source, **SMALL)).double()
     for n in (1, 2, 5):
         has_all(model, lambda: model(draw_ids(2, n)))  # noqa: B023
         _, state = model(draw_ids(2, n), return_cache=True)
         cache = state.detach()
         has_all(model, lambda: model(draw_ids(2, n), cache=cache, return_cache=True)[0])  # noqa: B023
+
+
+def test_with_a_rule_that_uses_nothing():
+    memory = NeuralMemory(4, chunk_size=2, heads=2, dim_head=4, update_rule=FrozenRule()).double()
+    for n in (1, 2, 5):
+        seq = torch.randn(1, n, 4, dtype=torch.float64)
+        has_all(memory, lambda: memory(seq)[0])  # noqa: B023
 
 
 def test_compiles_to_one_graph():

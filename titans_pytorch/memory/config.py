@@ -102,12 +102,11 @@ def choose_engine(engine: str, model, rule: UpdateRule, use_accelerated_scan: bo
     if engine not in ENGINES:
         raise wrong("engine", engine, f"one of {', '.join(ENGINES)}")
     form = fast_form(model)
-    closed_form = isinstance(rule, TitansRule) and rule.has_closed_form
-    if engine in ("sequential", "reference") or (engine == "auto" and not (form and closed_form)):
+    if engine in ("sequential", "reference") or (engine == "auto" and not (form and rule.has_closed_form)):
         return SequentialEngine(model, rule)
     if form is None:
         raise ValueError(f'engine="{engine}" needs a memory model with a method with_weights(x, weights)')
-    if not isinstance(rule, TitansRule) or not closed_form:
+    if not isinstance(rule, TitansRule) or not rule.has_closed_form:
         raise ValueError(f'engine="{engine}" cannot be combined with update_rule {type(rule).__name__}')
     if engine == "dual" and rule.spectral_norm:
         raise ValueError('engine="dual" cannot be combined with spectral_norm_surprises, which acts on built weights')

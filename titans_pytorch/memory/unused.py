@@ -5,12 +5,12 @@ or waits forever where the other processes read longer ones.
 """
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from titans_pytorch.common.switches import stores
-from titans_pytorch.rules.titans import TitansRule
 
 
 def with_unused(x: Tensor, parameters: Iterable[Tensor]) -> Tensor:
@@ -25,7 +25,7 @@ def with_unused(x: Tensor, parameters: Iterable[Tensor]) -> Tensor:
     return x - torch.cat(none).sum() if none else x
 
 
-def unused_parameters(memory: nn.Module, first: int, read: int, boundary: int | None, carried: bool, residual: bool):
+def unused_parameters(memory: Any, first: int, read: int, boundary: int | None, carried: bool, residual: bool):
     """Those of a NeuralMemory that a call did not need, and perhaps some that it did.
 
     Args:
@@ -38,12 +38,12 @@ def unused_parameters(memory: nn.Module, first: int, read: int, boundary: int | 
     """
     if read <= first or not stores(memory):  # nothing that the call stored was read
         return memory.parameters()
+    if not memory.engine.rule.has_closed_form:  # a rule of one's own may leave out anything
+        return memory.parameters()
     return _unused_of_some(memory, first, read, boundary, carried, residual)
 
 
 def _unused_of_some(memory, first, read, boundary, carried, residual) -> Iterator[Tensor]:
-    if not isinstance(memory.engine.rule, TitansRule):  # which rates a rule of one's own uses is not known
-        yield from memory.rates.parameters()
     if memory.predictor is not None:  # it learns from `auxiliary_loss` alone
         yield from memory.predictor.parameters()
     if memory.rates.to_momentum is not None and read - first < 2:  # the first chunk has no momentum yet

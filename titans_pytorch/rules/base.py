@@ -52,6 +52,11 @@ class UpdateRule:
         """Learned momentum rates eta that `update` is given, as `rates.momentum` [B momentum_rates]; 0: it is None."""
         return 0
 
+    @property
+    def has_closed_form(self) -> bool:
+        """Whether the chunkwise engine computes it. False: it runs chunk by chunk, in the sequential engine."""
+        return False
+
     def update(
         self, weights: Tensor, surprise: Tensor, slots: tuple[Tensor, ...], rates: WriteRates
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
