@@ -57,7 +57,7 @@ PRESETS = {
             **SWITCHES,
         ),
         data=DataConfig(data_limit=10_000_000),
-        train=TrainConfig(
+        training=TrainConfig(
             steps=1600,
             batch_size=2,
             seq_len=512,
@@ -72,7 +72,7 @@ PRESETS = {
     # the published settings, for a GPU
     "enwik8": RunConfig(
         model=MacConfig(**SWITCHES),
-        train=TrainConfig(
+        training=TrainConfig(
             steps=100_000, batch_size=4, grad_accum=4, seq_len=512, lr=2e-4, clip=0.5, validate_every=100
         ),
         report=ReportConfig(sample_every=500, sample_len=512, prime_len=100),

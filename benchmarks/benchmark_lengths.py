@@ -68,7 +68,7 @@ def models_of(text: str) -> list[str]:
 
 def result_of(base: RunConfig, variant: str, seed: int, out: Path) -> dict[str, Any]:
     """Of one training run, or of an earlier one in this folder with the same settings."""
-    run = replace(base, model=replace(base.model, variant=variant), train=replace(base.train, seed=seed))
+    run = replace(base, model=replace(base.model, variant=variant), training=replace(base.training, seed=seed))
     folder, label = out / f"{variant}-{seed}", f"{variant}, seed {seed}"
     return kept_run(run, folder, label, "benchmark_lengths.py", model_of, subject_of)
 

@@ -30,7 +30,7 @@ from harness.training_runs import kept_run
 from titans_pytorch.analysis.storing import storing_off
 from titans_pytorch.common.files import write_json
 from titans_pytorch.training.checkpoint import load_weights
-from titans_pytorch.training.config import RunConfig, updated
+from titans_pytorch.training.config import RunConfig
 from titans_pytorch.training.data import load_data
 from titans_pytorch.training.device import autocast_for
 from titans_pytorch.training.errors import TrainingError
@@ -65,7 +65,7 @@ def preset() -> RunConfig:
     sys.path.insert(0, str(REPOSITORY))
     from train_mac import PRESETS
 
-    return replace(PRESETS["small"], preset="small")
+    return replace(PRESETS["small"], name="small")
 
 
 def arms_of(base: RunConfig) -> dict[str, RunConfig]:
@@ -91,7 +91,7 @@ def matching_ff_mult(config: MacConfig, wanted: int) -> float:
 
 def measured(name: str, run: RunConfig, seed: int, out: Path) -> dict[str, Any]:
     """What a run found, with the bits per byte of its memory switched off if it has one."""
-    run = replace(run, train=replace(run.train, seed=seed))
+    run = replace(run, training=replace(run.training, seed=seed))
     folder = out / f"{name}-{seed}"
     found = kept_run(run, folder, f"{name}, seed {seed}", "benchmark_text.py", build_mac, text_of)
     if run.model.memory and "storing_off" not in found:
@@ -103,7 +103,7 @@ def measured(name: str, run: RunConfig, seed: int, out: Path) -> dict[str, Any]:
 def bits_with_storing_off(run: RunConfig, folder: Path, device: torch.device) -> float:
     model = build_mac(run.model, device)
     load_weights(model, folder / "model.safetensors")
-    context = run.train.seq_len
+    context = run.training.seq_len
     with storing_off(model):
         return bits_per_byte(
             model,
@@ -112,7 +112,7 @@ def bits_with_storing_off(run: RunConfig, folder: Path, device: torch.device) ->
             stride=run.report.eval_stride or max(1, context // 2),
             batch_size=run.report.eval_batch_size,
             device=device,
-            autocast=autocast_for(device, run.train),
+            autocast=autocast_for(device, run.training),
             progress=True,
         )
 
@@ -187,7 +187,7 @@ def compare(argv: Sequence[str] | None = None) -> None:
     base = preset()
     given = {"data": args.data, "steps": args.steps, "seq_len": args.seq_len, "device": args.device}
     try:
-        base = updated(base, {name: value for name, value in given.items() if value is not None})
+        base = base.replace(**{name: value for name, value in given.items() if value is not None})
     except ValueError as error:
         raise TrainingError(str(error)) from error
     if args.seeds < 1:

@@ -144,7 +144,7 @@ def test_broken_folders(text_run, tmp_path, capsys):
     (out / "config.json").write_text("[1]")
     assert main(["sample", str(out)]) == 1
     assert (
-        "is not a configuration of titans train: configuration must be sections model, data, train, report, got list"
+        "is not a configuration of titans train: configuration must be sections model, data, training, report, got list"
         in capsys.readouterr().err
     )
     (out / "config.json").write_text("{")

@@ -63,7 +63,7 @@ def test_settings_by_name(task_run, tmp_path, words):
     out = tmp_path / "run"
     assert main(["train", "--config", config, *words, "--steps", "1", "--vocab-size", "18", "--out", str(out)]) == 0
     found = json.loads((out / "config.json").read_text())
-    assert (found["train"]["lr"], found["model"]["d_model"]) == (0.5, 32)
+    assert (found["training"]["lr"], found["model"]["d_model"]) == (0.5, 32)
     assert found["data"]["settings"] == {"payload": 6, "segment_len": 8}
 
 
@@ -181,8 +181,8 @@ def test_search(tmp_path, capsys):
     means = [one["mean"] for one in found["tried"]]
     assert means == sorted(means, reverse=True)
     best = json.loads((out / "best-seed7" / "result.json").read_text())
-    assert best["config"]["train"]["lr"] == settings[0]["lr"]
-    assert best["config"]["train"]["seed"] == 7
+    assert best["config"]["training"]["lr"] == settings[0]["lr"]
+    assert best["config"]["training"]["seed"] == 7
     assert found["mean"] == best["scores"][-1]["accuracy"]
     before = (out / "000-seed0" / "result.json").stat().st_mtime_ns
     capsys.readouterr()
@@ -216,7 +216,7 @@ def test_the_committed_tasks(name):
     model = model_of(run.model, torch.device("cpu"))
     rows = subject.task.batch(0, 20)
     with torch.no_grad():
-        assert model(rows.ids[:2]).shape == (2, run.train.seq_len, run.model.vocab_size)
+        assert model(rows.ids[:2]).shape == (2, run.training.seq_len, run.model.vocab_size)
     window = run.model.window
     for ids, targets in zip(rows.ids.tolist(), rows.targets, strict=True):
         asked = (targets >= 0).nonzero()[:, 0].tolist()

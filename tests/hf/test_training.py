@@ -107,7 +107,7 @@ def test_convert_a_run(tmp_path, capsys):
     model = build_model(config).eval()
     run = tmp_path / "run"
     run.mkdir()
-    (run / "config.json").write_text(config.to_run().to_json())
+    (run / "config.json").write_text(config.to_json())
     save_weights(model, run / "model.safetensors")
     assert convert([str(run), str(tmp_path / "out")]) == 0
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")

@@ -66,7 +66,7 @@ def test_wrong_settings_by_name():
 
 
 def test_every_setting_has_help_and_a_name_of_its_own():
-    assert all(f.metadata["help"] for _, f, _ in settings_of(TitansConfig().to_run()).values())
+    assert all(f.metadata["help"] for _, f, _ in settings_of(TitansConfig()).values())
 
 
 def test_the_paper_s_settings():

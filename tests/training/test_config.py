@@ -22,7 +22,7 @@ def parse(*argv):
 def test_json_round_trip():
     changed = updated(TINY, {"width": 5, "layers": (3,), "lr": 0.25, "data": "x", "temperature": 0})
     assert from_dict(TINY, json.loads(changed.to_json())) == changed
-    assert from_dict(TINY, json.loads(replace(changed, preset="wide").to_json())).preset == "wide"
+    assert from_dict(TINY, json.loads(replace(changed, name="wide").to_json())).name == "wide"
 
 
 def test_every_setting_has_help_and_a_unique_name():
@@ -54,8 +54,8 @@ def test_unknown_keys_in_a_saved_configuration():
     saved = TINY.to_dict()
     with pytest.raises(ValueError, match="unknown section modle; the nearest is model"):
         from_dict(TINY, {"modle": saved["model"]})
-    saved["train"]["warmup"] = 3
-    with pytest.raises(ValueError, match="unknown setting train.warmup; the nearest is warmup_steps"):
+    saved["training"]["warmup"] = 3
+    with pytest.raises(ValueError, match="unknown setting training.warmup; the nearest is warmup_steps"):
         from_dict(TINY, saved)
 
 
@@ -101,3 +101,10 @@ def test_help_shows_each_presets_default(capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert "[tiny: 16, wide: 24]" in shown
     assert f"highest learning rate [tiny: 0.01, wide: {TrainConfig().lr}]" in shown
+
+
+def test_a_configuration_that_version_0_1_saved():
+    config = replace(TINY, name="tiny")
+    saved = config.to_dict()
+    saved["train"], saved["preset"] = saved.pop("training"), saved.pop("name")
+    assert from_dict(TINY, saved) == config

@@ -249,4 +249,4 @@ def test_metrics_of_a_run_that_was_cut_off(tmp_path):
 
 
 def test_presets_are_sound():
-    assert PRESETS["tiny"].train.steps == 24
+    assert PRESETS["tiny"].training.steps == 24

@@ -219,7 +219,7 @@ def test_a_finished_run_resumes_to_its_evaluation(finished, capsys):
         (["--width", "17"], "width: {} has 16, got 17"),
         (["--seed", "1"], "seed: {} has 0, got 1"),
         (["--seq-len", "8"], "seq_len: {} has 16, got 8"),
-        (["--preset", "wide"], "preset: {} is of 'tiny', got 'wide'"),
+        (["--preset", "wide"], "preset must be tiny, that of {}, got 'wide'"),
     ],
 )
 def test_another_configuration_does_not_resume(finished, changes, message, capsys):
@@ -242,7 +242,7 @@ def test_a_longer_run_resumes_and_says_so(finished, tmp_path, capsys):
     assert tiny_script.run(["--out", str(out), "--resume", "--steps", "5"]) == 0
     assert "steps is 5 from here on; until now it was 3" in capsys.readouterr().out
     assert result(out)["steps"] == 5
-    assert json.loads((out / "config.json").read_text())["train"]["steps"] == 5
+    assert json.loads((out / "config.json").read_text())["training"]["steps"] == 5
 
 
 def test_nothing_to_resume(tmp_path, capsys):

@@ -24,7 +24,7 @@ def refused(tmp_path, **settings) -> str:
     def never(*_):
         raise AssertionError("asked for data or a model")
 
-    run = Run(TitansConfig.tiny(device="cpu").replace(**settings).to_run(), tmp_path / "run", False, "")
+    run = Run(TitansConfig.tiny(device="cpu").replace(**settings), tmp_path / "run", False, "")
     with pytest.raises(TrainingError) as error:
         train(run, never, never)
     assert not (tmp_path / "run").exists()
@@ -110,13 +110,13 @@ def test_processes_that_are_launched_well():
 
 
 def test_a_batch_is_shared_by_all_processes():
-    run = TitansConfig.tiny(batch_size=6).to_run()
+    run = TitansConfig.tiny(batch_size=6)
     with pytest.raises(ValueError, match="batch_size must be a multiple of the 4 processes, got 6"):
         start.check_settings(run, 4)
 
 
 def test_the_folder(tmp_path):
-    run = TitansConfig.tiny(device="cpu").to_run()
+    run = TitansConfig.tiny(device="cpu")
     (tmp_path / "file").write_text("")
     assert check_start(run, tmp_path / "a" / "b") == torch.device("cpu")
     with pytest.raises(TrainingError, match="out must be a folder, got"):
@@ -147,7 +147,7 @@ def test_those_of_the_transformer(changes):
     config = dataclasses.replace(MacConfig(dim=64, depth=2, neural_memory_layers=(2,)), **changes)
     there = sum(p.numel() for p in build_mac(config, torch.device("cpu")).parameters())
     assert config.least_parameters() <= there
-    huge = RunConfig(dataclasses.replace(config, dim=10**9), train=TrainConfig(device="cpu"))
+    huge = RunConfig(dataclasses.replace(config, dim=10**9), training=TrainConfig(device="cpu"))
     assert max(least_bytes(huge).values()) > 1e18
 
 

@@ -75,7 +75,7 @@ def test_the_published_settings(script):
     assert (model.segment_len, model.neural_memory_segment_len, model.neural_memory_batch_size) == (32, 4, 128)
     assert (model.num_persist_mem_tokens, model.num_longterm_mem_tokens, model.sliding_window_attn) == (4, 4, True)
     assert (model.memory_heads, model.memory_dim_head, model.memory_depth) == (4, 64, 2)
-    train = config.train
+    train = config.training
     assert (train.seq_len, train.batch_size, train.grad_accum, train.lr, train.clip) == (512, 4, 4, 2e-4, 0.5)
     assert (train.validate_every, config.report.sample_every, config.report.sample_len) == (100, 500, 512)
     layers = memories(build_mac(model, CPU))

@@ -59,7 +59,7 @@ PRESETS = {
     "tiny": RunConfig(
         model=TinyConfig(),
         data=DataConfig(),
-        train=TrainConfig(
+        training=TrainConfig(
             steps=24,
             batch_size=2,
             grad_accum=2,

@@ -36,7 +36,7 @@ def analyze_command(argv: list[str]) -> None:
     device, run, model = opened(options)
     need_memory(run, model, options.run)
     if options.text is None and isinstance(run.data, TaskConfig):
-        ids, what = task_of(run.data, run.train).batch(0, 1, options.length, held_out=True).ids, run.data.task
+        ids, what = task_of(run.data, run.training).batch(0, 1, options.length, held_out=True).ids, run.data.task
     else:
         ids = held_out_text(run, options.text, options.length)[None, : options.length].long()
         what = options.text or "held-out text"

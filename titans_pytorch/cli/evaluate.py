@@ -40,7 +40,7 @@ def parser() -> ArgumentParser:
 def evaluate_command(argv: list[str]) -> None:
     options = parser().parse_args(argv)
     device, run, model = opened(options)
-    lengths = options.length or [run.train.seq_len]
+    lengths = options.length or [run.training.seq_len]
     with torch.no_grad():
         if options.text is None and isinstance(run.data, TaskConfig):
             found = on_task(run, run.data, model, lengths, options.rows, device)
@@ -59,13 +59,13 @@ def shown(value: float) -> str:
 def on_task(
     run: RunConfig, data: TaskConfig, model: nn.Module, lengths: list[int], rows: int, device: torch.device
 ) -> list[dict[str, Any]]:
-    task = task_of(data, run.train)
+    task = task_of(data, run.training)
     if wrong := [length for length in lengths if length < task.shortest]:
         raise TrainingError(f"length must be at least {task.shortest} for this task, got {wrong[0]}")
-    subject = TaskSubject(task, run.train, replace(data, first_len=0, test_rows=rows))
+    subject = TaskSubject(task, run.training, replace(data, first_len=0, test_rows=rows))
     found = []
     for length in lengths:
-        on, off = subject.scores(model, length, device, autocast_for(device, run.train))
+        on, off = subject.scores(model, length, device, autocast_for(device, run.training))
         found.append({"length": length, "accuracy": on.accuracy, "exact": on.exact, "chance": task.chance})
         found[-1]["storing_off"] = None if off is None else off.accuracy
     return found
@@ -78,9 +78,9 @@ def on_text(run: RunConfig, model, lengths: list[int], options, device) -> list[
         raise TrainingError(f"length must be less than the {len(text)} bytes that are read, got {max(lengths)}")
 
     def bits(length: int) -> float:
-        size = max(1, run.report.eval_batch_size * run.train.seq_len // length)
+        size = max(1, run.report.eval_batch_size * run.training.seq_len // length)
         stride = max(1, length // 2)
-        autocast = autocast_for(device, run.train)
+        autocast = autocast_for(device, run.training)
         return bits_per_byte(
             model, text, context=length, stride=stride, batch_size=size, device=device, autocast=autocast, progress=True
         )

@@ -35,9 +35,9 @@ def memory_check_command(argv: list[str]) -> None:
     options = parser().parse_args(argv)
     device, run, model = opened(options)
     need_memory(run, model, options.run)
-    length, rows, size = options.length or run.train.seq_len, options.rows, options.batch_size
+    length, rows, size = options.length or run.training.seq_len, options.rows, options.batch_size
     if options.text is None and isinstance(run.data, TaskConfig):
-        task = task_of(run.data, run.train)
+        task = task_of(run.data, run.training)
         ids = task.batch(0, 1, length, held_out=True).ids
         found = benefit_on_task(model, task, rows, length, size, device)
     else:

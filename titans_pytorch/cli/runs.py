@@ -5,28 +5,22 @@ from pathlib import Path
 import torch
 
 from titans_pytorch.common.files import read_json
-from titans_pytorch.models.config import ModelConfig
+from titans_pytorch.models.config import ModelConfig, TitansConfig
 from titans_pytorch.models.family import build_model
 from titans_pytorch.models.language_model import LanguageModel
 from titans_pytorch.training.checkpoint import WEIGHTS, check_sums, last_checkpoint, load_weights, read_last
-from titans_pytorch.training.config import RunConfig, from_dict
 from titans_pytorch.training.errors import TrainingError
 
-__all__ = ["load_run", "model_of", "run_config", "run_from_dict"]
+__all__ = ["load_run", "model_of", "run_config"]
 
 
-def run_from_dict(saved: dict) -> RunConfig:
-    """The configuration of `titans train` that `RunConfig.to_dict` saved."""
-    return from_dict(RunConfig(ModelConfig()), saved)
-
-
-def run_config(folder: Path) -> RunConfig:
+def run_config(folder: Path) -> TitansConfig:
     """The configuration of the run in a folder."""
     path = folder / "config.json"
     if not path.is_file():
         raise TrainingError(f"{folder} holds no run: there is no {path}")
     try:
-        return run_from_dict(read_json(path))
+        return TitansConfig.from_dict(read_json(path))
     except (ValueError, TypeError) as error:
         raise TrainingError(f"{path} is not a configuration of titans train: {error}") from error
 
@@ -39,7 +33,7 @@ def model_of(config: ModelConfig, device: torch.device) -> LanguageModel:
         raise TrainingError(f"the model cannot be built: {error}") from error
 
 
-def load_run(folder: Path, device: torch.device) -> tuple[RunConfig, LanguageModel]:
+def load_run(folder: Path, device: torch.device) -> tuple[TitansConfig, LanguageModel]:
     """The run in a folder and its model as it was last saved, ready to be used."""
     run = run_config(folder)
     model = model_of(run.model, device)

@@ -9,7 +9,7 @@ from typing import Any
 from titans_pytorch.models.config import TitansConfig
 from titans_pytorch.models.presets import PRESETS
 from titans_pytorch.tasks.registry import TASKS, build_task
-from titans_pytorch.training.config import RunConfig, TaskConfig, nearest, settings_of, updated
+from titans_pytorch.training.config import RunConfig, TaskConfig, nearest, settings_of
 from titans_pytorch.training.errors import TrainingError
 from titans_pytorch.training.options import Listed, listed_settings
 
@@ -24,7 +24,7 @@ def config_from(config: str | None, preset: str | None, task: str | None = None)
         raise TrainingError("preset: give --config or --preset, not both")
     try:
         base = TitansConfig.preset(preset or "tiny") if config is None else TitansConfig.load(config)
-        run = base.to_run(preset or (Path(config).stem if config else "tiny"))
+        run = base if config is None else dataclasses.replace(base, name=base.name or Path(config).stem)
         if task is not None and not (isinstance(run.data, TaskConfig) and run.data.task == task):
             build_task(task) if task not in TASKS else None  # an unknown name names the nearest
             run = dataclasses.replace(run, data=TaskConfig(task=task))
@@ -62,7 +62,7 @@ def replaced(run: RunConfig, values: dict[str, Any]) -> RunConfig:
     for name in others:
         if name not in known:
             raise ValueError(f"unknown setting {name}{nearest(name, [*known, *of_task])}")
-    run = updated(run, others)
+    run = run.replace(**others)
     if task_part and isinstance(run.data, TaskConfig):
         run = dataclasses.replace(run, data=dataclasses.replace(run.data, settings={**run.data.settings, **task_part}))
     return run

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from titans_pytorch.cli.runs import model_of, run_from_dict
+from titans_pytorch.cli.runs import model_of
 from titans_pytorch.cli.settings import NAMED, start_of, start_options
 from titans_pytorch.models.config import TitansConfig
 from titans_pytorch.tasks.subject import TaskSubject, checked_task, subject_of
@@ -46,9 +46,9 @@ def check(run: RunConfig, out: Path) -> None:
     check_start(run, out)
     task = checked_task(run)
     if task is not None and isinstance(run.data, TaskConfig):
-        TaskSubject(task, run.train, run.data)  # it checks first_len
+        TaskSubject(task, run.training, run.data)  # it checks first_len
     model = model_of(run.model, torch.device("meta"))
-    print(TitansConfig(run.model, run.data, run.train, run.report).to_yaml())
+    print(TitansConfig(**vars(run)).to_yaml())
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters; nothing was trained")
 
 
@@ -59,7 +59,7 @@ def train_command(argv: list[str]) -> None:
         add_options=add_options,
         start=start_of,
         resume_from=resume_from,
-        saved_config=lambda options, saved: run_from_dict(saved.state["about"]["config"]),
+        saved_config=lambda options, saved: TitansConfig.from_dict(saved.state["about"]["config"]),
         build_model=model_of,
         make_subject=subject_of,
         named=NAMED,

@@ -4,8 +4,6 @@ Reads and writes YAML and JSON. An unknown key, a wrong type or an impossible va
 key it names the nearest known one.
 """
 
-import dataclasses
-import json
 import os
 import typing
 from dataclasses import dataclass
@@ -15,18 +13,13 @@ from typing import Any, Literal
 from titans_pytorch.common.checks import wrong
 from titans_pytorch.common.files import parse_json, write_text
 from titans_pytorch.training.config import (
-    DataConfig,
-    ReportConfig,
     RunConfig,
-    TaskConfig,
-    TrainConfig,
     at_most,
     from_dict,
     nearest,
     positive,
     setting,
     typed,
-    updated,
 )
 
 __all__ = ["ModelConfig", "TitansConfig", "VARIANTS"]
@@ -113,9 +106,8 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class TitansConfig:
-    """All settings of a run, in sections. Read a setting as `config.model.window`. Give settings by name alone; no two
-    sections share a name:
+class TitansConfig(RunConfig):
+    """All settings of a run of one of the paper's models. Give settings by name alone; no two sections share a name:
 
         config = TitansConfig.small(variant="mag", window=256, lr=3e-4)
         config = config.replace(steps=10)
@@ -127,12 +119,10 @@ class TitansConfig:
         data: a DataConfig (text), or a TaskConfig.
         training: a TrainConfig.
         report: a ReportConfig.
+        name: of the preset or the file that the settings started from.
     """
 
     model: ModelConfig = ModelConfig()
-    data: DataConfig | TaskConfig = DataConfig()
-    training: TrainConfig = TrainConfig()
-    report: ReportConfig = ReportConfig()
 
     @classmethod
     def of(cls, **settings) -> "TitansConfig":
@@ -170,30 +160,12 @@ class TitansConfig:
         """The preset of 760M parameters, with the given `settings`."""
         return cls.preset("large", **settings)
 
-    def replace(self, **settings) -> "TitansConfig":
-        """With `settings` replaced by name, whatever section they are in. ValueError for unknown names and wrong
-        values.
-        """
-        return updated(self, settings)
-
-    def to_run(self, preset: str = "") -> RunConfig:
-        """Return the RunConfig that the training loop takes; `preset` names it."""
-        return RunConfig(self.model, self.data, self.training, self.report, preset)
-
     # files
-
-    def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Section -> setting -> value."""
-        return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, sections: dict[str, dict[str, Any]]) -> "TitansConfig":
         """From `sections` as `to_dict` gives them. What is missing keeps its default; ValueError for unknown names."""
         return from_dict(cls(), sections)
-
-    def to_json(self) -> str:
-        """As JSON."""
-        return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "TitansConfig":

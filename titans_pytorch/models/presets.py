@@ -6,6 +6,8 @@ weight decay and number of tokens (15B, for large 30B). Not published, and chose
 segment and chunk, persistent tokens, warm-up, clipping.
 """
 
+from dataclasses import replace
+
 from titans_pytorch.models.config import ModelConfig, TitansConfig
 from titans_pytorch.training.config import DataConfig, TrainConfig
 
@@ -64,4 +66,4 @@ def preset(name: str, variant: str = "mac") -> TitansConfig:
     config = PRESETS[name]
     # a feed-forward has 3 matrices of d_model x (2/3 ffn_mult d_model)
     ffn_mult = config.model.ffn_mult + lacks(config.model, variant) / 2
-    return config.replace(variant=variant, ffn_mult=ffn_mult)
+    return replace(config.replace(variant=variant, ffn_mult=ffn_mult), name=name)

@@ -114,7 +114,7 @@ def checked_task(config: RunConfig) -> Task | None:
     tokens.
     """
     known = getattr(config.model, "vocab_size", None)
-    task = task_of(config.data, config.train) if isinstance(config.data, TaskConfig) else None
+    task = task_of(config.data, config.training) if isinstance(config.data, TaskConfig) else None
     needed, takes = 256, "the 256 values of a byte"
     if task is not None:
         needed, takes = task.vocab_size, f"the task's {task.vocab_size} tokens"
@@ -128,4 +128,4 @@ def subject_of(config: RunConfig):
     task = checked_task(config)
     if task is None or not isinstance(config.data, TaskConfig):
         return text_of(config)
-    return TaskSubject(task, config.train, config.data)
+    return TaskSubject(task, config.training, config.data)

@@ -27,8 +27,9 @@ __all__ = [
 ]
 
 
-C = TypeVar("C", bound=Any)  # a frozen dataclass of sections
+Sections = TypeVar("Sections", bound=Any)  # a frozen dataclass whose fields are dataclasses
 
+FORMER_SECTIONS = {"train": "training", "preset": "name"}  # as runs saved them until version 0.2
 LARGEST_SEED = 2**63 - 1  # torch's
 LARGEST_INT = 2**63 - 1
 LARGEST_FLOAT = 3.4e38  # of float32
@@ -232,27 +233,34 @@ class ReportConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything a run depends on.
+    """All settings of a run, in sections. Read a setting as `config.training.lr`.
 
-    model: any frozen dataclass of settings of its own.
-    data: which bytes, or which task.
-    train: the loop and its optimizer.
-    report: evaluation and sampled text.
-    preset: the name of what the settings started from.
+    Args:
+        model: any frozen dataclass of settings.
+        data: which bytes, or which task.
+        training: the loop and its optimizer.
+        report: evaluation and sampled text.
+        name: of the preset or the file that the settings started from.
     """
 
     model: Any
     data: DataConfig | TaskConfig = DataConfig()
-    train: TrainConfig = TrainConfig()
+    training: TrainConfig = TrainConfig()
     report: ReportConfig = ReportConfig()
-    preset: str = ""
+    name: str = ""
+
+    def replace(self: Sections, **settings) -> Sections:
+        """With `settings` replaced by name, whatever section they are in. ValueError for unknown names and wrong
+        values.
+        """
+        return updated(self, settings)
 
     def to_dict(self) -> dict[str, Any]:
         """Section -> setting -> value."""
         return dataclasses.asdict(self)
 
     def to_json(self) -> str:
-        """The configuration as JSON."""
+        """As JSON."""
         return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
 
 
@@ -284,9 +292,6 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
     return f"; the nearest is {close[0]}" if close else ""
 
 
-Sections = TypeVar("Sections", bound=Any)  # a dataclass whose fields are dataclasses: RunConfig, TitansConfig
-
-
 def updated(run: Sections, changes: dict[str, Any]) -> Sections:
     """`run` with settings replaced by flat name, as `changes` says. Unknown names and wrong types raise ValueError."""
     known = settings_of(run)
@@ -300,7 +305,7 @@ def updated(run: Sections, changes: dict[str, Any]) -> Sections:
     return dataclasses.replace(run, **replaced)
 
 
-def from_dict(base: C, saved: dict[str, Any]) -> C:
+def from_dict(base: Sections, saved: dict[str, Any]) -> Sections:
     """Read a configuration back from a dict.
 
     Args:
@@ -316,12 +321,13 @@ def from_dict(base: C, saved: dict[str, Any]) -> C:
         raise wrong("configuration", Words(type(saved).__name__), f"sections {names}")
     found: dict[str, Any] = {}
     for name, given in saved.items():
+        name = FORMER_SECTIONS.get(name, name)
         if name not in sections:
             raise unknown("section ", name, sections)
         default = sections[name]
         if name == "data" and isinstance(given, dict) and "task" in given:
             default = default if isinstance(default, TaskConfig) else TaskConfig()
-        found[name] = section_from(default, name, given) if dataclasses.is_dataclass(default) else given
+        found[name] = section_from(default, name, given) if dataclasses.is_dataclass(default) else _sayable(name, given)
     return dataclasses.replace(base, **found)
 
 

@@ -101,12 +101,12 @@ def main(
 
     def start(options: argparse.Namespace) -> RunConfig:
         preset = options.preset or default_preset
-        return replace(presets[preset], preset=preset)
+        return replace(presets[preset], name=preset)
 
     def saved_config(options: argparse.Namespace, saved: Saved) -> RunConfig:
         config = from_dict(start(options), saved.state["about"]["config"])
-        if options.preset and config.preset != options.preset:
-            raise TrainingError(f"preset: {saved.path} is of {config.preset!r}, got {options.preset!r}")
+        if options.preset and config.name != options.preset:
+            raise TrainingError(f"preset must be {config.name}, that of {saved.path}, got {options.preset!r}")
         return config
 
     trainer = TrainProgram(
@@ -219,7 +219,7 @@ class TrainProgram:
             given = read_arguments(self.prog, self.description, argv, self.add_options, begin, **self.named)
             run, options = given.run, given.options
             if saved is None:
-                out = Path(options.out or f"runs/{run.preset or 'titans'}")
+                out = Path(options.out or f"runs/{run.name or 'titans'}")
             else:
                 out = self.resume_from(options)
                 report_changes(saved.path, self.config_of(options, saved), run)
@@ -250,7 +250,7 @@ def report_changes(checkpoint: Path, saved: RunConfig, config: RunConfig) -> Non
             continue
         if group == "model" or name in FIXED:
             raise TrainingError(f"{name}: {checkpoint} has {old!r}, got {new!r}; start a new run with another --out")
-        if group == "train":
+        if group == "training":
             print(f"{name} is {new!r} from here on; until now it was {old!r}")
 
 
@@ -283,7 +283,7 @@ def train_claimed(run: Run, build_model: BuildModel, make_subject: MakeSubject) 
     Returns:
         As `train`.
     """
-    config, settings = run.config, run.config.train
+    config, settings = run.config, run.config.training
     began = time.perf_counter()
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -377,7 +377,7 @@ def conclude(run: Run, trainer: Trainer) -> dict[str, Any]:
         "memory_gains": gains.finite(),
         "page_switches": switches,
         f"trained_on_{trainer.subject.counted}": tokens_seen(trainer),
-        "seed": run.config.train.seed,
+        "seed": run.config.training.seed,
         "processes": trainer.processes.count,
         "command": run.command,
         "config": run.config.to_dict(),

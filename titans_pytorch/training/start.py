@@ -22,7 +22,7 @@ def check_start(config: RunConfig, out: Path) -> torch.device:
     """Raises TrainingError for a run that cannot succeed, and returns its device. out: the folder it would write to."""
     try:
         processes = processes_of(os.environ)
-        device = resolve_device(config.train.device)
+        device = resolve_device(config.training.device)
         check_settings(config, processes)
         check_precision(config, device)
     except ValueError as error:
@@ -57,7 +57,7 @@ def whole(environment: Mapping[str, str], name: str, least: int) -> int | None:
 
 def check_settings(config: RunConfig, processes: int) -> None:
     """Settings of different sections that do not go together: ValueError."""
-    train, report = config.train, config.report
+    train, report = config.training, config.report
     if isinstance(config.data, DataConfig) and report.eval_stride > train.seq_len:
         raise wrong("eval_stride", report.eval_stride, f"at most seq_len = {train.seq_len}")
     if train.batch_size % processes:
@@ -65,7 +65,7 @@ def check_settings(config: RunConfig, processes: int) -> None:
 
 
 def check_precision(config: RunConfig, device: torch.device) -> None:
-    if config.train.precision != "bfloat16":
+    if config.training.precision != "bfloat16":
         return
     if device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise ValueError(
@@ -96,7 +96,7 @@ def check_memory(config: RunConfig, device: torch.device, processes: int) -> Non
 
 def least_bytes(config: RunConfig, processes: int = 1) -> dict[str, float]:
     """Lower bounds of memory, in bytes: what needs it -> how much."""
-    model, train = config.model, config.train
+    model, train = config.model, config.training
     if not hasattr(model, "least_parameters"):
         return {}
     rows, width, tokens = train.batch_size // processes, model.width, getattr(model, "vocab_size", 256)

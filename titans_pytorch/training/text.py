@@ -110,4 +110,4 @@ def text_of(config: RunConfig) -> Text:
     """The text that the settings in `config` name, found and loaded."""
     if not isinstance(config.data, DataConfig):
         raise wrong("data", config.data, "a DataConfig")
-    return Text(load_data(config.data), config.train, config.report)
+    return Text(load_data(config.data), config.training, config.report)
