@@ -1,6 +1,7 @@
 """What draws, measures and builds the documentation. (What builds it needs the extra `docs`, and runs in make docs.)"""
 
 import importlib.util
+import re
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -38,14 +39,30 @@ def test_what_diverges_is_named():
 
 
 def test_formulas():
-    pytest.importorskip("latex2mathml")
+    pytest.importorskip("ziamath")
     from mkdocs.exceptions import PluginError
 
-    mathml = script("mathml")
-    assert mathml.on_page_content(r'a <span class="arithmatex">\(x &lt; y\)</span> b', None).count("<math") == 1
-    assert 'display="block"' in mathml.on_page_content(r'<div class="arithmatex">\[x\]</div>', None)
+    formulas = script("formulas")
+    inline = r'a <span class="arithmatex">\(x &lt; y\)</span> b'
+    page = formulas.on_page_content(inline + r'<div class="arithmatex">\[x_0\]</div>' + inline, None)
+    assert re.findall('<svg class="formula (inline|block)"', page) == ["inline", "block", "inline"]
+    assert page.count('aria-label="x &lt; y"') == 2
+    drawn = re.findall('<symbol id="(.*?)"', page)
+    assert sorted(set(drawn)) == sorted(drawn) != []  # one of each
+    assert set(re.findall('href="#(.*?)"', page)) == set(drawn)
+    assert "black" not in page  # the colour of the text, in both themes
     with pytest.raises(PluginError, match="nosuch"):
-        mathml.mathml(r"\nosuch x", "inline")
+        formulas.drawing(r"\nosuch x", "inline")
+
+
+def test_a_subscript_lies_below_the_line():
+    pytest.importorskip("ziamath")
+    formulas = script("formulas")
+
+    def depth(tex):
+        return -float(re.search(r"vertical-align: (-?[\d.]+)em", formulas.drawing(tex, "inline"))[1])
+
+    assert depth("M_0") > depth("M") + 0.1
 
 
 @pytest.mark.parametrize(
