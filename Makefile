@@ -6,13 +6,19 @@
 # make docs: the documentation, in site/, and the notebook, run from end to end.
 # make bench-quick: two quick benchmarks, compared with their committed baselines.
 # make baselines: those baselines again, at quick and at full settings (about 15 minutes).
+#
+# The first of them installs into .venv, and says what. With any of them:
+# TORCH=cpu: PyTorch's CPU build, a tenth of the download. CONSTRAINTS=configs/constraints.txt: versions known to be good.
+# make constraints: that file again, from .venv, after all tests have passed.
+# make notebook: runs the notebook's cells and stores their outputs.
 PYTHON ?= python3
 VENV ?= .venv
+TORCH ?= default
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
 
-.PHONY: train test test-oldest test-newest laws lint docs bench-quick baselines clean
+.PHONY: train test test-oldest test-newest laws lint docs bench-quick baselines constraints notebook clean
 
 train: $(STAMP)
 	$(BIN)/python train_mac.py $(ARGS)
@@ -70,16 +76,34 @@ baselines: $(STAMP)
 	    $(BIN)/python benchmarks/benchmark_$$name.py --repeats 0 \
 	        --output-json benchmarks/results/$${name}_baseline.json; done
 
+# A line for each thing that is fetched, and pip's progress bars: the large download takes minutes.
+TORCHES := cpu default
+ifeq ($(filter $(TORCH),$(TORCHES)),)
+$(error TORCH must be one of: $(TORCHES), got $(TORCH))
+endif
+SIZE_cpu := the CPU build of PyTorch and all else, 0.3 GB to download, 1.4 GB on disk
+SIZE_default := PyTorch and all else, on Linux with CUDA 3.1 GB to download and 6 GB on disk (with TORCH=cpu: 0.3 and 1.4)
+INSTALL = $(BIN)/python -m pip install $(addprefix -c ,$(CONSTRAINTS))
+
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV): $(SIZE_$(TORCH)). A torch that is there already is kept."
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e ".[test,examples]"
+	$(if $(filter cpu,$(TORCH)),$(INSTALL) --no-deps torch --index-url https://download.pytorch.org/whl/cpu)
+	$(INSTALL) -e ".[test,examples]"
 	touch $(STAMP)
 
 # apart, so that tests do not wait for it
 $(DOCS_STAMP): $(STAMP)
-	$(BIN)/python -m pip install --quiet -e ".[docs]"
+	@echo "Installing what builds the documentation."
+	$(INSTALL) -e ".[docs]"
 	touch $(DOCS_STAMP)
+
+constraints: test
+	$(BIN)/python docs/scripts/constraints.py > configs/constraints.txt
+
+notebook: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python docs/scripts/notebook.py
 
 clean:
 	rm -rf $(VENV) .venv-oldest .venv-newest build dist site
