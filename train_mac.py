@@ -66,7 +66,6 @@ PRESETS = {
             min_lr_ratio=0.05,
             clip=1.0,
             validate_every=200,
-            threads=1,  # more gain nothing at this size, and wait for each other on a busy machine
         ),
     ),
     # the published settings, for a GPU

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from titans_pytorch.common.checks import Words, check_flags, flags, number_at_least_0, of_kind, positive_int, wrong
 from titans_pytorch.common.identity import check_identity, identity
+from titans_pytorch.common.names import known_keywords
 from titans_pytorch.decoding.decoder import Decoder, can_decode
 from titans_pytorch.decoding.sampling import check_ids, min_p_filter, sample
 from titans_pytorch.layers.attention import SegmentedAttention, count, flex_attention
@@ -54,6 +55,7 @@ class MacCache(NamedTuple):
 NOT_OF_A_CACHE = ("use_flex_attn", "neural_memory_add_value_residual", "memory_loss_weight", "token_emb")
 
 
+@known_keywords
 class MemoryAsContextTransformer(nn.Module):
     """Token ids [b n] -> logits [b n num_tokens]: the language model of titans-pytorch.
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from titans_pytorch.common.checks import Words, of_kind, positive_int, positive_number, wrong
+from titans_pytorch.common.names import known_keywords
 from titans_pytorch.ops import vjp
 
 
@@ -169,6 +170,7 @@ class ResidualNorm(MemoryModel):
         return self.norm(self.model(x)) + x
 
 
+@known_keywords
 class MemoryMLP(MemoryModel):
     """x W_0, then gelu before each further W; widths dim, int(dim * expansion_factor) ..., dim.
 
@@ -201,6 +203,7 @@ class MemoryMLP(MemoryModel):
         return x, _chain(backs)
 
 
+@known_keywords
 class FactorizedMemoryMLP(MemoryModel):
     """x A_j B_j per layer, A [dim, k], B [k, dim]; gelu before each layer but the first.
 
@@ -235,6 +238,7 @@ class FactorizedMemoryMLP(MemoryModel):
         return x, _chain(backs)
 
 
+@known_keywords
 class MemorySwiGluMLP(MemoryModel):
     """x + (a * gelu(g)) W_2 per layer, (a, g) the halves of x W_1; LayerNorm times (gamma + 1) at the end.
 
@@ -282,6 +286,7 @@ class MemorySwiGluMLP(MemoryModel):
         return x + y, back
 
 
+@known_keywords
 class GatedResidualMemoryMLP(MemoryModel):
     """branch = gelu(x W_1) W_2; gates = sigmoid([branch, x] W_g), W_g [2 dim, dim]; x + gates (branch - x) per layer; a
     dim x dim projection at the end.
@@ -333,6 +338,7 @@ class GatedResidualMemoryMLP(MemoryModel):
         return x + gates * step, back
 
 
+@known_keywords
 class MemoryAttention(MemoryModel):
     """Causal attention among the tokens of one chunk, q and k of unit norm, in parallel with gelu(x F_1) F_2.
 

@@ -31,6 +31,7 @@ from titans_pytorch.common.checks import (
     wrong,
 )
 from titans_pytorch.common.identity import check_identity, identity
+from titans_pytorch.common.names import known_keywords
 from titans_pytorch.common.switches import stores, tell
 from titans_pytorch.engines.base import Carry, Chunks
 from titans_pytorch.engines.lazy import LazyTensors
@@ -70,6 +71,7 @@ class KeyValueViews(NamedTuple):
     values: Tensor
 
 
+@known_keywords
 class NeuralMemory(nn.Module):
     """Writes a sequence [b n d] into the weights of a small network, and reads them at every token: [b n d].
 

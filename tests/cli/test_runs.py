@@ -93,11 +93,14 @@ def test_without_memory(text_file, tmp_path, capsys):
         (["sample", "TEXT", "--prompt", ""], "prompt"),
         (["sample", "TEXT", "--prompt-file", "none.txt"], "none.txt cannot be read"),
         (["sample", "TASK"], "needs a model of bytes (256 tokens)"),
-        (["sample", "TEXT", "--length", "0"], "argument --length: must be a whole number of at least 1, got '0'"),
+        (
+            ["sample", "TEXT", "--length", "0"],
+            "argument --new-bytes/--length: must be a whole number of at least 1",
+        ),
         (["eval", "TEXT", "--text", "none.txt"], "none.txt does not exist"),
         (["eval", "TASK", "--length", "3"], "length must be at least 12..., got 3"),
-        (["eval", "TASK", "--lenght", "3"], "--lenght"),
-        (["analyze", "TEXT", "--length", "99999"], "length must be less than ..., got 99999"),
+        (["eval", "TASK", "--lenght", "3"], "unknown setting --lenght; the nearest is --length"),
+        (["analyze", "TEXT", "--length", "99999"], "text must have more than length = 99999 bytes, got 150 bytes"),
         (["memory-check", "TASK", "--text", "x"], "text needs a model of bytes (256 tokens), the run's knows 18"),
         (["sample", "TEXT", "--temperature", "-1"], "argument --temperature: must be a number of at least 0, got '-1'"),
         (
@@ -105,8 +108,11 @@ def test_without_memory(text_file, tmp_path, capsys):
             "argument --temperature: must be a number of at least 0, got 'nan'",
         ),
         (["sample", "TEXT", "--seed", "9" * 20], "must be a whole number from 0 to 9223372036854775807"),
-        (["eval", "TEXT", "--limit", "1"], "length must be less than the 1 bytes that are read, got 24"),
-        (["eval", "TEXT", "--length", "99999"], "length must be less than the 150 bytes that are read, got 99999"),
+        (
+            ["eval", "TEXT", "--limit", "1"],
+            "more than length = 24 bytes, got the first 1 bytes of it (--limit)",
+        ),
+        (["eval", "TEXT", "--length", "99999"], "text must have more than length = 99999 bytes, got 150 bytes"),
         (["eval", "TEXT", "--json", "TEXT"], "run: Is a directory"),
         (["train", "--steps", "3", "yes"], "got 'yes', which is no setting's name and follows none that takes a value"),
         (["train", "--seed", "9" * 20], "must be at most 9223372036854775807"),
@@ -150,3 +156,48 @@ def test_broken_folders(text_run, tmp_path, capsys):
     (out / "config.json").write_text("{")
     assert main(["sample", str(out)]) == 1
     assert "is not a configuration of titans train" in capsys.readouterr().err
+
+
+def test_filters_of_samples(text_run, capsys):
+    run = str(text_run[0])
+
+    def written(*more):
+        assert main(["sample", run, "--prompt", "memory", "--new-bytes", "40", *more]) == 0
+        return capsys.readouterr().out
+
+    likeliest = written("--temperature", "0")
+    assert written("--top-k", "1") == written("--top-p", "1e-9") == written("--min-p", "1") == likeliest
+    assert written() == written("--min-p", "0.1") != likeliest
+    assert written("--top-k", "256") == written("--top-p", "1") == written("--min-p", "0") != written()
+
+
+@pytest.mark.parametrize("words", [["--top-k", "0"], ["--top-p", "0"], ["--top-p", "1.5"], ["--min-p", "-1"]])
+def test_filters_out_of_range(text_run, capsys, words):
+    with pytest.raises(SystemExit, match="2"):
+        main(["sample", str(text_run[0]), *words])
+    assert f"argument {words[0]}: must be a" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["eval", "analyze", "memory-check"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"tiny", "text must have more than length = "),
+        (b"", "text: TINY is empty"),
+        (None, "text: TINY does not exist"),
+    ],
+)
+def test_a_text_too_small_speaks_of_the_text(text_run, tmp_path, capsys, command, content, message):
+    tiny = tmp_path / "tiny.txt"
+    if content is not None:
+        tiny.write_bytes(content)
+    assert main([command, str(text_run[0]), "--text", str(tiny)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"titans {command}: {message.replace('TINY', str(tiny))}")
+    assert not re.search("train|held", error)
+
+
+def test_all_of_a_text_of_ones_own_is_read(text_run, tmp_path):
+    small = tmp_path / "small.txt"
+    small.write_bytes(b"memory learns " * 2)  # 28 bytes, of which training would hold out one
+    assert main(["eval", str(text_run[0]), "--text", str(small)]) == 0

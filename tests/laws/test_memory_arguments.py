@@ -137,7 +137,7 @@ def test_constructor(options, named):
 
 
 def test_unknown_keywords_are_no_options():
-    with pytest.raises(TypeError, match="unexpected keyword argument 'chunk_sizes'"):
+    with pytest.raises(TypeError, match="unknown argument chunk_sizes of NeuralMemory; the nearest is chunk_size"):
         NeuralMemory(DIM, chunk_sizes=4)
 
 

@@ -1,10 +1,6 @@
-"""titans analyze: what the memories of a trained model do along a text.
+"""titans analyze: what the memories of a trained model do along a text."""
 
-titans analyze runs/mac --length 2048                # on the run's own held-out text
-titans analyze runs/mac --text book.txt --out look   # writes look/memory.png and look/memory.json
-"""
-
-from argparse import ArgumentParser
+from argparse import Namespace
 from pathlib import Path
 
 import torch
@@ -12,7 +8,7 @@ import torch
 from titans_pytorch.analysis.overshoot import Gains, overshoot_note
 from titans_pytorch.analysis.plot import plot_traces
 from titans_pytorch.analysis.trace import trace_memories
-from titans_pytorch.cli.inputs import held_out_text, need_bytes, need_memory, opened, parser_for, whole
+from titans_pytorch.cli.inputs import held_out_text, need_bytes, need_memory, opened
 from titans_pytorch.common.files import write_json
 from titans_pytorch.tasks.subject import task_of
 from titans_pytorch.training.config import TaskConfig
@@ -20,19 +16,7 @@ from titans_pytorch.training.config import TaskConfig
 __all__ = ["analyze_command"]
 
 
-def parser() -> ArgumentParser:
-    found = parser_for("titans analyze", __doc__)
-    found.add_argument(
-        "--text", metavar="FILE", help="any text, plain, .gz, .bz2, .xz or .zip [the run's own held-out part]"
-    )
-    found.add_argument("--length", type=whole, default=1024, metavar="N", help="tokens to read [1024]")
-    found.add_argument("--piece", type=whole, default=32, metavar="N", help="tokens between looks at the weights [32]")
-    found.add_argument("--out", metavar="DIR", help="where memory.png and memory.json are written [RUN/analysis]")
-    return found
-
-
-def analyze_command(argv: list[str]) -> None:
-    options = parser().parse_args(argv)
+def analyze_command(options: Namespace) -> None:
     device, run, model = opened(options)
     need_memory(run, model, options.run)
     if options.text is None and isinstance(run.data, TaskConfig):

@@ -1,11 +1,6 @@
-"""titans eval: measure a trained model again: bits per byte of a text, or accuracy on a task, at any lengths.
+"""titans eval: measure a trained model again: bits per byte of a text, or accuracy on a task, at any length."""
 
-titans eval runs/mac                                   # as at the end of training
-titans eval runs/mac --text book.txt --length 512 4096 # bits per byte, each window read from its start
-titans eval runs/copy --length 64 1024 --rows 200      # a run trained on a task
-"""
-
-from argparse import ArgumentParser
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +9,7 @@ import torch
 from torch import nn
 
 from titans_pytorch.analysis.storing import memories_of, storing_off
-from titans_pytorch.cli.inputs import held_out_text, need_bytes, opened, parser_for, whole
+from titans_pytorch.cli.inputs import held_out_text, need_bytes, opened
 from titans_pytorch.common.files import write_json
 from titans_pytorch.tasks.subject import TaskSubject, task_of
 from titans_pytorch.training.config import RunConfig, TaskConfig
@@ -25,20 +20,7 @@ from titans_pytorch.training.evaluate import bits_per_byte
 __all__ = ["evaluate_command"]
 
 
-def parser() -> ArgumentParser:
-    found = parser_for("titans eval", __doc__)
-    found.add_argument(
-        "--text", metavar="FILE", help="any text, plain, .gz, .bz2, .xz or .zip [the run's own held-out part]"
-    )
-    found.add_argument("--length", type=whole, nargs="+", metavar="N", help="tokens of a row [those of training]")
-    found.add_argument("--rows", type=whole, default=200, metavar="N", help="rows of a task [200]")
-    found.add_argument("--limit", type=whole, metavar="N", help="only the first bytes of the text, this many")
-    found.add_argument("--json", metavar="FILE", help="also write the result here")
-    return found
-
-
-def evaluate_command(argv: list[str]) -> None:
-    options = parser().parse_args(argv)
+def evaluate_command(options: Namespace) -> None:
     device, run, model = opened(options)
     lengths = options.length or [run.training.seq_len]
     with torch.no_grad():
@@ -73,9 +55,7 @@ def on_task(
 
 def on_text(run: RunConfig, model, lengths: list[int], options, device) -> list[dict[str, Any]]:
     need_bytes(run)
-    text = held_out_text(run, options.text, 1)[: options.limit]
-    if max(lengths) >= len(text):
-        raise TrainingError(f"length must be less than the {len(text)} bytes that are read, got {max(lengths)}")
+    text = held_out_text(run, options.text, max(lengths), options.limit or 0)
 
     def bits(length: int) -> float:
         size = max(1, run.report.eval_batch_size * run.training.seq_len // length)

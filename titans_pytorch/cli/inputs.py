@@ -1,7 +1,6 @@
-"""Options and texts of the commands on a finished run."""
+"""The run, the device and the texts that the commands on a finished run are given."""
 
 import argparse
-import math
 from pathlib import Path
 
 import torch
@@ -9,43 +8,28 @@ from torch import Tensor
 
 from titans_pytorch.analysis.storing import memories_of
 from titans_pytorch.cli.runs import load_run
+from titans_pytorch.common.threads import choose_threads
 from titans_pytorch.models.language_model import LanguageModel
-from titans_pytorch.training.config import LARGEST_SEED, DataConfig, RunConfig, TaskConfig
-from titans_pytorch.training.data import load_data
+from titans_pytorch.training.config import RunConfig, TaskConfig
+from titans_pytorch.training.data import load_data, load_text
 from titans_pytorch.training.device import resolve_device
 from titans_pytorch.training.errors import TrainingError
-from titans_pytorch.training.options import OneLineParser, number
 
 __all__ = [
     "held_out_text",
     "need_bytes",
     "need_memory",
     "opened",
-    "parser_for",
     "read_bytes",
-    "seed_number",
-    "temperature",
-    "whole",
 ]
 
 
-def parser_for(prog: str, description: str) -> argparse.ArgumentParser:
-    """A parser with the options that all these commands share."""
-    parser = OneLineParser(prog, description)
-    parser.add_argument("run", metavar="RUN", help="the folder of a run of titans train")
-    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or another of torch [auto]")
-    return parser
-
-
-whole = number(int, "a whole number of at least 1", lambda n: n >= 1)
-seed_number = number(int, f"a whole number from 0 to {LARGEST_SEED}", lambda n: 0 <= n <= LARGEST_SEED)
-temperature = number(float, "a number of at least 0", lambda x: 0 <= x < math.inf)
-
-
 def opened(options: argparse.Namespace) -> tuple[torch.device, RunConfig, LanguageModel]:
-    """The device, and the run with its model on it, that the options of `parser_for` name."""
+    """The device, and the run with its model on it, that the options of `commands.parser_for` name. Sets threads."""
     device = resolve_device(options.device)
-    return device, *load_run(Path(options.run), device)
+    run, model = load_run(Path(options.run), device)
+    choose_threads(options.threads, run.model.width)
+    return device, run, model
 
 
 def need_memory(run: RunConfig, model: LanguageModel, name: str) -> None:
@@ -67,15 +51,26 @@ def read_bytes(path: str) -> bytes:
         raise TrainingError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def held_out_text(run: RunConfig, file: str | None, length: int) -> Tensor:
-    """uint8: the held-out part of the run's text, or a file of one's own (plain, .gz, .bz2, .xz or .zip), all of it."""
+def held_out_text(run: RunConfig, file: str | None, length: int, limit: int = 0) -> Tensor:
+    """uint8: the held-out part of the run's text, or a file of one's own (plain, .gz, .bz2, .xz or .zip), all of it.
+
+    Args:
+        run: the run.
+        file: given with --text; None: the run's own text.
+        length: bytes of a row, given with --length or those of training. TrainingError for a text that is not longer.
+        limit: given with --limit: only the first bytes, this many; 0: all.
+    """
     if file is not None:
-        data = load_data(DataConfig(data=file))
-        found = torch.cat((data.train, data.held_out))
+        found = load_text(file, limit)
     elif isinstance(run.data, TaskConfig):
         raise TrainingError("text: the run was trained on a task; give a file with --text")
     else:
-        found = load_data(run.data).held_out
+        try:
+            found = load_data(run.data).held_out
+        except TrainingError as error:
+            raise TrainingError(f"the run's own text: {error}; give a file with --text") from error
+    found = found[:limit] if limit else found
     if len(found) <= length:
-        raise TrainingError(f"length must be less than the text's {len(found)} bytes, got {length}")
+        what = f"the first {limit} bytes of it (--limit)" if limit else f"{len(found)} bytes"
+        raise TrainingError(f"text must have more than length = {length} bytes, got {what}; give a smaller --length")
     return found

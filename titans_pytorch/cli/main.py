@@ -7,15 +7,20 @@ titans memory-check RUN                    do its memories change, and does that
 titans eval RUN --length 512 4096          bits per byte, or a task's accuracy, at any lengths
 titans search --config FILE --grid lr=...  train every combination of some settings
 
-`titans COMMAND --help` says more.
+`titans COMMAND --help` says more; `titans --version` prints the versions.
 """
 
 import sys
 from collections.abc import Callable
 from importlib import import_module
 
+from titans_pytorch.cli.commands import analyze_options, evaluate_options, memory_check_options, sample_options
+from titans_pytorch.common.names import unknown
+from titans_pytorch.common.version import version_line
+
 __all__ = ["analyze_main", "infer_main", "main", "train_main"]
 
+# name -> module and function of the work. It is imported after the options are read, and torch with it.
 COMMANDS = {
     "train": "train:train_command",
     "sample": "sample:sample_command",
@@ -23,6 +28,13 @@ COMMANDS = {
     "memory-check": "memory_check:memory_check_command",
     "eval": "evaluate:evaluate_command",
     "search": "search:search_command",
+}
+
+OPTIONS = {  # of the commands on a finished run; the others list the settings of a configuration
+    "sample": sample_options,
+    "analyze": analyze_options,
+    "memory-check": memory_check_options,
+    "eval": evaluate_options,
 }
 
 
@@ -39,22 +51,22 @@ def main(argv: list[str] | None = None) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(__doc__.strip())
         return 0 if argv else 2
+    if argv[0] == "--version":
+        print(version_line())
+        return 0
     if argv[0] not in COMMANDS:
-        from titans_pytorch.training.config import nearest
-
-        print(
-            f"titans: unknown command {argv[0]}{nearest(argv[0], COMMANDS)}; titans --help lists all", file=sys.stderr
-        )
+        print(f"titans: {unknown('command ', argv[0], COMMANDS)}; titans --help lists all", file=sys.stderr)
         return 2
     return run_command(argv[0], argv[1:])
 
 
 def run_command(name: str, argv: list[str]) -> int:
+    given = OPTIONS[name]().parse_args(argv) if name in OPTIONS else argv
     from titans_pytorch.training.run import one_line
 
     module, _, function = COMMANDS[name].partition(":")
     command: Callable = getattr(import_module(f"titans_pytorch.cli.{module}"), function)
-    return one_line(f"titans {name}", lambda: command(argv))
+    return one_line(f"titans {name}", lambda: command(given))
 
 
 def train_main() -> int:

@@ -1,18 +1,12 @@
-"""titans memory-check: does the memory change while the model reads, and does that help?
+"""titans memory-check: does the memory change while the model reads, and does that help?"""
 
-Measured against the same model with storing switched off, on the same rows.
-
-titans memory-check runs/mac                  # held-out text, or the run's task
-titans memory-check runs/mac --length 8192 --rows 32 --json check.json
-"""
-
-from argparse import ArgumentParser
+from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from titans_pytorch.cli.inputs import held_out_text, need_bytes, need_memory, opened, parser_for, whole
+from titans_pytorch.cli.inputs import held_out_text, need_bytes, need_memory, opened
 from titans_pytorch.common.files import write_json
 from titans_pytorch.tasks.benefit import benefit_on_task, benefit_on_text, memory_change
 from titans_pytorch.tasks.subject import task_of
@@ -21,18 +15,7 @@ from titans_pytorch.training.config import TaskConfig
 __all__ = ["memory_check_command"]
 
 
-def parser() -> ArgumentParser:
-    found = parser_for("titans memory-check", __doc__)
-    found.add_argument("--text", metavar="FILE", help="any text, plain, .gz, .bz2, .xz or .zip [the run's own]")
-    found.add_argument("--length", type=whole, metavar="N", help="tokens of a row [those of training]")
-    found.add_argument("--rows", type=whole, default=32, metavar="N", help="rows to measure on [32]")
-    found.add_argument("--batch-size", type=whole, default=8, metavar="N", help="rows in one pass [8]")
-    found.add_argument("--json", metavar="FILE", help="also write the result here")
-    return found
-
-
-def memory_check_command(argv: list[str]) -> None:
-    options = parser().parse_args(argv)
+def memory_check_command(options: Namespace) -> None:
     device, run, model = opened(options)
     need_memory(run, model, options.run)
     length, rows, size = options.length or run.training.seq_len, options.rows, options.batch_size

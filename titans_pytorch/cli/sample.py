@@ -1,37 +1,36 @@
-"""titans sample: let a trained model go on with a text.
+"""titans sample: let a trained model go on with a text."""
 
-titans sample runs/mac --prompt "The memory" --length 200
-titans sample runs/mac --prompt-file start.txt --temperature 0 --no-storing
-"""
-
-from argparse import ArgumentParser
+from argparse import Namespace
 from contextlib import nullcontext
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from titans_pytorch.analysis.storing import storing_off
-from titans_pytorch.cli.inputs import opened, parser_for, read_bytes, seed_number, temperature, whole
+from titans_pytorch.cli.inputs import opened, read_bytes
+from titans_pytorch.decoding.sampling import min_p_filter, top_k_filter, top_p_filter
 from titans_pytorch.training.errors import TrainingError
 from titans_pytorch.training.evaluate import readable
 
 __all__ = ["sample_command"]
 
 
-def parser() -> ArgumentParser:
-    found = parser_for("titans sample", __doc__)
-    found.add_argument("--prompt", metavar="TEXT", help="what to continue (a line's end where neither is given)")
-    found.add_argument("--prompt-file", metavar="FILE", help="or a file that holds it, of any length")
-    found.add_argument("--length", type=whole, default=256, metavar="N", help="bytes to write [256]")
-    found.add_argument(
-        "--temperature", type=temperature, default=0.8, metavar="X", help="0: the likeliest each time [0.8]"
-    )
-    found.add_argument("--seed", type=seed_number, default=0, metavar="N", help="of the random choices [0]")
-    found.add_argument("--no-storing", action="store_true", help="with storing in memory switched off")
-    return found
+FILTERS = {"top_k": (top_k_filter, "k"), "top_p": (top_p_filter, "p"), "min_p": (min_p_filter, "min_p")}
 
 
-def sample_command(argv: list[str]) -> None:
-    options = parser().parse_args(argv)
+def filtered(logits: Tensor, options: Namespace) -> Tensor:
+    """The logits [b v] after the filters of the options, each on what the one before left; min_p = 0.1 where none is
+    given.
+    """
+    given = {name: value for name in FILTERS if (value := getattr(options, name)) is not None} or {"min_p": 0.1}
+    for name, value in given.items():
+        keep, keyword = FILTERS[name]
+        logits = keep(logits, **{keyword: value})
+    return logits
+
+
+def sample_command(options: Namespace) -> None:
     device, run, model = opened(options)
     if run.model.vocab_size < 256:
         raise TrainingError(
@@ -45,5 +44,11 @@ def sample_command(argv: list[str]) -> None:
     ids = torch.tensor(list(prompt), device=device)[None]
     torch.manual_seed(options.seed)
     with torch.no_grad(), storing_off(model) if options.no_storing else nullcontext():
-        written = model.sample(ids, ids.shape[1] + options.length, temperature=options.temperature, use_cache=True)
+        written = model.sample(
+            ids,
+            seq_len=ids.shape[1] + options.new_bytes,
+            temperature=options.temperature,
+            filter_fn=partial(filtered, options=options),
+            use_cache=True,
+        )
     print(readable(list(prompt[-200:])) + readable([code for code in written[0].tolist() if code < 256]))

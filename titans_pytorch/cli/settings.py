@@ -6,10 +6,11 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from titans_pytorch.common.names import unknown
 from titans_pytorch.models.config import TitansConfig
 from titans_pytorch.models.presets import PRESETS
 from titans_pytorch.tasks.registry import TASKS, build_task
-from titans_pytorch.training.config import RunConfig, TaskConfig, nearest, settings_of
+from titans_pytorch.training.config import RunConfig, TaskConfig, settings_of
 from titans_pytorch.training.errors import TrainingError
 from titans_pytorch.training.options import Listed, listed_settings
 
@@ -61,7 +62,7 @@ def replaced(run: RunConfig, values: dict[str, Any]) -> RunConfig:
     others = {name: value for name, value in values.items() if name not in task_part}
     for name in others:
         if name not in known:
-            raise ValueError(f"unknown setting {name}{nearest(name, [*known, *of_task])}")
+            raise unknown("setting ", name, [*known, *of_task])
     run = run.replace(**others)
     if task_part and isinstance(run.data, TaskConfig):
         run = dataclasses.replace(run, data=dataclasses.replace(run.data, settings={**run.data.settings, **task_part}))

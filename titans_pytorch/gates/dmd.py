@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from titans_pytorch.common.names import known_keywords
 from titans_pytorch.gates import checks
 from titans_pytorch.ops.modes import in_transform, without_autocast
 
 
+@known_keywords
 class DynamicModeDecomposition(nn.Module):
     """One-step error of projected DMD: snapshots [.. n d] -> mean squared error [..] over n - 1 steps and d features.
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from titans_pytorch.common.checks import check_flags
+from titans_pytorch.common.names import known_keywords
 from titans_pytorch.gates import checks
 from titans_pytorch.gates.quorum import budget_size, sequence_budget, trailing_budget, trailing_mean
 from titans_pytorch.gates.scores import (
@@ -25,6 +26,7 @@ from titans_pytorch.gates.scores import (
 from titans_pytorch.gates.selection import adaptive_k, top_k_mask
 
 
+@known_keywords
 class SymplecticGating(nn.Module):
     """Complexity of each token given the tokens before it: tokens [b n d] -> [b n 1] in [0, 1].
 

@@ -1,12 +1,12 @@
 """TitansHFConfig: ModelConfig as a configuration of transformers. The settings keep their names."""
 
 import dataclasses
-import difflib
 from typing import Any
 
 from transformers import PreTrainedConfig
 
 from titans_pytorch.common.checks import Words, wrong
+from titans_pytorch.common.names import nearest, unknown
 from titans_pytorch.models.config import ModelConfig, TitansConfig
 
 FIELDS = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
@@ -42,9 +42,9 @@ class TitansHFConfig(PreTrainedConfig):
         for name, default in FIELDS.items():  # before the base class, which reads some of them
             setattr(self, name, kwargs.pop(name, default))
         for name in kwargs:
-            close = difflib.get_close_matches(name, [*FIELDS, *self.attribute_map], n=1, cutoff=0.8)
-            if close and not hasattr(PreTrainedConfig, name):
-                raise ValueError(f"unknown setting {name}; the nearest is {close[0]}")
+            known = [*FIELDS, *self.attribute_map]
+            if nearest(name, known, cutoff=0.8) and not hasattr(PreTrainedConfig, name):
+                raise unknown("setting ", name, known)
         self.use_cache = kwargs.pop("use_cache", True)
         self.loss_type = kwargs.pop("loss_type", "ForCausalLM")
         kwargs["tie_word_embeddings"] = self.tie_embeddings

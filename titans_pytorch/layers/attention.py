@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from titans_pytorch.common.checks import Words, check_flags, check_tokens, flags, of_kind, positive_int, wrong
 from titans_pytorch.common.identity import check_identity, identity
+from titans_pytorch.common.names import known_keywords
 from titans_pytorch.layers.norms import RMSNorm
 from titans_pytorch.ops.segmented_attention import prepend, segmented_attention, visible
 
@@ -140,6 +141,7 @@ class RotaryPositions(RotaryEmbedding):
         return rotated.flatten(-2).to(t.dtype)
 
 
+@known_keywords
 class SegmentedAttention(nn.Module):
     """Causal attention within segments or a sliding window, whose cost is linear in the number of tokens: the attention
     of memory as context (arXiv 2501.00663, section 4.1, persistent memory: eq. 19), with rotary positions (arXiv

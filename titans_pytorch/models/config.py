@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 from titans_pytorch.common.checks import wrong
 from titans_pytorch.common.files import parse_json, write_text
+from titans_pytorch.common.names import known_keywords, unknown
 from titans_pytorch.training.config import (
     RunConfig,
     at_most,
     from_dict,
-    nearest,
     positive,
     setting,
     typed,
@@ -28,6 +28,7 @@ Variant = Literal["mac", "mag", "mal", "lmm", "baseline"]
 VARIANTS: tuple[str, ...] = typing.get_args(Variant)
 
 
+@known_keywords
 @dataclass(frozen=True)
 class ModelConfig:
     """Settings of a language model. They follow the paper (arXiv 2501.00663) where it gives them. It publishes neither
@@ -105,6 +106,7 @@ class ModelConfig:
         return self.d_model
 
 
+@known_keywords
 @dataclass(frozen=True)
 class TitansConfig(RunConfig):
     """All settings of a run of one of the paper's models. Give settings by name alone; no two sections share a name:
@@ -137,7 +139,7 @@ class TitansConfig(RunConfig):
         from titans_pytorch.models.presets import PRESETS, preset
 
         if name not in PRESETS:
-            raise ValueError(f"unknown preset {name}{nearest(name, PRESETS)}; there are {', '.join(PRESETS)}")
+            raise ValueError(f"{unknown('preset ', name, PRESETS)}; there are {', '.join(PRESETS)}")
         return preset(name, settings.pop("variant", "mac")).replace(**settings)
 
     @classmethod

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from titans_pytorch.common.identity import identity
+from titans_pytorch.common.names import known_keywords
 from titans_pytorch.memory.state import NeuralMemState
 from titans_pytorch.models.memory import Layer, Remember, check_memory
 from titans_pytorch.neural_memory import NeuralMemory
@@ -17,6 +18,7 @@ class LMMState(NamedTuple):
     configuration: str | None = None
 
 
+@known_keywords
 class LMMLayer(Layer):
     """Memory alone, [b n d] -> [b n d]: it writes persistent tokens, then the sequence; every token queries it (arXiv
     2501.00663, section 4.3).

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from titans_pytorch.common.checks import positive_int, wrong
 from titans_pytorch.common.identity import identity
+from titans_pytorch.common.names import known_keywords
 from titans_pytorch.layers.norms import RMSNorm
 from titans_pytorch.memory.state import NeuralMemState
 from titans_pytorch.models.attention import SegmentAttention, SegmentCache
@@ -52,6 +53,7 @@ class MACState(NamedTuple):
     configuration: str | None = None
 
 
+@known_keywords
 class MACLayer(Layer):
     """Memory as context, [b n d] -> [b n d], segment by segment (arXiv 2501.00663, eq. 21 to 25).
 

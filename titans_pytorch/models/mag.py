@@ -6,6 +6,7 @@ from torch import Tensor
 
 from titans_pytorch.common.checks import positive_int
 from titans_pytorch.common.identity import identity
+from titans_pytorch.common.names import known_keywords
 from titans_pytorch.layers.attention import KeyValueCache
 from titans_pytorch.layers.norms import RMSNorm
 from titans_pytorch.memory.state import NeuralMemState
@@ -23,6 +24,7 @@ class MAGState(NamedTuple):
     configuration: str | None = None
 
 
+@known_keywords
 class MAGLayer(Layer):
     """Memory as a gate, [b n d] -> [b n d] (arXiv 2501.00663, eq. 26 to 28). The sequence is preceded by persistent
     tokens. Sliding-window attention, which always sees the persistent tokens, and the memory both read it; a gate

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from titans_pytorch.common.identity import identity
+from titans_pytorch.common.names import known_keywords
 from titans_pytorch.layers.attention import KeyValueCache
 from titans_pytorch.layers.norms import RMSNorm
 from titans_pytorch.memory.state import NeuralMemState
@@ -26,6 +27,7 @@ class MALState(NamedTuple):
     configuration: str | None = None
 
 
+@known_keywords
 class MALLayer(Layer):
     """Memory as a layer, [b n d] -> [b n d] (arXiv 2501.00663, eq. 29 to 31). The memory reads persistent tokens, then
     the sequence. Sliding-window attention runs over its outputs and always sees those at the persistent tokens.

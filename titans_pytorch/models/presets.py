@@ -48,7 +48,7 @@ PRESETS = {
     "tiny": TitansConfig(
         ModelConfig(d_model=64, n_layers=2, n_heads=2, mem_heads=2, window=64, chunk_size=32),
         DataConfig(data_limit=10_000_000),
-        TrainConfig(steps=500, batch_size=4, seq_len=256, lr=2e-3, warmup_steps=50, clip=1.0, threads=1),
+        TrainConfig(steps=500, batch_size=4, seq_len=256, lr=2e-3, warmup_steps=50, clip=1.0),
     ),
     "small": TitansConfig(_sized(768, 12, 12, 4.0), training=_paper(15e9)),
     "medium": TitansConfig(_sized(1024, 16, 16, 3.5), training=_paper(15e9)),

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, get_type_hints
 
+from titans_pytorch.common.names import unknown
 from titans_pytorch.tasks.copy import Copy
 from titans_pytorch.tasks.long_text import PasskeyInText
 from titans_pytorch.tasks.needle import Needle
@@ -11,7 +12,7 @@ from titans_pytorch.tasks.patterns import Patterns
 from titans_pytorch.tasks.recall import Recall
 from titans_pytorch.tasks.task import Task
 from titans_pytorch.tasks.variables import Variables
-from titans_pytorch.training.config import checked, unknown
+from titans_pytorch.training.config import checked
 
 __all__ = ["TASKS", "build_task"]
 

@@ -4,7 +4,6 @@ Every field carries its help text. Unknown names raise and name the nearest know
 """
 
 import dataclasses
-import difflib
 import json
 import types
 import typing
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from titans_pytorch.common.checks import Words, wrong
+from titans_pytorch.common.names import known_keywords, unknown
 
 __all__ = [
     "DataConfig",
@@ -129,6 +129,7 @@ def at_most(config: Any, **limits: float) -> None:
             raise wrong(name, value, f"at most {limit}")
 
 
+@known_keywords
 @dataclass(frozen=True)
 class DataConfig:
     """The text to train on."""
@@ -149,6 +150,7 @@ class DataConfig:
             raise ValueError(f"held_out must be a fraction between 0 and 1, got {self.held_out!r}")
 
 
+@known_keywords
 @dataclass(frozen=True)
 class TaskConfig:
     """A task in place of text; rows of seq_len tokens, generated from the seed."""
@@ -169,6 +171,7 @@ class TaskConfig:
             raise ValueError(f"test_times must be whole numbers of at least 1, got {self.test_times!r}")
 
 
+@known_keywords
 @dataclass(frozen=True)
 class TrainConfig:
     """The training loop and its optimizer."""
@@ -190,7 +193,7 @@ class TrainConfig:
     seed: int = setting(0, "seeds the weights, the order of the data and the sampled text")
     device: str = setting("auto", "auto (CUDA if there is one, else the CPU), or a device of torch")
     precision: Literal["auto", "float32", "bfloat16"] = setting("auto", "bfloat16: autocast; auto: bfloat16 on CUDA")
-    threads: int = setting(0, "CPU threads (0: torch's own choice)")
+    threads: int = setting(0, "CPU threads (0: by the model's width, see docs/threads.md)")
     validate_every: int = setting(100, "steps between estimates on some of the held-out bytes (0: none)")
     validate_sequences: int = setting(32, "held-out sequences in such an estimate")
     checkpoint_every: int = setting(100, "steps between checkpoints (0: only the last)")
@@ -211,6 +214,7 @@ class TrainConfig:
             raise ValueError(f"core_steps must be fewer than steps = {self.steps}, got {self.core_steps!r}")
 
 
+@known_keywords
 @dataclass(frozen=True)
 class ReportConfig:
     """Evaluation and sampled text."""
@@ -231,6 +235,7 @@ class ReportConfig:
         at_most(self, sample_len=MOST_TOKENS, prime_len=MOST_TOKENS)
 
 
+@known_keywords
 @dataclass(frozen=True)
 class RunConfig:
     """All settings of a run, in sections. Read a setting as `config.training.lr`.
@@ -279,17 +284,6 @@ def settings_of(run: Any) -> dict[str, tuple[str, dataclasses.Field, Any]]:
                 raise ValueError(f"{f.name}: a setting of both {found[f.name][0]} and {group}, takes one name for each")
             found[f.name] = (group, f, hints[f.name])
     return found
-
-
-def unknown(what: str, name: Any, known: typing.Iterable[str], where: str = "") -> ValueError:
-    """The error for a name that is not among the `known`. what: "setting ", ...; where: " of the copy task", ..."""
-    text = " ".join(str(name)[:60].split())
-    return ValueError(f"unknown {what}{text}{where}{nearest(text, known)}")
-
-
-def nearest(name: str, known: typing.Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; the nearest is {close[0]}" if close else ""
 
 
 def updated(run: Sections, changes: dict[str, Any]) -> Sections:

@@ -25,7 +25,7 @@ from titans_pytorch.training.config import DataConfig
 from titans_pytorch.training.download import Unreachable, download_enwik8
 from titans_pytorch.training.errors import TrainingError
 
-__all__ = ["ByteData", "Windows", "load_data"]
+__all__ = ["ByteData", "Windows", "load_data", "load_text"]
 
 ARCHIVES = (".gz", ".bz2", ".xz", ".zip")
 OPEN: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
@@ -41,6 +41,7 @@ UNREADABLE = (  # of an archive; a wrong offset in a .zip is an OSError
     ValueError,
 )
 LARGEST_UNPACKED = 1_000_000_000  # bytes, ten times enwik8
+TOO_LARGE = {"data": "set data_limit to take the first", "text": "unpack it first"}
 DISK_RESERVE = 16 << 20  # bytes that unpacking leaves free
 NOT_OF_THE_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__"}
 
@@ -101,6 +102,15 @@ def load_data(config: DataConfig, say: Callable[[str], None] = print) -> ByteDat
     return found
 
 
+def load_text(file: str, limit: int = 0) -> Tensor:
+    """Load all bytes of a file, plain or an archive, as uint8 [bytes]; with a limit the first so many."""
+    path = plain(Path(file), DataConfig(data=file, data_limit=limit), "text")
+    used = min(path.stat().st_size, limit or path.stat().st_size)
+    if not used:
+        raise TrainingError(f"text: {file} is empty")
+    return torch.from_file(str(path), shared=False, size=used, dtype=torch.uint8)
+
+
 def find(config: DataConfig, say: Callable[[str], None]) -> tuple[str, Path]:
     """(a name for the reader, a plain file)."""
     folder = Path(config.data_dir)
@@ -120,16 +130,18 @@ def find(config: DataConfig, say: Callable[[str], None]) -> tuple[str, Path]:
         return standard_library(folder)
 
 
-def plain(path: Path, config: DataConfig) -> Path:
-    """`path` itself, or of an archive the unpacked bytes, as far as they are used, in the cache under `data_dir`."""
+def plain(path: Path, config: DataConfig, name: str = "data") -> Path:
+    """`path` itself, or of an archive the unpacked bytes, as far as they are used, in the cache under `data_dir`. name:
+    of the option that gave the path, for messages.
+    """
     if not path.exists():
-        raise TrainingError(f"data: {path} does not exist")
+        raise TrainingError(f"{name}: {path} does not exist")
     if not path.is_file():
-        raise TrainingError(f"data: {path} is not a file")
-    name = path.name.lower()
-    if name.endswith(OTHER_ARCHIVES):
-        raise TrainingError(f"data must be a plain file, .gz, .bz2, .xz or a .zip of one file, got {path}")
-    if not name.endswith(ARCHIVES):
+        raise TrainingError(f"{name}: {path} is not a file")
+    lower = path.name.lower()
+    if lower.endswith(OTHER_ARCHIVES):
+        raise TrainingError(f"{name} must be a plain file, .gz, .bz2, .xz or a .zip of one file, got {path}")
+    if not lower.endswith(ARCHIVES):
         return path
     target = Path(config.data_dir) / "cache" / f"{path.stem}-{sha256_of(path)[:12]}"
     if target.is_file():
@@ -139,40 +151,40 @@ def plain(path: Path, config: DataConfig) -> Path:
     if not target.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as part:
-            unpack(path, part, config.data_limit)
+            unpack(path, part, config.data_limit, name)
     return target
 
 
-def unpack(path: Path, part: Path, limit: int) -> None:
+def unpack(path: Path, part: Path, limit: int, name: str = "data") -> None:
     """Writes the first `limit` bytes of an archive to `part`; with 0 all, up to `LARGEST_UNPACKED`. TrainingError where
     there are more, where the disk has no room for them, and where they cannot be unpacked.
     """
     most, done = limit or LARGEST_UNPACKED, 0
     with part.open("wb") as out:
-        for block in blocks(path):
+        for block in blocks(path, name):
             if not limit and done + len(block) > most:
-                raise TrainingError(f"data: {path} holds more than {most:,} bytes; set data_limit to take the first")
+                raise TrainingError(f"{name}: {path} holds more than {most:,} bytes; {TOO_LARGE[name]}")
             block = block[: most - done]
             if shutil.disk_usage(part.parent).free < len(block) + DISK_RESERVE:
-                raise TrainingError(f"data: the disk of {part.parent} has no room for {path} unpacked")
+                raise TrainingError(f"{name}: the disk of {part.parent} has no room for {path} unpacked")
             out.write(block)
             done += len(block)
             if limit and done == most:
                 return
 
 
-def blocks(path: Path) -> Iterator[bytes]:
+def blocks(path: Path, name: str = "data") -> Iterator[bytes]:
     """The bytes in an archive, some at a time. TrainingError where they cannot be unpacked."""
     try:
-        with opened(path) as source:
+        with opened(path, name) as source:
             while block := source.read(1 << 20):
                 yield block
     except UNREADABLE as error:
-        raise TrainingError(f"data: {path} cannot be unpacked ({' '.join(str(error).split())})") from error
+        raise TrainingError(f"{name}: {path} cannot be unpacked ({' '.join(str(error).split())})") from error
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[IO[bytes]]:
+def opened(path: Path, name: str) -> Iterator[IO[bytes]]:
     suffix = path.suffix.lower()
     if suffix != ".zip":
         with OPEN[suffix](path) as source:
@@ -181,9 +193,9 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
     with zipfile.ZipFile(path) as archive:
         files = [entry for entry in archive.infolist() if not entry.is_dir()]
         if len(files) != 1:
-            raise TrainingError(f"data must be a .zip of one file, {path} holds {len(files)}")
+            raise TrainingError(f"{name} must be a .zip of one file, {path} holds {len(files)}")
         if files[0].flag_bits & 1:
-            raise TrainingError(f"data: {path} is encrypted")
+            raise TrainingError(f"{name}: {path} is encrypted")
         with archive.open(files[0]) as source:
             yield source
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from titans_pytorch.common.names import known_keywords
 from titans_pytorch.training.config import at_most, positive, setting, typed
 from titans_pytorch.training.errors import TrainingError
 
@@ -28,6 +29,7 @@ OF_MEMORY = (
 OF_GATES = ("use_symplectic_gating", "num_pages", "symplectic_page_threshold")
 
 
+@known_keywords
 @dataclass(frozen=True)
 class MacConfig:
     """MemoryAsContextTransformer and its NeuralMemory layers; the defaults are the published settings for enwik8."""

@@ -6,7 +6,9 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from titans_pytorch.training.config import RunConfig, nearest, settings_of, updated
+from titans_pytorch.common.names import unknown
+from titans_pytorch.common.version import version_line
+from titans_pytorch.training.config import MOST_THREADS, RunConfig, settings_of, updated
 
 __all__ = ["Given", "OneLineParser", "number", "read_arguments"]
 
@@ -15,25 +17,36 @@ Listed = dict[str, tuple[str, dataclasses.Field, Any, Any]]
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Errors are one line; the usage of a hundred options would hide them."""
+    """The parser of every program. It has --version. Errors are one line; the usage of a hundred options would hide
+    them. An unknown option is an error that names the nearest.
 
-    def __init__(self, prog: str, description: str | None = None, **more: Any):
+    Args:
+        prog: the program's name; None: the script's.
+        description: for --help.
+        threads: add --threads.
+        more: arguments of ArgumentParser.
+    """
+
+    def __init__(self, prog: str | None = None, description: str | None = None, *, threads: bool = False, **more: Any):
         how: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **more}
         super().__init__(prog=prog, description=description, **how)
+        self.add_argument("--version", action="version", version=version_line(), help="print the versions and exit")
+        if threads:
+            self.add_argument("--threads", type=thread_count, default=0, metavar="N", help=THREADS_HELP)
 
     def error(self, message: str) -> typing.NoReturn:
         self.exit(2, f"{self.prog}: error: {message}; --help lists every setting\n")
 
-    def parse_all(self, argv: list[str]) -> dict[str, Any]:
-        """The value of every option. An unknown one is an error that names the nearest."""
-        given, unknown = self.parse_known_args(argv)
-        if unknown:
-            name = unknown[0].split("=")[0]
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As of argparse."""
+        given, rest = self.parse_known_args(args, namespace)
+        if rest:
+            name = rest[0].split("=")[0]
             if not name.startswith("-"):
                 self.error(f"got {name!r}, which is no setting's name and follows none that takes a value")
             known = [option for action in self._actions for option in action.option_strings]
-            self.error(f"unknown setting {name}{nearest(name, known)}")
-        return vars(given)
+            self.error(str(unknown("setting ", name, known)))
+        return given
 
 
 def number(kind: Callable[[str], float], takes: str, fits: Callable[[float], bool] = lambda x: True) -> Any:
@@ -50,6 +63,8 @@ def number(kind: Callable[[str], float], takes: str, fits: Callable[[float], boo
     return read
 
 
+THREADS_HELP = "CPU threads; 0: by the model's width, see docs/threads.md [0]"
+thread_count = number(int, f"a whole number from 0 to {MOST_THREADS}", lambda n: 0 <= n <= MOST_THREADS)
 any_int = number(int, "a whole number")
 any_float = number(float, "a number")
 
@@ -151,7 +166,7 @@ def read_arguments(
     options, _ = parser.parse_known_args([word for word in argv if word not in ("-h", "--help")])
     run = start(options)
     names = add_settings(parser, presets or {"": run}, listed)
-    found = parser.parse_all(argv)
+    found = vars(parser.parse_args(argv))
     values = {name: found.pop(name) for name in names if name in found}
     try:
         run = replace(run, values)

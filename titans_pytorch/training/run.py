@@ -20,6 +20,7 @@ from titans_pytorch.analysis.overshoot import overshoot_note, watch_gains
 from titans_pytorch.analysis.storing import page_switches
 from titans_pytorch.common.checks import MissingPackage
 from titans_pytorch.common.files import parse_json, read_json, replacing, write_json, write_text
+from titans_pytorch.common.threads import choose_threads
 from titans_pytorch.training.checkpoint import SUMS, WEIGHTS, Saved, read_last, remove, write_sums, write_weights
 from titans_pytorch.training.config import RunConfig, from_dict, settings_of
 from titans_pytorch.training.device import describe_device, resolve_device
@@ -285,8 +286,7 @@ def train_claimed(run: Run, build_model: BuildModel, make_subject: MakeSubject) 
     """
     config, settings = run.config, run.config.training
     began = time.perf_counter()
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    choose_threads(settings.threads, getattr(config.model, "width", None))
     processes = processes_here(check_start(config, run.out))
     device = processes.device or resolve_device(settings.device)
     say = print if processes.main else lambda line: None

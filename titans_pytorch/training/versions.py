@@ -1,23 +1,18 @@
 """Versions and commit, for the record of a run."""
 
-import importlib.metadata
 import platform
 import subprocess
 from pathlib import Path
 
-import torch
+from titans_pytorch.common.version import installed
 
 __all__ = ["git_commit", "versions"]
 
 
 def versions() -> dict[str, str | None]:
     """The versions of Python, torch and this package (None where it is not installed)."""
-    found: dict[str, str | None] = {"python": platform.python_version(), "torch": torch.__version__}
-    try:
-        found["titans-pytorch"] = importlib.metadata.version("titans-pytorch")
-    except importlib.metadata.PackageNotFoundError:
-        found["titans-pytorch"] = None
-    return found
+    packages = {name: installed(name) for name in ("torch", "titans-pytorch")}
+    return {"python": platform.python_version(), **packages}
 
 
 def git_commit(mark: str = "+") -> str | None:
