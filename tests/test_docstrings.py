@@ -117,7 +117,7 @@ def _ours(cls: type) -> set[str]:
     found = set()
     for base in reversed(cls.__mro__):
         for name, value in vars(base).items():
-            written = getattr(value, "__code__", None)
+            written = getattr(inspect.unwrap(value), "__code__", None) if callable(value) else None
             if inspect.isfunction(value) and written and "titans_pytorch" in written.co_filename:
                 found.add(name)
             else:
