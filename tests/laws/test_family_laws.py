@@ -44,7 +44,7 @@ AXES = {
     "surprise_threshold": [None, 0.3],
     "surprise_source": ["memory", "prediction"],
     "qk_norm": ["l2", "rms", "none"],
-    "gate": ["normalised", "silu", "sigmoid"],
+    "gate": ["normalised", "silu", "sigmoid", "convex"],
     "mem_init_scale": [1.0, 0.5],
     "mem_norm": [False, True],
     "init_step_bias": [None, 1.0],

@@ -82,6 +82,22 @@ def test_memory_reaches_behind_every_window(name):
         assert difference() == 0
 
 
+@pytest.mark.parametrize("name", ["mac", "mag"])
+def test_a_convex_gate_moves_between_memory_and_attention(name):
+    """Its bias alone decides where its weights are zero: far above 0 only attention is left, far below only memory."""
+    x = sequence(4)  # one segment
+    for bias, other in ((60.0, "memory"), (-60.0, "attention")):
+        layer = layer_of(name, gate="convex")
+        with torch.no_grad():
+            layer.gate.to_share.weight.zero_(), layer.gate.to_share.bias.fill_(bias)
+        seen = {}
+        layer.gate.register_forward_pre_hook(lambda _, given, seen=seen: seen.update(given=given))
+        out, _ = layer(x)
+        kept = seen["given"][other == "attention"]
+        assert_close(out, layer.gate.to_out(kept), 1e-12)
+    assert LAYERS[name](8, 2, gate="convex", init_gate_bias=-2.0).gate.to_share.bias.tolist() == [-2.0] * 8
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_every_parameter_is_trained(name):
     layer = layer_of(name, span=3)
@@ -129,7 +145,8 @@ def test_without_momentum_or_decay(name):
         ),
         (lambda: MAGLayer(8, 2, window=0), "window must be ..., got 0"),
         (lambda: MACLayer(8, 2, segment=-1), "segment must be ..., got -1"),
-        (lambda: MACLayer(8, 2, gate="tanh"), "gate must be one of normalised, silu, sigmoid, got 'tanh'"),
+        (lambda: MACLayer(8, 2, gate="tanh"), "gate must be one of normalised, silu, sigmoid, convex, got 'tanh'"),
+        (lambda: MAGLayer(8, 2, init_gate_bias=-2.0), 'init_gate_bias needs gate="convex"'),
         (lambda: MALLayer(8, 2, n_persistent=-1), "n_persistent must be ..., got -1"),
         (lambda: LMMLayer(8, memory=nn.Linear(8, 8)), "memory must be a NeuralMemory..., got Linear"),
         (lambda: LMMLayer(8, memory=NeuralMemory(6)), "memory must be one of dim = 8..., got a NeuralMemory of dim 6"),

@@ -31,7 +31,7 @@ def turned(attention, x: Tensor, position: int) -> Tensor:
     return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
 
 
-def joined(gate, attended: Tensor, remembered: Tensor) -> Tensor:
+def joined(gate, attended: Tensor, remembered: Tensor, h: Tensor) -> Tensor:
     def normed(x, norm):
         return x / (x.square().mean(dim=-1, keepdim=True) + torch.finfo(x.dtype).eps).sqrt() * norm.weight
 
@@ -39,6 +39,10 @@ def joined(gate, attended: Tensor, remembered: Tensor) -> Tensor:
         out = normed(attended, gate.attended_norm).sigmoid() * normed(remembered, gate.remembered_norm).sigmoid()
     elif gate.kind == "silu":
         out = attended * remembered * remembered.sigmoid()
+    elif gate.kind == "convex":
+        of_h, of_memory = gate.to_share.weight.chunk(2, dim=1)
+        g = 1 / (1 + (-(h @ of_h.T + remembered @ of_memory.T + gate.to_share.bias)).exp())
+        out = g * attended + (1 - g) * remembered
     else:
         out = attended * remembered.sigmoid()
     return out @ gate.to_out.weight.T
@@ -61,7 +65,7 @@ def mag(layer, x: Tensor) -> Tensor:
     persistent = [p.expand_as(tokens[0]) for p in layer.remember.persistent.tokens]
     remembered, _ = layer.remember.memory(torch.stack(persistent + tokens, dim=1))
     attended = torch.stack(window(layer.attention, tokens, persistent), dim=1)
-    return joined(layer.gate, attended, remembered[:, len(persistent) :])
+    return joined(layer.gate, attended, remembered[:, len(persistent) :], torch.stack(tokens, dim=1))
 
 
 def mal(layer, x: Tensor) -> Tensor:
@@ -95,5 +99,5 @@ def mac(layer, x: Tensor) -> Tensor:
             query = turned(attention, heads(attention, attention.to_queries(token)), length + i)
             y = attend(query, *map(list, zip(*persistent, *pairs_of_retrieved, *pairs, strict=True)))
             read, state = memory(y[:, None], state=state)
-            outs.append(joined(layer.gate, y, read[:, 0]))
+            outs.append(joined(layer.gate, y, read[:, 0], token))
     return torch.stack(outs, dim=1)

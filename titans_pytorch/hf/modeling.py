@@ -66,7 +66,7 @@ class TitansPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise a resized embedding, and buffers that are not saved."""
         if type(module) is nn.Embedding and not getattr(module.weight, "_is_hf_initialized", False):
-            nn.init.normal_(module.weight, std=0.02)
+            nn.init.normal_(module.weight, std=self.config.init_std)
         elif isinstance(module, RotaryPositions) and module.dummy.device.type != "meta":
             module.dummy.zero_(), module.cached_freqs.zero_()
 

@@ -61,15 +61,24 @@ class ModelConfig:
     )
     conv_kernel: int = setting(4, "tokens of the causal convolution on queries, keys and values (0: none)")
     qk_norm: Literal["l2", "rms", "none"] = setting("l2", "norm of the memory's queries and keys")
-    gate: Literal["normalised", "silu", "sigmoid"] = setting(
+    gate: Literal["normalised", "silu", "sigmoid", "convex"] = setting(
         "normalised",
-        "how mac and mag combine attention and memory: the paper's gate, or attention times this function of memory",
+        "how mac and mag combine attention and memory: the paper's gate; attention times this function of memory; "
+        "or a learned share of each, which adds up to 1",
+    )
+    init_gate_bias: float | None = setting(
+        None, "convex gate only: its initial bias (none: 0); attention's share starts about its sigmoid"
     )
     mem_norm: bool = setting(
         False,
         "wrap the memory network in a LayerNorm and a residual; rounding errors grow where the fast weights shrink",
     )
-    mem_init_scale: float = setting(1.0, "scale of the initial fast weights, as a multiple of Xavier's")
+    init: Literal["default", "xavier", "normal", "orthogonal"] = setting(
+        "default", "initial weights of linear maps (default: PyTorch's own; with the others their biases start at 0)"
+    )
+    init_std: float = setting(0.02, "standard deviation of the initial embedding, and of weights that start normal")
+    mem_init: Literal["xavier", "normal", "orthogonal"] = setting("xavier", "initial fast weights")
+    mem_init_scale: float = setting(1.0, "factor of the initial fast weights")
     init_step_bias: float | None = setting(None, "initial learning rate before its sigmoid (none: random)")
     init_momentum_bias: float | None = setting(None, "initial momentum before its sigmoid (none: random)")
     init_decay_bias: float | None = setting(
@@ -81,7 +90,7 @@ class ModelConfig:
     def __post_init__(self):
         typed(self)
         positive(self, "vocab_size", "d_model", "n_layers", "n_heads", "ffn_mult", "window", "mem_layers", "d_hidden")
-        positive(self, "mem_heads", "chunk_size", "max_step", "mem_init_scale")
+        positive(self, "mem_heads", "chunk_size", "max_step", "mem_init_scale", "init_std")
         positive(self, "n_persistent", "conv_kernel", "surprise_threshold", "memory_loss_weight", zero=True)
         at_most(self, n_layers=1000, mem_layers=100, conv_kernel=1000)
         head, left = divmod(self.d_model, self.n_heads)
@@ -90,6 +99,8 @@ class ModelConfig:
             raise wrong("n_heads", self.n_heads, takes)
         if self.d_model % self.mem_heads:
             raise wrong("mem_heads", self.mem_heads, f"a divisor of d_model = {self.d_model}")
+        if self.init_gate_bias is not None and self.gate != "convex":
+            raise ValueError("init_gate_bias needs gate convex")
 
     def least_parameters(self) -> float:
         """Return the parameters of the embedding and the large matrices, a lower bound."""

@@ -30,6 +30,8 @@ def memory_of(config: ModelConfig) -> NeuralMemory:
         max_step=config.max_step,
         conv_kernel=config.conv_kernel,
         qk_norm=config.qk_norm,
+        init=config.mem_init,
+        init_std=config.init_std,
         init_scale=config.mem_init_scale,
         norm=config.mem_norm,
         surprise_threshold=config.surprise_threshold,
@@ -51,7 +53,7 @@ class TitansMAC(LanguageModel):
 
     def new_layer(self, config: ModelConfig) -> MACLayer:
         c = config
-        return MACLayer(c.d_model, c.n_heads, c.window, c.n_persistent, c.gate, memory_of(c))
+        return MACLayer(c.d_model, c.n_heads, c.window, c.n_persistent, c.gate, memory_of(c), c.init_gate_bias)
 
 
 class TitansMAG(LanguageModel):
@@ -65,7 +67,7 @@ class TitansMAG(LanguageModel):
 
     def new_layer(self, config: ModelConfig) -> MAGLayer:
         c = config
-        return MAGLayer(c.d_model, c.n_heads, c.window, c.n_persistent, c.gate, memory_of(c))
+        return MAGLayer(c.d_model, c.n_heads, c.window, c.n_persistent, c.gate, memory_of(c), c.init_gate_bias)
 
 
 class TitansMAL(LanguageModel):

@@ -1,12 +1,13 @@
 """Combines the outputs of attention and memory, the paper's (x).  Letters: b batch, n tokens, d features"""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from titans_pytorch.common.checks import check_tokens, one_of, positive_int, wrong
+from titans_pytorch.common.checks import check_tokens, number_or_none, one_of, positive_int, wrong
 from titans_pytorch.layers.norms import RMSNorm
 
-GATES = ("normalised", "silu", "sigmoid")
+GATES = ("normalised", "silu", "sigmoid", "convex")
 
 
 class Gate(nn.Module):
@@ -15,24 +16,36 @@ class Gate(nn.Module):
     normalised: RMSNorm with a learned weight and a sigmoid on each side, then the product (section 4.2: "normalize the
     outputs ... followed by a non-linearity"). Near zero it is about 1/4 + attended/8 + remembered/8, so neither side
     can switch the other off, as in a plain product. silu, sigmoid: attended times this function of remembered.
+    convex: g * attended + (1 - g) * remembered with g = sigmoid(W [h; remembered] + b) per feature, where h is the
+    layer's normalised input. It is not from the paper. init_bias: the initial b (None: 0).
     """
 
-    def __init__(self, dim: int, gate: str = "normalised"):
+    def __init__(self, dim: int, gate: str = "normalised", init_bias: float | None = None):
         super().__init__()
         self.dim, self.kind = positive_int(dim, "dim"), one_of(gate, GATES, "gate")
+        bias = number_or_none(init_bias, "init_gate_bias")
+        if bias is not None and gate != "convex":
+            raise ValueError('init_gate_bias needs gate="convex"')
         normalised = gate == "normalised"
         self.attended_norm = RMSNorm(dim) if normalised else nn.Identity()
         self.remembered_norm = RMSNorm(dim) if normalised else nn.Identity()
         self.to_out = nn.Linear(dim, dim, bias=False)
+        self.to_share = nn.Linear(2 * dim, dim) if gate == "convex" else None
+        if self.to_share is not None:
+            nn.init.constant_(self.to_share.bias, bias or 0.0)
 
-    def forward(self, attended: Tensor, remembered: Tensor) -> Tensor:
+    def forward(self, attended: Tensor, remembered: Tensor, h: Tensor) -> Tensor:
+        """attended, remembered, h [b n d] -> [b n d]. h, the layer's normalised input, is used by "convex" alone."""
         weight = getattr(self.to_out, "weight", None)
         check_tokens(attended, "attended", self.dim, weight)
         check_tokens(remembered, "remembered", self.dim, weight)
         if attended.shape != remembered.shape:
             raise wrong("remembered", tuple(remembered.shape), f"of the shape of attended, {tuple(attended.shape)}")
         attended, remembered = self.attended_norm(attended), self.remembered_norm(remembered)
-        if self.kind == "normalised":
+        if self.to_share is not None:
+            share = self.to_share(torch.cat((h, remembered), dim=-1)).sigmoid()
+            joined = torch.lerp(remembered, attended, share)
+        elif self.kind == "normalised":
             joined = attended.sigmoid() * remembered.sigmoid()
         else:
             joined = attended * (F.silu(remembered) if self.kind == "silu" else remembered.sigmoid())

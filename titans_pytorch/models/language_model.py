@@ -31,12 +31,14 @@ from titans_pytorch.layers.norms import RMSNorm
 from titans_pytorch.memory.diverged import label_memories
 from titans_pytorch.memory.surprise import auxiliary_loss
 from titans_pytorch.models.config import ModelConfig
+from titans_pytorch.models.initial import initialise
 from titans_pytorch.models.state import ModelState
 
 # settings that do not change the meaning of a cache: initial values, settings that may change at any time, training
 NOT_OF_A_CACHE = (
-    *("mem_init_scale", "init_step_bias", "init_momentum_bias", "init_decay_bias", "surprise_threshold"),
-    *("memory_loss_weight", "tie_embeddings"),
+    *("init", "init_std", "mem_init", "mem_init_scale", "init_gate_bias"),
+    *("init_step_bias", "init_momentum_bias", "init_decay_bias"),
+    *("surprise_threshold", "memory_loss_weight", "tie_embeddings"),
 )
 
 Surprises = list[tuple[Tensor, ...]]
@@ -78,12 +80,13 @@ class LanguageModel(nn.Module):
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Callable = checkpoint
         self.token_emb = nn.Embedding(config.vocab_size, config.d_model)
-        nn.init.normal_(self.token_emb.weight, std=0.02)
+        nn.init.normal_(self.token_emb.weight, std=config.init_std)
         self.blocks: Any = self.new_blocks(config)  # an nn.ModuleList; of the baseline one module
         self.norm = RMSNorm(config.d_model)
         self.to_logits = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.to_logits.weight = self.token_emb.weight
+        initialise(self, config.init, config.init_std)
         label_memories(self)
 
     def new_blocks(self, config: ModelConfig) -> nn.Module:

@@ -66,8 +66,9 @@ class MACLayer(Layer):
         heads: heads of attention, and of the default memory.
         segment: tokens of a segment.
         n_persistent: persistent tokens (eq. 19).
-        gate: "normalised" (the paper's), "silu" or "sigmoid"; see `Gate`.
+        gate: "normalised" (the paper's), "silu", "sigmoid" or "convex"; see `Gate`.
         memory: a NeuralMemory of this dim; None: `titans_memory(dim, heads=heads)`.
+        init_gate_bias: initial bias of the convex gate (None: 0); attention's share starts about its sigmoid.
 
     Raises:
         ValueError: for an argument of the wrong type, shape or range, by name.
@@ -83,6 +84,7 @@ class MACLayer(Layer):
         n_persistent: int = 4,
         gate: str = "normalised",
         memory: NeuralMemory | None = None,
+        init_gate_bias: float | None = None,
     ):
         given = dict(locals())
         super().__init__()
@@ -90,10 +92,10 @@ class MACLayer(Layer):
         self.persistent = PersistentTokens(n_persistent, dim)
         self.attention = SegmentAttention(dim, heads, segment)
         self.remember = Remember(check_memory(memory, dim, heads))
-        self.gate = Gate(dim, gate)
+        self.gate = Gate(dim, gate, init_gate_bias)
         if self.remember.memory.reads_one_page:
             raise ValueError("MAC cannot be combined with read_active_page_only: it reads before its page is known")
-        self.configuration = identity(MACLayer.__init__, given, ("memory",))
+        self.configuration = identity(MACLayer.__init__, given, ("memory", "init_gate_bias"))
         self.looks_back = self.remember.memory.projections.looks_back
 
     def _run(self, x: Tensor, state: MACState | None) -> tuple[Tensor, MACState, tuple[Tensor, ...]]:
@@ -130,7 +132,8 @@ class MACLayer(Layer):
         read, _, memory, surprises = self.remember(y, state.memory)
         asked = asked[:, max(asked.shape[1] - self.looks_back, 0) :].clone()
         filled = state.filled + x.shape[1]
-        return self.gate(y, read), MACState(filled, state.context, memory, cache, asked, self.configuration), surprises
+        after = MACState(filled, state.context, memory, cache, asked, self.configuration)
+        return self.gate(y, read, x), after, surprises
 
     def _check_segment(self, state: MACState) -> None:
         """Refuse a state made by hand that counts other tokens than its attention holds."""

@@ -35,8 +35,9 @@ class MAGLayer(Layer):
         heads: heads of attention, and of the default memory.
         window: attention window, the earlier tokens that a query sees.
         n_persistent: persistent tokens (eq. 19).
-        gate: "normalised" (the paper's), "silu" or "sigmoid"; see `Gate`.
+        gate: "normalised" (the paper's), "silu", "sigmoid" or "convex"; see `Gate`.
         memory: a NeuralMemory of this dim; None: `titans_memory(dim, heads=heads)`.
+        init_gate_bias: initial bias of the convex gate (None: 0); attention's share starts about its sigmoid.
 
     Raises:
         ValueError: for an argument of the wrong type, shape or range, by name.
@@ -52,18 +53,19 @@ class MAGLayer(Layer):
         n_persistent: int = 4,
         gate: str = "normalised",
         memory: NeuralMemory | None = None,
+        init_gate_bias: float | None = None,
     ):
         given = dict(locals())
         super().__init__()
         self.norm = RMSNorm(positive_int(dim, "dim"))
         self.attention = WindowAttention(dim, heads, window)
         self.remember = Remember(check_memory(memory, dim, heads), n_persistent)
-        self.gate = Gate(dim, gate)
-        self.configuration = identity(MAGLayer.__init__, given, ("memory",))
+        self.gate = Gate(dim, gate, init_gate_bias)
+        self.configuration = identity(MAGLayer.__init__, given, ("memory", "init_gate_bias"))
 
     def _run(self, x: Tensor, state: MAGState | None) -> tuple[Tensor, MAGState, tuple[Tensor, ...]]:
         before, cache = (None, None) if state is None else (state.memory, state.attention)
         x = self.norm(x)
         attended, cache = self.attention(x, self.remember.persistent(), cache)
         read, _, before, surprises = self.remember(x, before)
-        return self.gate(attended, read), MAGState(before, cache, self.configuration), surprises
+        return self.gate(attended, read, x), MAGState(before, cache, self.configuration), surprises

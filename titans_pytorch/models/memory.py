@@ -8,13 +8,23 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from titans_pytorch.common.checks import Words, check_flags, check_tokens, flags, positive_int, positive_number, wrong
+from titans_pytorch.common.checks import (
+    Words,
+    check_flags,
+    check_tokens,
+    flags,
+    one_of,
+    positive_int,
+    positive_number,
+    wrong,
+)
 from titans_pytorch.common.identity import check_identity
 from titans_pytorch.layers.attention import count
 from titans_pytorch.memory.presets import paper_memory_kwargs
 from titans_pytorch.memory.state import NeuralMemState
 from titans_pytorch.memory.unused import with_unused
 from titans_pytorch.memory_models import MemoryMLP
+from titans_pytorch.models.initial import MEMORY_INITS, fill
 from titans_pytorch.neural_memory import NeuralMemory
 
 NEVER = -100.0  # the sigmoid of this is 0 beside 1 in every precision
@@ -33,6 +43,8 @@ def titans_memory(
     conv_kernel: int = 4,
     qk_norm: str = "l2",
     norm: bool = False,
+    init: str = "xavier",
+    init_std: float = 0.02,
     init_scale: float = 1.0,
     surprise_threshold: float | None = None,
     **options,
@@ -54,7 +66,9 @@ def titans_memory(
         qk_norm: "l2", "rms" or "none".
         norm: wrap the memory network in a LayerNorm and a residual (mem_model_norm_add_residual). The paper does
             neither. Where the fast weights shrink, the LayerNorm divides by almost nothing and rounding errors grow.
-        init_scale: scale of the initial fast weights, as a multiple of Xavier's.
+        init: initial fast weights, "xavier", "normal" or "orthogonal".
+        init_std: standard deviation of normal ones.
+        init_scale: factor of the initial fast weights.
         surprise_threshold: a token with a smaller inner loss is not written.
         options: further keywords of NeuralMemory. init_decay_bias is -6 by default: the forget gate starts at 0.0025.
 
@@ -62,6 +76,7 @@ def titans_memory(
         ValueError: for an argument of the wrong type, shape or range, by name.
     """
     check_flags(titans_memory, locals())
+    one_of(init, MEMORY_INITS, "init")
     positive_int(dim, "dim"), positive_int(heads, "heads"), positive_number(init_scale, "init_scale")
     positive_int(chunk_size, "chunk_size"), positive_number(max_step, "max_step"), count(conv_kernel, "conv_kernel")
     if dim % heads:
@@ -73,6 +88,7 @@ def titans_memory(
     network = MemoryMLP(head, depth, expansion_factor=(hidden + 0.5) / head)
     with torch.no_grad():
         for weight in network.parameters():
+            weight if init == "xavier" else fill(weight, init, init_std)
             weight.mul_(init_scale)
     changes: dict[str, Any] = {
         "heads": heads,
