@@ -1,9 +1,12 @@
 """Each example, in a quick form."""
 
+import ast
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
+import torch
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -23,7 +26,7 @@ def text(tmp_path):
 
 
 def test_all_are_tested():
-    tested = {"quick_start", "memory_in_a_transformer", "stream_a_file", "fine_tune"}
+    tested = {"quick_start", "memory_in_a_transformer", "stream_a_file", "fine_tune", "own_model"}
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
 
 
@@ -48,6 +51,28 @@ def test_memory_in_a_transformer(capsys):
     pytest.importorskip("transformers")
     assert run("memory_in_a_transformer", "--steps", 2, "--phrase", 4) == 0
     assert "storing switched off" in capsys.readouterr().out
+
+
+def test_own_model(capsys):
+    threads = torch.get_num_threads()
+    try:
+        assert run("own_model", "--steps", 2, "--seed", 1, "--threads", 1) == 0
+    finally:
+        torch.set_num_threads(threads)
+    loss, accuracies, stream = capsys.readouterr().out.splitlines()
+    assert loss.startswith("step    1: loss 4.")
+    on, off, chance = (float(number) for number in re.findall(r"([\d.]+)%", accuracies))
+    assert chance == 6.2
+    assert max(on, off) < 15
+    assert float(stream.split("differ by ")[1]) < 1e-4
+
+
+def test_own_model_is_shown_on_its_page():
+    page = (EXAMPLES.parent / "docs" / "in_your_own_model.md").read_text()
+    source = (EXAMPLES / "own_model.py").read_text()
+    parts = [part for part in ast.parse(source).body if isinstance(part, ast.ClassDef | ast.FunctionDef)]
+    missing = {part.name for part in parts if ast.get_source_segment(source, part) not in page}
+    assert missing == {"main"}
 
 
 def test_stream_a_file(text, tmp_path, capsys):

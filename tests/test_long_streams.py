@@ -84,13 +84,14 @@ EXAMPLES = [
 ]
 
 
-@pytest.mark.parametrize("name", ["quick_start", *EXAMPLES])
+@pytest.mark.parametrize("name", ["quick_start", "own_model", *EXAMPLES])
 def test_examples(name, monkeypatch, tmp_path):
     if name in ("memory_in_a_transformer", "fine_tune"):
         pytest.importorskip("transformers")
     text = tmp_path / "text.txt"
     text.write_bytes(b"the quick brown fox jumps over the lazy dog, and again: " * 40)
     words = {"quick_start": ["--steps", 1, "--text", text], "memory_in_a_transformer": ["--steps", 1, "--phrase", 4]}
+    words["own_model"] = ["--steps", 1]
     words["stream_a_file"] = ["--file", text, "--state", tmp_path / "state", "--bytes", 100]
     words["fine_tune"] = ["--steps", 1, "--length", 32, "--text", text, "--out", tmp_path / "tuned"]
     with collected(monkeypatch) as memories:
