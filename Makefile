@@ -81,8 +81,8 @@ TORCHES := cpu default
 ifeq ($(filter $(TORCH),$(TORCHES)),)
 $(error TORCH must be one of: $(TORCHES), got $(TORCH))
 endif
-SIZE_cpu := the CPU build of PyTorch and all else, 0.3 GB to download, 1.4 GB on disk
-SIZE_default := PyTorch and all else, on Linux with CUDA 3.1 GB to download and 6 GB on disk (with TORCH=cpu: 0.3 and 1.4)
+SIZE_cpu := the CPU build of PyTorch and all else, 0.3 GB to download, 1.5 GB on disk
+SIZE_default := PyTorch and all else, on Linux with CUDA 3.1 GB to download and 6 GB on disk (with TORCH=cpu: 0.3 and 1.5)
 INSTALL = $(BIN)/python -m pip install $(addprefix -c ,$(CONSTRAINTS))
 
 $(STAMP): pyproject.toml

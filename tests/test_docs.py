@@ -52,6 +52,14 @@ def test_every_public_name_is_in_the_reference():
         assert f"`{name}`" in (DOCS / "api" / "index.md").read_text(), f"{name} is not on the overview"
 
 
+def test_every_method_of_the_memory_is_in_the_reference():
+    """They are listed one by one, without the signature of the class."""
+    path = f"{titans_pytorch.NeuralMemory.__module__}.NeuralMemory"
+    listed = re.findall(rf"^::: {path}\.(\w+)$", (DOCS / "api" / "memory.md").read_text(), re.MULTILINE)
+    own = [name for name in vars(titans_pytorch.NeuralMemory) if not name.startswith("_")]
+    assert sorted(set(own) - {"label", "told_diverged", "stopped"}) == sorted(listed)
+
+
 def test_every_command_is_in_the_reference():
     text = (DOCS / "api" / "cli.md").read_text()
     assert [name for name in COMMANDS if f"`titans {name}" not in text] == []

@@ -1,7 +1,10 @@
 """What draws, measures and builds the documentation. (What builds it needs the extra `docs`, and runs in make docs.)"""
 
 import importlib.util
+import os
 import re
+import subprocess
+import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -93,3 +96,26 @@ def test_docstrings():
     assert docstrings.explained('setting(3, "tokens " "read")') == ("3", "tokens read")
     assert docstrings.explained('field(default=0.5, metadata={"help": "x"})') == ("0.5", "x")
     assert docstrings.explained("field(default_factory=list)") is None
+
+
+@pytest.mark.slow
+def test_the_site(tmp_path):
+    pytest.importorskip("material")
+    pytest.importorskip("mkdocstrings")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"})
+    pages = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*.html")}
+    assert {"index.html", "install.html", "concepts.html", "api/memory.html"} <= pages.keys()
+    for name, page in pages.items():
+        assert re.findall(r'<(?:script|img|iframe)[^>]* src="(?:https?:)?//[^"]*"', page) == [], name
+        assert re.findall(r'<link rel="stylesheet"[^>]* href="(?:https?:)?//[^"]*"', page) == [], name
+        assert "arithmatex" not in page, name
+    assert pages["concepts.html"].count('<svg class="formula') > 10
+    # from disk a page can read a script, and neither JSON nor a Worker
+    assert (tmp_path / "search" / "search_index.js").read_text().startswith("var __index = {")
+    assert 'src="../iframe-worker.js"' in pages["api/memory.html"]
+    for layer in ("mac.MACLayer", "mag.MAGLayer", "mal.MALLayer", "lmm.LMMLayer"):
+        assert f'id="titans_pytorch.models.{layer}.forward"' in pages["api/models.html"]
+    reference = pages["api/memory.html"]
+    where = [reference.index(text) for text in ("NeuralMemory.paper(dim, segment)", "What everyone needs", "Rates")]
+    assert where == sorted(where)

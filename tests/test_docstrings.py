@@ -191,6 +191,12 @@ def test_every_option_has_one_entry_in_a_group(cls):
     assert sorted(entries) == sorted(parameters(cls))
 
 
+def test_the_reference_of_the_memory_begins_with_what_everyone_needs():
+    doc = inspect.getdoc(NeuralMemory)
+    assert list(groups(doc).values())[0] == ["dim", "chunk_size"]
+    assert doc.index("NeuralMemory.paper") < doc.index("Args:")
+
+
 @pytest.mark.parametrize("name", PUBLIC)
 def test_sections_are_read_as_such(name):
     """Google style: "Args:", "Returns:" and "Raises:" behind a blank line, what is in them indented."""

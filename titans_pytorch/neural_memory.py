@@ -75,16 +75,22 @@ class KeyValueViews(NamedTuple):
 class NeuralMemory(nn.Module):
     """Writes a sequence [b n d] into the weights of a small network, and reads them at every token: [b n d].
 
+    Two arguments are enough, and there are two ways to begin. `NeuralMemory(dim, chunk_size)` has the defaults of the
+    package titans-pytorch. `NeuralMemory.paper(dim, segment)` is the memory as published: it sets the keywords below,
+    and takes changes to them. Call it as `retrieved, state = memory(seq, state=state)`.
+
+    Args: What everyone needs
+        dim: features of the sequence.
+        chunk_size: tokens of a chunk, an int or (retrieve, store). Tokens of a chunk are written together, and momentum
+            and forget gate act once per store chunk. Small chunks follow the sequence more closely.
+
     The rule of Titans (arXiv 2501.00663): the inner loss of a key k and value v is |M(k) - v|^2 (eq. 12), its negative
     gradient is the surprise, S_t = eta S_{t-1} - theta gradient (momentum, eq. 10), M_t = (1 - alpha) M_{t-1} + S_t
-    (forget gate, eq. 13), and a read is M(q) (eq. 15). The tokens of a chunk are written together (eq. 16 to 18).
-    `NeuralMemory.paper` builds the memory as published; the defaults are those of the package titans-pytorch. Every
+    (forget gate, eq. 13), and a read is M(q) (eq. 15). The tokens of a chunk are written together (eq. 16 to 18). Every
     option is causal, and any way of cutting a sequence into calls gives the same outputs (with pages: see
     page_switch_every).
 
     Args: Size and network
-        dim: features of the sequence.
-        chunk_size: tokens of a chunk, an int or (retrieve, store). Momentum and forget gate act once per store chunk.
         batch_size: tokens of a mini-batch: gradients are taken at the fast weights at its start. None: at the initial
             weights. A multiple of the store chunk. chunk_size = 1 with a batch size is the paper's rule. The updates of
             a mini-batch add up: with learning rates near 1 the fast weights can diverge, by default within some hundred
