@@ -1,4 +1,4 @@
-"""Where a result was measured and how to get it again: the `run` record of every result file."""
+"""The `run` record of every result file: where it was measured, and the command that reproduces it."""
 
 import os
 import platform
@@ -6,15 +6,14 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from titans_pytorch.training.start import machine_memory
-from titans_pytorch.training.versions import git_commit
+from titans_pytorch.training.versions import git_commit, versions
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PACKAGES = ("titans-pytorch", "torch", "einops", "hyper-connections", "rotary-embedding-torch", "x-transformers")
+PACKAGES = ("einops", "hyper-connections", "rotary-embedding-torch", "x-transformers")
 
 
 def run_record(
@@ -25,9 +24,9 @@ def run_record(
     argv: Sequence[str] | None = None,
     placeholders: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Command, full configuration, seeds, versions, commit, device, threads.
+    """Return command, full configuration, seeds, versions, commit, device, threads.
 
-    placeholders: values of the command line that mean nothing elsewhere -> what stands for them in the record.
+    placeholders: values of the command line that are valid on this machine alone -> their names in the record.
     """
     shown = placeholders or {}
     command = [_shown(word, shown) for word in (sys.argv if argv is None else argv)]
@@ -35,7 +34,7 @@ def run_record(
         "command": shlex.join(["python", _relative(command[0]), *command[1:]]),
         "configuration": {k: shown.get(v, v) if isinstance(v, str) else v for k, v in configuration.items()},
         "seeds": list(seeds),
-        "versions": versions(),
+        "versions": versions(PACKAGES),
         "commit": commit(),
         "device": device_record(device),
         "threads": threads,
@@ -44,28 +43,20 @@ def run_record(
 
 
 def _shown(word: str, shown: Mapping[str, str]) -> str:
-    """Also within --option=value."""
+    """Return a word of the command line with placeholders, also within --option=value."""
     option, equals, value = word.partition("=")
     return f"{option}={shown[value]}" if equals and value in shown else shown.get(word, word)
 
 
-def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in packages:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def commit() -> str | None:
-    """The commit of the repository, with "+changes" where tracked files differ from it; None outside a checkout."""
+    """Return the commit of the repository, with "+changes" where tracked files differ from it; None outside a
+    checkout.
+    """
     return git_commit("+changes")
 
 
 def device_record(device: str) -> dict[str, Any]:
-    """What computes. `class` names the kind of machine: times of two classes are not compared."""
+    """Describe the device. `class` names the kind of machine: times of two classes are not compared."""
     cores = os.cpu_count()
     record: dict[str, Any] = {"type": device.partition(":")[0], "cores": cores, "memory": machine_memory()}
     if record["type"] == "cuda":

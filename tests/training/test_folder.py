@@ -14,6 +14,16 @@ pytest.importorskip("fcntl")
 FORK = multiprocessing.get_context("fork")
 
 
+def in_processes(count, target, *args):
+    """Run target(*args) in `count` processes at once, all of which must succeed."""
+    processes = [FORK.Process(target=target, args=args) for _ in range(count)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+
+
 def race(out, start, tried, won):
     for _ in range(20):
         start.wait()
@@ -30,12 +40,7 @@ def race(out, start, tried, won):
 def test_of_many_claims_at_once_one_wins(tmp_path):
     """And moves the earlier run aside, once."""
     start, tried, won = FORK.Barrier(12), FORK.Barrier(12), FORK.Value("i", 0)
-    racing = [FORK.Process(target=race, args=(tmp_path / "run", start, tried, won)) for _ in range(12)]
-    for process in racing:
-        process.start()
-    for process in racing:
-        process.join(120)
-        assert process.exitcode == 0
+    in_processes(12, race, tmp_path / "run", start, tried, won)
     assert won.value == 20
     expected = {"run", *(f"run-{i}" for i in range(1, 20))}
     assert {p.name for p in tmp_path.iterdir()} == expected
@@ -60,12 +65,7 @@ def take_turns(out, inside, most, turns):
 def test_a_claim_that_ends_lets_one_other_in(tmp_path):
     """Though the lock file goes and comes, two never hold it."""
     inside, most, turns = (FORK.Value("i", 0) for _ in range(3))
-    claiming = [FORK.Process(target=take_turns, args=(tmp_path / "run", inside, most, turns)) for _ in range(6)]
-    for process in claiming:
-        process.start()
-    for process in claiming:
-        process.join(60)
-        assert process.exitcode == 0
+    in_processes(6, take_turns, tmp_path / "run", inside, most, turns)
     assert most.value == 1
     assert turns.value > 20
     assert list(tmp_path.iterdir()) == []

@@ -94,8 +94,8 @@ def diagnose(
         print(diagnose(memory, {"seq": x, "state": state}, loss=lambda out: out[0].square().mean()))
 
     Args:
-        model: any module; memories in it are looked into.
-        inputs: what it is called with: a tensor, a tuple of arguments, a mapping of keywords; or a function without
+        model: any module; memories in it are inspected.
+        inputs: the arguments of its call: a tensor, a tuple of arguments, a mapping of keywords; or a function without
             arguments that calls the model itself, and whose result is taken as the output.
         loss: the model's output -> the loss. Default: with `return_loss` where the model has this argument; else the
             output's `loss`, else the mean of its first floating-point tensor.
@@ -134,7 +134,7 @@ def diagnose(
 
 
 def _call_of(model: nn.Module, inputs: Any, default_loss: bool) -> Callable[[], Any]:
-    """A function that calls the model."""
+    """Return a function that calls the model."""
     if isinstance(inputs, Tensor):
         inputs = (inputs,)
     if isinstance(inputs, tuple):
@@ -154,7 +154,7 @@ def _call_of(model: nn.Module, inputs: Any, default_loss: bool) -> Callable[[], 
 def _run(
     model: nn.Module, watch: Watch, call: Callable[[], Any], loss: Callable[[Any], Tensor] | None, backward: bool
 ) -> tuple[NotFinite | None, bool]:
-    """(the first value that is not finite, whether the backward pass was run)."""
+    """Return (the first value that is not finite, whether the backward pass was run)."""
     output = call()
     kind = type(model).__name__
     if any(candidate.lasting for candidate in watch.candidates):
@@ -185,7 +185,9 @@ def _default_loss(output: Any) -> Tensor | None:
 
 
 def _of_input(model: nn.Module, inputs: Any, watch: Watch, found: NotFinite) -> Diagnosis | None:
-    """Inputs, or a state, that were not finite before the call. (Infinite ones may be meant, as in a mask.)"""
+    """Find inputs, or a state, that were not finite before the call. (Infinite values may be intended, as in a
+    mask.)
+    """
     if found.phase == "backward" or (callable(inputs) and not isinstance(inputs, (Tensor, Mapping))):
         return None
     for name, x in tensors_in(dict(inputs) if isinstance(inputs, Mapping) else inputs, lazy=True):
@@ -201,7 +203,7 @@ def _of_input(model: nn.Module, inputs: Any, watch: Watch, found: NotFinite) -> 
 
 
 def _of(model: nn.Module, found: NotFinite, memories: Mapping[str, FaultWatcher]) -> Diagnosis:
-    """What was found, its place in a memory, and what to change."""
+    """Build the Diagnosis: the value, its place in a memory, and what to change."""
     name = next((n for n in memories if not n or found.module == n or found.module.startswith(n + ".")), None)
     place = None if name is None else memories[name].at(found.phase)
     if found.phase == "backward":
@@ -231,7 +233,7 @@ def _of_parameters(others: int) -> str:
 
 @contextmanager
 def _as_before(model: nn.Module) -> Iterator[None]:
-    """Without compilation; buffers are restored."""
+    """Within this context compilation is off; buffers are restored afterwards."""
     kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
     stance = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else None
     try:

@@ -34,10 +34,10 @@ class MemoryFault:
         start" (of the chunk), or "gradient of" one of these.
     chunk: absolute index of the store chunk.
     tokens: positions of the chunk's first and last token, or twice that of the one token.
-    row: of the batch.
-    head: of the memory (page * heads + head with pages).
-    parameter: of the memory network; None where all share it.
-    rate: the rate to blame, "learning rate", "modulation", "momentum" or "retention"; None: none of them.
+    row: row of the batch.
+    head: head of the memory (page * heads + head with pages).
+    parameter: parameter of the memory network; None where all share it.
+    rate: the rate that caused it, "learning rate", "modulation", "momentum" or "retention"; None: none of them.
     remedy: what to change; empty where nothing in the memory is to blame.
     """
 
@@ -64,12 +64,12 @@ class MemoryFault:
 
 
 class FaultWatcher:
-    """Sees every window that the engine of a memory writes.
+    """Watches every solve window that the engine of a memory writes.
 
     Args:
-        name: of the memory in its model.
+        name: the memory's name in its model.
         memory: a NeuralMemory.
-        made: called with what is found, where the memory made it from finite keys, values and rates.
+        made: called with a fault that the memory made from finite keys, values and rates.
     """
 
     def __init__(self, name: str, memory: NeuralMemory, made: Callable[[NotFinite], None]):
@@ -79,7 +79,7 @@ class FaultWatcher:
         self.rates: _Rates | None = None
 
     def at(self, phase: str) -> MemoryFault | None:
-        """What was found in a phase of the call."""
+        """Return the fault found in a phase of the call."""
         return self.backward if phase == "backward" else self.forward
 
     @torch.no_grad()
@@ -107,7 +107,7 @@ class FaultWatcher:
         return (window.loss is None or finite(window.loss)) and all(map(finite, ends))
 
     def _before(self, chunks: Chunks, carry: Carry) -> MemoryFault | None:
-        """Fast weights that were not finite before the window."""
+        """Find fast weights that were not finite before the window."""
         for weights in (carry.weights, carry.start):
             for name in weights:
                 if not finite(weights[name]):
@@ -116,7 +116,7 @@ class FaultWatcher:
         return None
 
     def _first_given(self, chunks: Chunks) -> MemoryFault | None:
-        """Keys, values and rates: the first chunk in which one is not finite."""
+        """Find the first chunk in which a key, value or rate is not finite."""
         found: MemoryFault | None = None
         for what, x in _given(chunks):
             if not finite(x):
@@ -125,7 +125,7 @@ class FaultWatcher:
         return found
 
     def _of_given(self, chunks: Chunks, what: str, x: Tensor, first: bool) -> MemoryFault:
-        """The first or last chunk of x [B m ...] that is not finite."""
+        """Find the first or last chunk of x [B m ...] that is not finite."""
         bad = ~x.isfinite()
         of_chunk = bad.transpose(0, 1).flatten(1).any(dim=1).nonzero().flatten()
         index = int(of_chunk[0 if first else -1])
@@ -136,20 +136,20 @@ class FaultWatcher:
         return self._fault(what, chunks.first + index, place[0], token=place[1] // self.memory.kv_per_token + shift)
 
     def _fault(self, what: str, chunk: int, row: int, *, token: int | None = None, **more: Any) -> MemoryFault:
-        """token: within the chunk; None: all of it."""
+        """Build a MemoryFault. token: position within the chunk; None: the whole chunk."""
         size, heads = self.memory.store_chunk_size, self.memory.internal_heads
         tokens = (chunk * size, chunk * size + size - 1) if token is None else (chunk * size + token,) * 2
         return MemoryFault(self.name, what, chunk, tokens, row // heads, row % heads, **more)
 
     def _gradient(self, chunks: Chunks, what: str, grad: Tensor) -> None:
-        """The backward pass comes from the end: of several chunks it meets the last first."""
+        """Find the chunk of a gradient. The backward pass starts at the end, so the last such chunk comes first."""
         if not finite(grad):
             fault = self._of_given(chunks, what, grad, first=False)
             if self.backward is None or fault.chunk > self.backward.chunk:
                 self.backward = MemoryFault(**vars(fault) | {"what": f"gradient of the {what}"})
 
     def _made(self, chunks: Chunks, carry: Carry, window: Window) -> tuple[MemoryFault, Tensor]:
-        """Write the window again, chunk by chunk: what was not finite first, and its tensor."""
+        """Write the window again chunk by chunk, and find the first value that is not finite, with its tensor."""
         made = next((step for step in _steps(self.memory, chunks, carry) if not finite(step[3])), None)
         # None: only this engine's order of sums overflows
         index, what, name, x = made or (len(chunks) - 1, *self._of_window(chunks, window))
@@ -168,7 +168,7 @@ class FaultWatcher:
 
 
 def _given(chunks: Chunks) -> Iterator[tuple[str, Tensor]]:
-    """What the memory is given: tensors [B m ...]."""
+    """Return the inputs of a write: tensors [B m ...]."""
     rates = chunks.rates
     named = {
         "key": chunks.keys,
@@ -186,12 +186,12 @@ def _given(chunks: Chunks) -> Iterator[tuple[str, Tensor]]:
 
 
 def _row(x: Tensor) -> int:
-    """The first row of x [B ...] that is not finite."""
+    """Return the first row of x [B ...] that is not finite."""
     return int((~x.isfinite()).flatten(1).any(dim=1).nonzero()[0])
 
 
 class _Recorded:
-    """An update rule that keeps the gradients it is given."""
+    """An update rule that records the gradients it receives."""
 
     def __init__(self, rule: UpdateRule):
         self.rule = rule
@@ -206,7 +206,7 @@ class _Recorded:
 
 
 def _steps(memory: NeuralMemory, chunks: Chunks, carry: Carry) -> Iterator[tuple[int, str, str | None, Tensor]]:
-    """(chunk, what, parameter, tensor [B ...]) in the order in which the sequential engine computes them."""
+    """Yield (chunk, what, parameter, tensor [B ...]) in the order in which the sequential engine computes them."""
     weights, slots = carry.weights, carry.slots
     for index in range(len(chunks)):
         rule = _Recorded(memory.engine.rule)
@@ -226,7 +226,7 @@ def _steps(memory: NeuralMemory, chunks: Chunks, carry: Carry) -> Iterator[tuple
 
 
 class _Rates:
-    """The rates of the chunk that moves each row most, of all chunks up to one: tensors [B].
+    """Rates of the chunk with the largest gain of each row, over all chunks so far: tensors [B].
 
     gain: 2 C theta |k|^2 / d times the modulation, C the tokens of a mini-batch (docs/stability.md).
     """
@@ -247,7 +247,7 @@ class _Rates:
         self.step, self.chunk = there(rates.learning_rate.amax(dim=-1)), at.squeeze(1) + chunks.first
 
     def joined(self, before: "_Rates | None") -> "_Rates":
-        """The larger of each row; those before where they are equal."""
+        """Take the larger gain of each row; the earlier one on a tie."""
         if before is not None and len(before.gain) == len(self.gain):
             older = before.gain * before.modulation >= self.gain * self.modulation
             for name, x in vars(self).items():
@@ -255,7 +255,7 @@ class _Rates:
         return self
 
     def to_blame(self, memory: NeuralMemory, row: int, what: str) -> tuple[str | None, str]:
-        """(rate, what to change): the first rate that lets a mini-batch of such chunks overshoot."""
+        """Return (rate, what to change) for the first rate that makes a mini-batch of such chunks overshoot."""
         size = f"batch_size = {memory.batch_size}" if memory.batch_size else f"chunk_size = {memory.store_chunk_size}"
         chunk, momentum = int(self.chunk[row]), float(self.momentum[row])
         gain, modulation = float(self.gain[row]), float(self.modulation[row])

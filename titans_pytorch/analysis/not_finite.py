@@ -23,7 +23,7 @@ class NotFinite:
     module: name of the module that made it from finite values ("" is the model itself).
     kind: the module's class.
     what: "output", "parameter NAME", "input NAME", "loss", "gradient of the input", "gradient of the parameter NAME".
-    dtype: of the tensor.
+    dtype: dtype of the tensor.
     phase: "before the call", "forward" or "backward".
     index: of the first such element in the tensor.
     value: that element.
@@ -43,7 +43,7 @@ class NotFinite:
 
 
 def not_finite(module: str, kind: str, what: str, x: Tensor, phase: str) -> NotFinite:
-    """NotFinite of the first such element of x."""
+    """Return NotFinite of the first element of x that is not finite."""
     bad = _bad(x)
     if x.ndim == 0 or not bad.any():
         index: tuple[int, ...] = ()
@@ -53,7 +53,7 @@ def not_finite(module: str, kind: str, what: str, x: Tensor, phase: str) -> NotF
 
 
 def finite(x: Tensor) -> bool:
-    """Whether every element is."""
+    """Return whether every element is finite."""
     return not bool(_bad(x).any())
 
 
@@ -74,10 +74,10 @@ def _number(x: Tensor, index: tuple[int, ...]) -> float:
 
 
 def tensors_in(value: Any, name: str = "", lazy: bool = False) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of the floating-point and complex tensors in what a module takes or returns.
+    """Yield (name, tensor) of the floating-point and complex tensors in a module's inputs or outputs.
 
-    lazy: also of the fast weights of a memory's state, which are built when they are read. Nothing may be built of what
-    a module returns: a checkpointed pass would then differ from its recomputation. `updates` are never read.
+    lazy: include the fast weights of a memory's state, which are built when they are read. Outputs must not build any:
+    a checkpointed pass would then differ from its recomputation. `updates` are never read.
     """
     if isinstance(value, Tensor):
         if value.is_floating_point() or value.is_complex():
@@ -97,12 +97,12 @@ def tensors_in(value: Any, name: str = "", lazy: bool = False) -> Iterator[tuple
 
 
 def first_bad(value: Any) -> Tensor | None:
-    """The first tensor that is not finite."""
+    """Return the first tensor that is not finite."""
     return next((x for _, x in tensors_in(value) if not finite(x)), None)
 
 
 def bad_parameters(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters that are not finite, those of the module itself first."""
+    """Yield parameters that are not finite, those of the module itself first."""
     names = sorted(module.named_parameters(), key=lambda item: item[0].count("."))
     return {name: p for name, p in names if not finite(p)}
 
@@ -115,7 +115,7 @@ def _joined(module: str, name: str) -> str:
 class _Candidate:
     """A module that made a value which is not finite from finite ones.
 
-    tensor: that value. lasting: it counts even where the modules around it give finite values.
+    tensor: that value. lasting: it counts even if the enclosing modules return finite values.
     """
 
     found: NotFinite
@@ -129,7 +129,7 @@ class _Call:
     """One call of a module; candidates: how many there were when it began."""
 
     module: nn.Module
-    takes: tuple[Tensor, ...]  # those of its inputs that are not finite
+    takes: tuple[Tensor, ...]  # inputs that are not finite
     candidates: int
     of_input: Tensor | None = None  # the first gradient that is not finite
     of_output: Tensor | None = None
@@ -158,12 +158,12 @@ class Watch:
             hook.remove()
 
     def add(self, found: NotFinite, tensor: Tensor | None = None, lasting: bool = False) -> None:
-        """Another candidate."""
+        """Add a candidate."""
         self.candidates.append(_Candidate(found, tensor, lasting))
 
     @property
     def found(self) -> NotFinite | None:
-        """The first candidate, if possible one whose value was not made finite again by the module that took it."""
+        """Return the first candidate, preferably one whose value no later module made finite again."""
         first = sorted(self.candidates, key=lambda candidate: candidate.absorbed)
         return first[0].found if first else None
 
@@ -193,10 +193,10 @@ class Watch:
         if in_backward() or in_transform():
             return
         while self.open and (call := self.open.pop()).module is not module:
-            pass  # a call that raised
+            pass  # the call raised an error
         made = first_bad(output)
         if made is None:
-            # what was made inside did not get out
+            # values made inside did not leave the module
             inside = self.candidates[call.candidates :]
             self.swallowed += [c.found for c in inside if not c.lasting and math.isnan(c.found.value)]
             self.candidates[call.candidates :] = [c for c in inside if c.lasting]
@@ -211,8 +211,8 @@ class Watch:
                 self.hooks.append(x.register_hook(lambda grad, call=call: _note(call, "of_output", grad)))
 
     def of_gradients(self, gradients: Mapping[str, Tensor | None]) -> NotFinite | None:
-        """The call that gets finite gradients and gives others which the backward pass meets first, of several around
-        each other the innermost. gradients: of the parameters."""
+        """Return the call that receives finite gradients and returns others, the first in the backward pass; of nested
+        calls the innermost. gradients: gradients of the parameters."""
         bad = {name: grad for name, grad in gradients.items() if grad is not None and not finite(grad)}
         found: NotFinite | None = None
         given_bad = {call.module for call in self.calls if call.of_output is not None}

@@ -1,13 +1,13 @@
 """Overshoot: how far one mini-batch moves the predictions of a memory, as a multiple of their error.
 
-All surprises of a mini-batch (C = `batch_size` tokens) are taken at the same fast weights and add up. The gain of a
+All gradients of a mini-batch (C = `batch_size` tokens) are taken at the same fast weights and add up. The gain of a
 mini-batch is |M(k) - A(k)| / |v - A(k)| over its keys k and values v, with A the memory at its start and M the memory
 after it. At 1 the error can vanish, at 2 it changes its sign, above 2 it grows.
 
 Where all tokens have the key k, the value v and the learning rate theta, the gain of a memory of one matrix is
-2 C theta |k|^2 / d (the gradient of eq. 12 of arXiv 2501.00663, as a mean over the d features of a head): text that
-repeats itself would be read with this gain, whatever the text at hand does. For deeper networks, and with momentum,
-which adds to it, or decay, which takes from it, this is a guide.
+2 C theta |k|^2 / d (the gradient of eq. 12 of arXiv 2501.00663, as a mean over the d features of a head): the gain on
+repetitive text, whatever the present text is. It is a guide only for deeper networks, with momentum (which increases
+it) and with a forget gate (which decreases it).
 
 Letters: B rows (batch and internal heads), m chunks, p pairs of a chunk, u keys and values per token, d features of a
 head.
@@ -32,7 +32,7 @@ from titans_pytorch.rules.titans import TitansRule
 __all__ = ["OVERSHOOTS", "Gains", "overshoot_note", "watch_gains"]
 
 OVERSHOOTS = 2.0
-KNOWN = 1e-2  # an error below this share of the values counts as one of this share: rounding moves what is known
+KNOWN = 1e-2  # smaller errors count as this share of the values: rounding changes values that are already learned
 
 
 class Gains(dict[str, float]):
@@ -48,16 +48,16 @@ class Gains(dict[str, float]):
         self.lost: dict[str, int] = dict(lost or {})
 
     def finite(self) -> dict[str, float | None]:
-        """The gains for JSON, which has no infinity: None for a memory that is not finite."""
+        """Return the gains for JSON, which has no infinity: None for a memory that is not finite."""
         return {name: gain if math.isfinite(gain) else None for name, gain in self.items()}
 
 
 @contextmanager
 def watch_gains(model: nn.Module) -> Iterator[Gains]:
-    """Within this context, the largest gain of each memory of a model that stores tokens: memory's name -> gain.
+    """Within this context, measure the largest gain of each memory of `model` that writes: name -> gain.
 
-    Measured on every mini-batch that is stored, for every memory; without `batch_size` on every run of chunks that a
-    call writes at once, against the initial fast weights. For a memory that nothing limits (with `batch_size`, and
+    Measured on every mini-batch that is written; without `batch_size` on all chunks that a call writes in one go,
+    against the initial fast weights. For a memory that nothing limits (with `batch_size`, and
     without `mem_model_norm_add_residual`, `max_grad_norm`, `spectral_norm_surprises` or a loss of one's own) the gain
     is at least 2 C theta |k|^2 / d of each token. It costs two more reads, and on an accelerator one synchronisation,
     for each mini-batch. The mapping is filled when the context ends.
@@ -76,9 +76,9 @@ def watch_gains(model: nn.Module) -> Iterator[Gains]:
 
 
 def overshoot_note(gains: Mapping[str, float]) -> str | None:
-    """A line on the memories whose gain is above 2, and on those that are not finite; None where there are none.
+    """Return a line on the memories with a gain above 2, and on those that are not finite; None if there are none.
 
-    gains: as `watch_gains` found them.
+    gains: result of `watch_gains`.
     """
     lost = gains.lost if isinstance(gains, Gains) else {}
     above = {name: gain for name, gain in gains.items() if gain > OVERSHOOTS and name not in lost}
@@ -103,7 +103,7 @@ def _finite(weights: Tensors) -> Tensor:
 
 
 class _Watcher:
-    """Sees every window that one memory's engine writes."""
+    """Watches every solve window that one memory's engine writes."""
 
     def __init__(self, memory: NeuralMemory):
         self.memory = memory
@@ -116,8 +116,8 @@ class _Watcher:
 
     @torch.no_grad()
     def wrote(self, chunks: Chunks, carry: Carry, window: Window, batch_chunks: int | None, share) -> None:
-        """chunks: what was written; carry: from where; window: to where; batch_chunks: chunks of a mini-batch; share:
-        of the memory that a gated transition lets pass, or None."""
+        """chunks: the chunks written; carry: fast weights before them; window: fast weights after them; batch_chunks:
+        chunks of a mini-batch; share: the share of the memory that a gated transition passes on, or None."""
         if self.lost is not None:
             return
         end = {name: path.entry(len(chunks)) for name, path in window.paths.items()}
@@ -131,7 +131,7 @@ class _Watcher:
         self.largest = gain if self.largest is None else torch.maximum(self.largest, gain)
 
     def _position(self, chunks: Chunks, window: Window) -> int:
-        """The first token that reads a memory which is not finite: once it is, it stays so."""
+        """Return the first token that reads a memory which is not finite. A memory stays so."""
         low, high = 0, len(chunks)
         while low < high:
             middle = (low + high) // 2
@@ -151,7 +151,7 @@ class _Watcher:
         return torch.where(moved > 0, moved / torch.maximum(error, KNOWN * size), 0.0).amax()
 
     def _of_repeats(self, chunks: Chunks, learning_rate: Tensor, batch_chunks: int) -> Tensor:
-        """2 C theta |k|^2 / d of the token where it is largest."""
+        """Return 2 C theta |k|^2 / d of the token where it is largest."""
         rates, u = chunks.rates, self.memory.kv_per_token
         gain = learning_rate * chunks.keys.square().mean(dim=-1)
         if rates.modulation is not None:
@@ -163,7 +163,7 @@ class _Watcher:
 
 
 def _read(engine, keys: Tensor, tokenwise: bool, weights: Tensors) -> Tensor:
-    """Predictions of the memory network with these weights for keys [B m p d]."""
+    """Return predictions of the memory network with these weights for keys [B m p d]."""
     paths = engine.still(0, weights).paths
     if tokenwise:
         return engine.read(paths, keys.flatten(1, 2).unsqueeze(1), slice(0, 1)).view_as(keys)
@@ -171,5 +171,5 @@ def _read(engine, keys: Tensor, tokenwise: bool, weights: Tensors) -> Tensor:
 
 
 def _norm(x: Tensor) -> Tensor:
-    """Norm of [B m p d] over all but the rows, in double precision: squares of large numbers overflow."""
+    """Return the norm of [B m p d] over all but the rows, in double precision: squares of large numbers overflow."""
     return x.double().square().sum(dim=(1, 2, 3)).sqrt()

@@ -1,4 +1,4 @@
-"""The picture of traces: one column for each memory."""
+"""Figure of traces: one column for each memory."""
 
 from pathlib import Path
 
@@ -17,21 +17,21 @@ ROWS = (
 
 
 def smoothed(values: list[float], width: int) -> list[float]:
-    """Means over `width` neighbours, fewer at the ends."""
+    """Return means over `width` neighbours, fewer at the ends."""
     half = width // 2
     return [sum(part) / len(part) for i in range(len(values)) if (part := values[max(0, i - half) : i + half + 1])]
 
 
 def plot_traces(traces: list[MemoryTrace], target: Path, title: str = "") -> bool:
-    """Draws every trace over position, thin, with a running mean, to a PNG.
+    """Draw every trace over position, thin, with a running mean, to a PNG.
 
     Args:
-        traces: of `trace_memories`.
+        traces: result of `trace_memories`.
         target: the file; its folder is made.
-        title: of the picture.
+        title: title of the figure.
 
     Returns:
-        False where matplotlib is not installed (the extra `bench`), and nothing is drawn.
+        False, with nothing drawn, if matplotlib (the extra `bench`) is not installed.
     """
     try:
         from matplotlib.figure import Figure

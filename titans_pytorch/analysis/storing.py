@@ -1,7 +1,6 @@
-"""Switching the storing of memories off: each stays as it starts, so that what a model does without memory shows.
+"""Switch writing off: memories keep their initial fast weights, which shows how the model performs without memory.
 
-The switch belongs to the thread or task that turns it: what others compute with the same model meanwhile is not changed
-(docs/threads.md).
+The switch acts in the calling thread or task alone, not on others that use the same model (docs/threads.md).
 """
 
 from collections.abc import Callable, Iterator
@@ -17,23 +16,23 @@ __all__ = ["memories_of", "page_switches", "stop_storing", "storing_off"]
 
 
 def memories_of(model: nn.Module) -> dict[str, NeuralMemory]:
-    """Every memory in a model, by its name there."""
+    """Return every memory in a model, by its name there."""
     of_kind(model, nn.Module, "model", "a torch.nn.Module")
     return {name: module for name, module in model.named_modules() if isinstance(module, NeuralMemory)}
 
 
 def page_switches(model: nn.Module) -> dict[str, int]:
-    """Page switches of each memory with pages since it was made, by its name in the model."""
+    """Return the page switches of each memory with pages since it was made, by its name in the model."""
     paged = {name: memory for name, memory in memories_of(model).items() if memory.num_pages > 1}
     return {name: int(memory.page_switch_events) for name, memory in paged.items()}
 
 
 def stop_storing(model: nn.Module) -> Callable[[], None]:
-    """Stop the memories of `model` from writing and decaying, in this thread or asyncio task alone.
+    """Stop writes and forget gates of the memories of `model`, in this thread or asyncio task alone.
 
     Returns:
         A function that ends it, to be called in the same thread or task: it raises RuntimeError in another. A second
-        call does nothing. Where several are open for one memory, it stores again after the last.
+        call does nothing. A memory that was stopped several times writes again after the last end.
     """
     stop = Stop(memories_of(model).values())
     set_stops((*stops(), stop))
@@ -53,8 +52,8 @@ def stop_storing(model: nn.Module) -> Callable[[], None]:
 
 @contextmanager
 def storing_off(model: nn.Module) -> Iterator[None]:
-    """Within this context, and in this thread or asyncio task alone, the memories of a model stay at their learned
-    initial weights.
+    """Within this context, and in this thread or asyncio task alone, the memories of a model keep their learned initial
+    fast weights.
     """
     resume = stop_storing(model)
     try:

@@ -24,19 +24,19 @@ Tensors = dict[str, Tensor]
 
 @dataclass
 class MemoryTrace:
-    """Means over rows and heads; one entry for each stored token, or chunk of `tokens_per_entry` tokens.
+    """Means over rows and heads; one entry for each written token, or chunk of `tokens_per_entry` tokens.
 
-    name: of the memory, in its model.
+    name: the memory's name in its model.
     tokens_per_entry: tokens of a chunk.
     piece: tokens of a piece.
-    surprise: the memory's loss before it learns.
-    step: as learned from the token.
-    decay: as learned from the token.
-    momentum: as learned from the token; empty without.
-    change: after each piece |M - M_0| / |M_0|, over all weights.
+    surprise: the inner loss before the write.
+    step: learning rate theta.
+    decay: forget gate alpha.
+    momentum: momentum eta; empty without momentum.
+    change: |M - M_0| / |M_0| after each piece, over all fast weights.
     moved: the same against the piece before.
-    gain: the largest of any mini-batch, above 2 a memory can overshoot (see `overshoot`); None if nothing was stored or
-        the memory is not finite.
+    gain: the largest gain of any mini-batch; above 2 a memory can overshoot (see `overshoot`). None if nothing was
+        written or the memory is not finite.
     lost: the first position whose memory is not finite, or None.
     """
 
@@ -53,18 +53,18 @@ class MemoryTrace:
     lost: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The trace as a dict, for JSON."""
+        """Return the trace as a dict, for JSON."""
         return asdict(self)
 
 
 @torch.no_grad()
 def trace_memories(model: nn.Module, ids: Tensor, piece: int = 32) -> list[MemoryTrace]:
-    """Read a text in pieces, carrying the state, and record what each memory does.
+    """Read a text in pieces, carrying the state, and trace each memory.
 
     Args:
-        model: takes `model(ids, cache=..., return_cache=True)`, as those of the family do.
-        ids: [b n].
-        piece: tokens of a piece, at whose end a memory's weights are looked at.
+        model: called as `model(ids, cache=..., return_cache=True)`.
+        ids: token ids [b n].
+        piece: tokens of a piece. `change` and `moved` are measured at the end of each piece.
 
     Returns:
         A trace for each memory of the model.
@@ -85,7 +85,7 @@ def trace_memories(model: nn.Module, ids: Tensor, piece: int = 32) -> list[Memor
 
 
 class _Watcher:
-    """Collects one memory's trace from what it tells."""
+    """Collects one memory's trace from its events."""
 
     def __init__(self, name: str, memory: NeuralMemory, piece: int, batch: int):
         self.memory, self.rows = memory, batch * memory.internal_heads
@@ -116,7 +116,7 @@ class _Watcher:
 
 
 def _over_rows(values: Tensor) -> list[float]:
-    """[(b h) m] -> their means over rows and heads, m numbers."""
+    """Average [(b h) m] over rows and heads: m numbers."""
     return values.double().mean(dim=0).tolist()
 
 
@@ -125,5 +125,5 @@ def _minus(a: Tensors, b: Tensors) -> Tensors:
 
 
 def _norm(weights: Tensors) -> Tensor:
-    """Norm over all weights, for each row and head: [(b h)]."""
+    """Return the norm over all weights, for each row and head: [(b h)]."""
     return sum((w.flatten(1).square().sum(dim=1) for w in weights.values()), torch.zeros(())).sqrt()

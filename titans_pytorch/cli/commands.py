@@ -71,7 +71,7 @@ def sample_options() -> ArgumentParser:
         metavar="P",
         help="none less likely than P times the likeliest [0.1, or 0 beside the other two]",
     )
-    found.add_argument("--seed", type=seed_number, default=0, metavar="N", help="of the random choices [0]")
+    found.add_argument("--seed", type=seed_number, default=0, metavar="N", help="seed of the random choices [0]")
     found.add_argument("--no-storing", action="store_true", help="with storing in memory switched off")
     return found
 

@@ -1,4 +1,4 @@
-"""Errors for wrong arguments: which argument, what it got, what it takes."""
+"""Errors for wrong arguments: the argument, the expected value, the given value."""
 
 import inspect
 import math
@@ -8,7 +8,7 @@ LONGEST = 300  # characters of a value in a message
 
 
 class Words(str):
-    """What was got, in words: printed without quotes."""
+    """A given value in words, printed without quotes."""
 
     def __repr__(self):
         return str(self)
@@ -19,10 +19,10 @@ def wrong(name: str, got, takes: str) -> ValueError:
 
 
 def shown(value) -> str:
-    """repr in a line of bounded length."""
+    """Return repr in a line of bounded length."""
     try:
         text = " ".join(repr(value).split())
-    except (ValueError, RecursionError):  # an integer of more digits than Python prints, a list that holds itself
+    except (ValueError, RecursionError):  # an integer with more digits than Python prints, a list that contains itself
         return f"a {type(value).__name__} too long to print"
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 40]} ... ({len(text)} characters)"
 
@@ -53,7 +53,7 @@ def number_or_none(value, name: str) -> float | None:
 
 
 def threshold_or_none(value, name: str) -> float | None:
-    """May be infinite: never, or always."""
+    """Check a threshold. Infinite values are allowed: they mean never and always."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value)):
         raise wrong(name, value, "a number or None")
     return value
@@ -72,27 +72,27 @@ def callable_or_none(value, name: str):
 
 
 def check_flags(function: Callable, given: Mapping) -> None:
-    """Of a call of `function` with the arguments `given`: what is True or False by default takes nothing else."""
+    """Check a call of `function`: arguments whose default is True or False must be booleans. given: name -> value."""
     for name, parameter in inspect.signature(function).parameters.items():
         if isinstance(parameter.default, bool):
             flags(**{name: given[name]})
 
 
 def flags(**given) -> None:
-    """What is neither true nor false is refused: the word "false" would be true."""
+    """Raise ValueError for values that are no booleans. The string "false" would count as true."""
     for name, value in given.items():
         if value is not True and value is not False and not _is_flag(value):
             raise wrong(name, value, "True or False")
 
 
 def _is_flag(value) -> bool:
-    """NumPy's truth values are some, too; text is not."""
+    """Return whether a value is a boolean, of Python or NumPy."""
     return hasattr(type(value), "__bool__") and value in (True, False)
 
 
 def check_tokens(x, name: str, dim: int, weight=None, letters: str = "b n") -> None:
-    """Floating point tokens [b n dim], at least one of each letter; without autocast of the dtype of the weight that
-    they meet."""
+    """Check floating-point tokens [b n dim], each letter at least 1. Without autocast they need the dtype of the weight
+    that they are multiplied with."""
     takes = f"a floating point tensor [{letters} {dim}]"
     if not hasattr(x, "is_floating_point"):
         raise wrong(name, Words(type(x).__name__), takes)
@@ -117,7 +117,7 @@ def of_kind(value, kinds, name: str, takes: str):
 
 
 class MissingPackage(ImportError):
-    """A package that only a part of this one needs is not installed. The message names the extra that brings it."""
+    """An optional package is not installed. The message names the extra that installs it."""
 
 
 def missing(what: str, package: str, extra: str) -> MissingPackage:

@@ -1,4 +1,4 @@
-"""Files: written beside and renamed, so that none is ever half written, and JSON without NaN or Infinity."""
+"""Atomic files (written under another name, then renamed), and JSON without NaN or Infinity."""
 
 import errno
 import json
@@ -29,12 +29,12 @@ NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)  # neither 
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """A new empty file beside `path`, to be written by the body; it takes `path`'s name when the body ends.
+    """Within this context, write a new file beside `path`; it takes `path`'s name at the end.
 
-    After an error nothing is left of it, and an earlier file at `path` stays. Folders are made as needed.
+    After an error the new file is removed, and an earlier file at `path` stays. Folders are made as needed.
 
     Raises:
-        OSError: where `path` is a folder, a pipe or a device, or the system cannot write.
+        OSError: if `path` is a folder, a pipe or a device, or the system cannot write.
     """
     path = Path(path)
     if path.is_dir():
@@ -46,7 +46,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     try:
         mode = new_file(part)
         yield part
-        part.chmod(mode)  # safetensors replaces the file by one that its owner alone can read
+        part.chmod(mode)  # safetensors replaces the file by one that only its owner can read
         sync(part)
         os.replace(part, path)
     except OSError as error:
@@ -58,8 +58,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """A new empty folder beside `path`, to be filled by the body; it takes `path`'s name when the body ends, if
-    there is nothing or an empty folder. After an error nothing is left of it.
+    """Within this context, fill a new folder beside `path`; it takes `path`'s name at the end, if nothing or an empty
+    folder is there. After an error the new folder is removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,14 +79,14 @@ def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def about_file(error: OSError, path: Path) -> OSError:
-    """`error`, naming `path` where it names none, as after a write on a full disk."""
+    """Return `error` with `path` as its file if it names none, as after a write on a full disk."""
     if error.errno is None or error.filename is not None:
         return error
     return OSError(error.errno, error.strerror, str(path))
 
 
 def new_file(path: Path) -> int:
-    """Makes an empty file, and returns its mode. FileExistsError where there is one, or a link."""
+    """Make an empty file and return its mode. FileExistsError if a file or a link is there."""
     descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | NO_LINK, 0o666)
     try:
         return os.fstat(descriptor).st_mode & 0o777
@@ -95,7 +95,7 @@ def new_file(path: Path) -> int:
 
 
 def sync(path: Path) -> None:
-    """Returns when the file, or the names in the folder, are on the disk."""
+    """Return when the file, or the names in the folder, are on the disk."""
     if path.is_dir() and os.name != "posix":
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -106,29 +106,29 @@ def sync(path: Path) -> None:
 
 
 def appending(path: str | os.PathLike) -> TextIO:
-    """The file at `path`, made where there is none, to add UTF-8 text to. OSError where it is a link."""
+    """Open the file at `path` to append UTF-8 text; it is made if missing. OSError if it is a link."""
     flags = os.O_APPEND | os.O_CREAT | os.O_WRONLY | NO_LINK
     return open(os.open(path, flags, 0o666), "a", encoding="utf-8", newline="", buffering=1)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes `text` to `path` as UTF-8, beside and renamed."""
+    """Write `text` to `path` as UTF-8, atomically."""
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """`value` as JSON. Numbers that are not finite, which JSON cannot hold, become null."""
+    """Return `value` as JSON text. JSON has no NaN or infinity: they become null."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes `value` to `path` as `json_text` says, beside and renamed."""
+    """Write `value` to `path` as `json_text` formats it, atomically."""
     write_text(path, json_text(value, indent=2) + "\n")
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What JSON `text` holds. ValueError where it is not JSON, has NaN or Infinity, or gives a key twice."""
+    """Parse JSON `text`. ValueError if it is not JSON, has NaN or Infinity, or has a key twice."""
     try:
         return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
     except RecursionError as error:
@@ -136,7 +136,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """What the JSON file at `path` holds. ValueError as in `parse_json`, OSError where it cannot be read."""
+    """Read the JSON file at `path`. ValueError as in `parse_json`, OSError if it cannot be read."""
     return parse_json(Path(path).read_bytes())
 
 

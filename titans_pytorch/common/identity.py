@@ -1,9 +1,8 @@
-"""Which configuration made a state: one line of JSON that the state carries. A reader of another configuration refuses
-it and names the setting that differs.
+"""The configuration that made a state: one line of JSON in the state. A module of another configuration refuses the
+state and names the setting that differs.
 
 The line holds the constructor's arguments that differ from their defaults. An argument that a later version adds is
-missing in older states, which were made with its default. A state made by hand carries None; its shapes alone are
-checked.
+missing in older states, which were made with its default. A state made by hand has None; only its shapes are checked.
 """
 
 import functools
@@ -20,13 +19,13 @@ PLAIN = (bool, int, float, str, type(None))
 
 
 def identity(function: Callable, given: Mapping[str, Any], without: Iterable[str] = (), **resolved) -> str:
-    """The line of JSON.
+    """Return the line of JSON.
 
     Args:
         function: the constructor.
         given: its arguments, by name.
-        without: arguments that change nothing in what a state means.
-        resolved: values that take the place of given ones, such as a default that depends on other arguments.
+        without: arguments that do not change the meaning of a state.
+        resolved: values that replace given ones, such as a default that depends on other arguments.
     """
     used = {}
     for name, parameter in inspect.signature(function).parameters.items():
@@ -39,7 +38,7 @@ def identity(function: Callable, given: Mapping[str, Any], without: Iterable[str
 
 
 def describe(value: Any) -> Any:
-    """A value as JSON takes it; modules and other objects by their types, shapes and plain attributes."""
+    """Return a value as JSON; modules and other objects by their types, shapes and plain attributes."""
     if isinstance(value, PLAIN):
         return value
     if isinstance(value, Mapping):
@@ -65,8 +64,8 @@ def _attributes(value: Any) -> dict[str, Any]:
 
 
 def check_identity(own: str, made_by: str | None, name: str, function: Callable | None = None) -> None:
-    """Refuses a state, called `name` in the message, that another configuration made. function: the constructor, which
-    knows the defaults."""
+    """Raise ValueError for a state (`name` in the message) that another configuration made. function: the constructor,
+    for its defaults."""
     if made_by is None or made_by == own:
         return
     try:

@@ -1,14 +1,14 @@
-"""torch.load with weights_only = True reads every state and cache of the package, also where none of its modules was
-imported: a stand-in for each class is registered under the class's name and imports it when a file asks for it.
+"""Let torch.load with weights_only = True read every state and cache of the package, even before its modules are
+imported: a stand-in is registered under each class's name, and imports the class when a file needs it.
 
-Loads nothing but torch.
+Imports nothing but torch.
 """
 
 from importlib import import_module
 
 from torch.serialization import add_safe_globals
 
-STATES = {  # where each class is: its modules, the present one first
+STATES = {  # modules of each class, the present one first
     "NeuralMemState": ("memory.state", "memory_state"),
     "_rebuild": ("engines.lazy", "memory_state"),
     "KeyValueCache": ("layers.attention", "attention"),
@@ -26,7 +26,7 @@ STATES = {  # where each class is: its modules, the present one first
 
 
 def stand_in(home: str, module: str, name: str) -> type:
-    """A class named `module.name` whose instances are made by `home.name`."""
+    """Return a class named `module.name` whose instances are made by `home.name`."""
 
     def new(cls, *args):
         return getattr(import_module(home), name)(*args)
@@ -35,7 +35,7 @@ def stand_in(home: str, module: str, name: str) -> type:
 
 
 def register() -> None:
-    """Allow torch.load to make the states."""
+    """Allow torch.load to make states."""
     root = __name__.partition(".")[0]
     add_safe_globals(
         [

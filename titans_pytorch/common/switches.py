@@ -1,5 +1,4 @@
-"""What a caller has switched off, watches, or holds in eval mode, so that callers in other threads and tasks do not
-notice.
+"""Switches of one thread or task that do not affect others: writing switched off, watchers, eval mode.
 
 The switch and the watchers are context variables: a thread starts without any, an asyncio task with those of its
 creator.
@@ -31,8 +30,8 @@ _watched: ContextVar[tuple[Mapping[Any, Any], ...]] = ContextVar("titans_pytorch
 
 
 class _Here(threading.local):
-    """The stopped memories' ids again, for compiled code: torch.compile guards on a thread's attributes, not on context
-    variables."""
+    """The ids of stopped memories again, for compiled code: torch.compile guards on a thread's attributes, not on
+    context variables."""
 
     def __init__(self):
         self.stopped: tuple[int, ...] = ()
@@ -42,7 +41,7 @@ _here = _Here()
 
 
 def stops() -> Stops:
-    """The stops of this thread or task; in a thread of autograd, those of the caller of `backward`."""
+    """Return the stops of this thread or task; in a thread of autograd, those of the caller of `backward`."""
     if in_backward() and torch._C._is_key_in_tls("context"):
         return _stops.get(torch._C._get_obj_in_tls("context").get(_stops, ()))
     return _stops.get()
@@ -58,14 +57,14 @@ def _ids(found: Stops) -> tuple[int, ...]:
 
 
 def stores(memory: nn.Module) -> bool:
-    """Whether a memory stores what it is given."""
+    """Return whether a memory writes."""
     if torch.compiler.is_compiling():
         return id(memory) not in _here.stopped
     return not any(memory in stop.memories for stop in stops())
 
 
 def with_switches_of_now(function: Callable) -> Callable:
-    """A function that runs with storing switched off where it is now, in whatever thread and whenever it is called: for
+    """Return a function that always runs with the present switches, whatever the thread and time of its call: for
     activation checkpointing, whose backward pass may come later, and for thread pools.
 
         checkpoint(with_switches_of_now(block), x, use_reentrant=False)
@@ -89,15 +88,16 @@ def with_switches_of_now(function: Callable) -> Callable:
 
 @contextmanager
 def watched(watchers: Mapping[Any, Any]) -> Iterator[None]:
-    """Within this context each subject tells its watcher what it computes.
+    """Within this context each subject sends its events to its watcher.
 
-    A watcher has a method for each event that it wants to see; it is called under the grad mode of the call and must
-    not change what it is given. It costs nothing where nobody watches.
+    A watcher has a method for each event it receives. It is called under the grad mode of the call and must not change
+    its arguments. Without watchers it costs nothing.
 
-    An engine (`memory.engine`) tells, after each solve window:
-        wrote(chunks, carry, window, mini_batch, transition): the chunks with their keys, values and rates; what the
-        window continued from; its fast weights and inner loss; chunks of a mini-batch; the share of a gated transition.
-    A memory tells, once a call:
+    Events of an engine (`memory.engine`), after each solve window:
+        wrote(chunks, carry, window, mini_batch, transition): the chunks with their keys, values and rates; the fast
+        weights before the window; its fast weights and inner loss; chunks of a mini-batch; the share that a gated
+        transition passes on.
+    Events of a memory, once a call:
         rates(rates): before gates and masks.
         stored(state, surprises): the next state; (inner loss, learning rate).
 
@@ -112,7 +112,7 @@ def watched(watchers: Mapping[Any, Any]) -> Iterator[None]:
 
 
 def tell(subject: Any, event: str, *values: Any) -> None:
-    """Call the method `event` of every watcher of a subject. Compiled code and recomputed passes tell nothing."""
+    """Call the method `event` of every watcher of a subject. Compiled code and recomputed passes send no events."""
     if torch.compiler.is_compiling() or not (several := _watched.get()) or in_backward():
         return
     for watchers in several:
@@ -121,7 +121,7 @@ def tell(subject: Any, event: str, *values: Any) -> None:
 
 
 def in_backward() -> bool:
-    """Whether autograd runs in this thread: a pass is recomputed, or a hook is called."""
+    """Return whether autograd runs in this thread: a pass is recomputed, or a hook is called."""
     return torch._C._current_graph_task_id() != -1
 
 
@@ -135,8 +135,8 @@ _held: dict[nn.Module, int] = {}  # modules that were in training mode -> how ma
 def evaluating(model: Any) -> Iterator[None]:
     """Within this context no module of `model` is in training mode; after it, those that were are again.
 
-    A model in eval mode is not touched. Where several threads evaluate one model at a time, the last to leave restores
-    it. What is no nn.Module is left alone.
+    A model in eval mode stays unchanged. If several threads evaluate one model at a time, the last to leave restores
+    it. Anything but an nn.Module is ignored.
     """
     held: list[nn.Module] = []
     modules = list(model.modules()) if isinstance(model, nn.Module) else []

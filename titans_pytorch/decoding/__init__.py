@@ -1,1 +1,1 @@
-"""Reading one token at a time, as sampling does: the numbers of the models' own calls at a fraction of their cost."""
+"""Decoding one token at a time, for sampling: the results of the models' own calls at a fraction of their cost."""

@@ -15,7 +15,7 @@ AHEAD = 64  # positions whose angles are computed together
 
 
 class Turns:
-    """Complex factors of the rotary embedding for a token's query, key and value; the value's is one."""
+    """Complex factors of the rotary embedding for a token's query, key and value; the value's factor is one."""
 
     def __init__(self, rotary: RotaryPositions, dtype: torch.dtype):
         self.rotary, self.dtype = rotary, dtype
@@ -23,7 +23,7 @@ class Turns:
         self.table: tuple[Tensor, ...] = ()
 
     def at(self, position: int) -> Tensor:
-        """[3 1 1 d/2]"""
+        """Return the factors [3 1 1 d/2] of a position."""
         if not 0 <= position - self.first < len(self.table):
             self.first = position
             angles = self.rotary.angles(position, AHEAD)
@@ -33,7 +33,7 @@ class Turns:
 
 
 class AttentionStep:
-    """Reads tokens [b 1 d] one after the other, from a cache on; `cache()` returns the next one."""
+    """Reads tokens [b 1 d] one after the other, starting from a cache; `cache()` returns the next cache."""
 
     def __init__(self, attention: SegmentedAttention, cache: KeyValueCache, turns: Turns):
         self.attention, self.turns = attention, turns

@@ -18,14 +18,14 @@ from titans_pytorch.layers.residual_streams import HyperConnection
 
 CODES = {torch.float32: "f", torch.float64: "d"}
 STREAMS = 4  # the Sinkhorn iterations below are written out for so many
-TINY = 1e-12  # the least length that the package divides a stream by
-ITERATIONS = 20  # of Sinkhorn-Knopp, the package's default
-STILL = 1e-15  # of a scaling: less than rounding
-DEPTH = 60.0  # logits further below their column's largest count as that far: scalings stay finite
+TINY = 1e-12  # eps: the package divides a stream by at least this length
+ITERATIONS = 20  # iterations of Sinkhorn-Knopp, the package's default
+STILL = 1e-15  # relative change of a scaling: less than rounding
+DEPTH = 60.0  # logits are clamped to this distance below the largest of their column, so that scalings stay finite
 
 
 class FewTokens:
-    """`read` and `write` of a HyperConnection whose parameters do not change meanwhile. Streams are [(N s) 1 d], a
+    """`read` and `write` of a HyperConnection whose parameters stay constant. Streams are [(N s) 1 d], a
     branch's input and output [N 1 d], in float32 or float64, on the CPU."""
 
     def __init__(self, connection: HyperConnection):
@@ -42,7 +42,7 @@ class FewTokens:
         self.code = CODES[self.weight.dtype]
 
     def read(self, x: Tensor) -> tuple[Tensor, tuple]:
-        """Return the branch's input, and what `write` needs."""
+        """Return the branch's input, and the coefficients for `write`."""
         s, d = STREAMS, x.shape[-1]
         n = x.shape[0] // s
         flat = x.view(n * s, d)
@@ -73,7 +73,7 @@ class FewTokens:
 
 
 class AsModule:
-    """The same two calls of any connection."""
+    """`read` and `write` of any connection, by its own call."""
 
     def __init__(self, connection: nn.Module):
         self.connection = connection
@@ -101,11 +101,11 @@ def streams_step(expand: nn.Module, reduce: nn.Module) -> tuple[Callable[[Tensor
 
 
 def sinkhorn_columns(logits: Sequence[Sequence[float]]) -> list[list[float]]:
-    """Columns of a doubly stochastic matrix, rows of logits [4 4] in: `ITERATIONS` times each column is divided by its
-    sum, then each row by its. Stops where a further iteration changes nothing.
+    """Return the columns of a doubly stochastic matrix from rows of logits [4 4].
 
-    Two vectors are found that scale the exponentials K: u_i K_ij v_j."""
-    if max(map(max, logits)) < DEPTH / 2 and min(map(min, logits)) > -DEPTH / 2:  # any factor of a column falls out
+    `ITERATIONS` times each column is divided by its sum, then each row by its sum. It stops when an iteration changes
+    nothing. The result is u_i K_ij v_j, with K the exponentials and u, v two vectors of scalings."""
+    if max(map(max, logits)) < DEPTH / 2 and min(map(min, logits)) > -DEPTH / 2:  # a common factor of a column cancels
         columns = [list(map(math.exp, column)) for column in zip(*logits, strict=True)]
     else:
         columns = [[math.exp(max(x - max(column), -DEPTH)) for x in column] for column in zip(*logits, strict=True)]

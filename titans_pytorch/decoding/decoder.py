@@ -1,7 +1,7 @@
 """Decoder: runs a MemoryAsContextTransformer on one token after the other.
 
-Its numbers are those of `model(ids, cache=cache, return_cache=True)` with one token per call. It computes once what
-depends on parameters alone, updates states in place, and does not repeat checks.
+It returns the results of `model(ids, cache=cache, return_cache=True)` with one token per call. Terms that depend on
+parameters alone are computed once, states are updated in place, and checks are not repeated.
 
 Letters: b batch, s streams (side by side in rows), d features, v tokens of the vocabulary
 """
@@ -26,7 +26,7 @@ FEW = 4  # rows, up to which arithmetic on Python numbers is faster than kernels
 
 
 class LayerStep:
-    """A MemoryAsContextLayer: its three branches in their order."""
+    """A MemoryAsContextLayer for one token: its three branches in their order."""
 
     def __init__(self, layer: MemoryAsContextLayer, cache: LayerCache, turns: Turns):
         assert cache.attention is not None  # a call of the model has filled it
@@ -80,13 +80,13 @@ class AxialPositions:
     def __init__(self, embedding: Any, width: int, dtype: torch.dtype):
         self.row_net, column_net = embedding.mlps
         self.width, self.dtype = width, dtype
-        # one by one, as calls of one token do: a quantised map rounds by all that it is given
+        # one by one, as in calls of one token: the rounding of a quantised map depends on all its inputs
         self.columns = torch.cat([column_net(number) for number in torch.arange(width, dtype=dtype)[:, None, None]])
         self.row = -1
         self.places: tuple[Tensor, ...] = ()
 
     def at(self, place: int) -> Tensor:
-        """[d]"""
+        """Return the embedding [d] of a place."""
         row, column = divmod(place, self.width)
         if row != self.row:
             number = torch.full((1, 1), float(row), dtype=self.columns.dtype)
@@ -146,7 +146,7 @@ def _turns(attention: SegmentedAttention, shared: list[Turns], dtype: torch.dtyp
 
 
 def can_decode(model: Any, batch: int) -> bool:
-    """Return whether a Decoder computes the model's numbers, and faster: a few rows in float32 or float64 on a CPU, and
+    """Return whether a Decoder gives the model's results, and faster: a few rows in float32 or float64 on a CPU, and
     no skipped module has a hook or an overridden forward."""
     parameter = model.longterm_mems
     bypassed: list[tuple[nn.Module, type[nn.Module]]] = []

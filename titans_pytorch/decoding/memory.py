@@ -1,4 +1,4 @@
-"""NeuralMemory for one token: it reads the memory and waits for its chunk; the token that completes a chunk writes it.
+"""NeuralMemory for one token: every token reads; the token that completes a chunk writes the chunk.
 
 Letters: b batch, h heads, B rows (b h), d and e the sides of a weight
 """
@@ -16,7 +16,7 @@ from titans_pytorch.neural_memory import NeuralMemory
 
 
 class HeldWeights:
-    """`Weights` of the current memory: x [B 1 d], weights [B d e], vectors [B d]."""
+    """`Weights` of the current fast weights: x [B 1 d], weights [B d e], vectors [B d]."""
 
     def __init__(self, weights: Mapping[str, Tensor]):
         self.weights = {name: w if w.ndim == 3 else w.unsqueeze(1) for name, w in weights.items()}
@@ -29,7 +29,9 @@ class HeldWeights:
 
 
 class MemoryStep:
-    """Reads views [b 1 d], or [3 b 1 d], one after the other, from a state on; `state()` returns the next one."""
+    """Reads views [b 1 d], or [3 b 1 d], one after the other, starting from a state; `state()` returns the next
+    state.
+    """
 
     def __init__(self, memory: NeuralMemory, state: NeuralMemState):
         self.memory, self.norm = memory, norm_step(memory.projections.retrieve_norm)
@@ -37,7 +39,7 @@ class MemoryStep:
         self._hold(state)
 
     def _hold(self, state: NeuralMemState) -> None:
-        """Go on from a state that a call returned."""
+        """Continue from a state that a call returned."""
         waiting = state.cache_store_segment
         assert waiting is not None
         assert state.states is not None
@@ -66,7 +68,7 @@ class MemoryStep:
 
 
 class AnyMemoryStep:
-    """The same for any memory, by its own call."""
+    """`MemoryStep` for any memory, by its own call."""
 
     def __init__(self, memory: NeuralMemory, state: NeuralMemState):
         self.memory, self.next_state = memory, state

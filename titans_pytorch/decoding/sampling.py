@@ -16,7 +16,7 @@ from titans_pytorch.ops.modes import plain_only
 
 
 def min_p_filter(logits: Tensor, min_p: float = 0.1) -> Tensor:
-    """Drops tokens less likely than min_p times the likeliest (arXiv 2407.01082).
+    """Drop tokens less likely than min_p times the likeliest (arXiv 2407.01082).
 
     Args:
         logits: [.. v].
@@ -32,7 +32,7 @@ def min_p_filter(logits: Tensor, min_p: float = 0.1) -> Tensor:
 
 
 def top_k_filter(logits: Tensor, k: int = 50) -> Tensor:
-    """Keeps the k likeliest tokens.
+    """Keep the k likeliest tokens.
 
     Args:
         logits: [.. v].
@@ -47,7 +47,7 @@ def top_k_filter(logits: Tensor, k: int = 50) -> Tensor:
 
 
 def top_p_filter(logits: Tensor, p: float = 0.9) -> Tensor:
-    """Keeps the fewest likeliest tokens that together have probability p or more (arXiv 1904.09751).
+    """Keep the smallest set of likeliest tokens with a total probability of at least p (arXiv 1904.09751).
 
     Args:
         logits: [.. v].
@@ -66,7 +66,7 @@ def top_p_filter(logits: Tensor, p: float = 0.9) -> Tensor:
 
 
 def gumbel_sample(logits: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-    """Draws from softmax(logits / temperature).
+    """Draw token ids from softmax(logits / temperature).
 
     Args:
         logits: [.. v].
@@ -86,7 +86,9 @@ def gumbel_sample(logits: Tensor, temperature: float = 1.0, generator: torch.Gen
 
 
 def check_ids(name: str, ids: Tensor, num_tokens: int | None = None) -> None:
-    """Token ids: integers [b n], n >= 1, below num_tokens. The range is checked on CPU, where looking costs no wait."""
+    """Check token ids: integers [b n], n >= 1, below num_tokens. The range is checked on CPU, where it needs no
+    sync.
+    """
     if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.numel() == 0:
         got = tuple(ids.shape) if isinstance(ids, Tensor) else Words(type(ids).__name__)
         raise wrong(name, got, "token ids of shape [b n], n >= 1")

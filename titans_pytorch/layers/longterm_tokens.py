@@ -1,7 +1,7 @@
 """Long-term tokens: learned tokens before each segment but the first.
 
-So they follow a complete segment only once another token comes, also where a sequence is read in several calls. A place
-is a position in the sequence with long-term tokens.
+So they follow a complete segment only when another token arrives, also if a sequence is read in several calls. A place
+is a position in the sequence that includes long-term tokens.
 
 ein letters: b batch, n tokens, p long-term tokens, m segments, c tokens of a segment, d features
 """

@@ -28,7 +28,7 @@ class SwiGLU(nn.Module):
 
 
 def feed_forward(dim: int, mult: float = 4) -> nn.Sequential:
-    """RMSNorm and a gated feed-forward. Two thirds of dim * mult inner features make it as large as an MLP."""
+    """Build RMSNorm and a gated feed-forward. Two thirds of dim * mult inner features make it as large as an MLP."""
     inner = int(dim * positive_number(mult, "ff_mult") * 2 / 3)
     if inner < 1:
         raise wrong("ff_mult", mult, "a number that leaves at least one inner feature")
@@ -47,7 +47,7 @@ class ViewSelector(nn.Module):
         self.to_weights = nn.Linear(dim, VIEWS * (1 + VIEWS_PER_LAYER * earlier_layers))
 
     def forward(self, own: Tensor, earlier: tuple[Tensor, ...]) -> Tensor:
-        """own [b n d], earlier: tensors [b n d] -> views [v b n d]"""
+        """Mix own [b n d] and earlier tensors [b n d] into views [v b n d]."""
         weights = rearrange(self.to_weights(self.norm(own)), "b n (v c) -> v b n c", v=VIEWS).softmax(dim=-1)
         choices = torch.stack((own, *earlier), dim=-2)
         return torch.einsum("vbnc,bncd->vbnd", weights.to(choices.dtype), choices)

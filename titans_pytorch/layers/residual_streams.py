@@ -36,8 +36,8 @@ def residual_streams(num_streams: int, dim: int) -> tuple[Callable[..., nn.Modul
 
 
 class HyperConnection(ManifoldConstrainedHyperConnections):
-    """The package's connection, without autocast, and in float64 where its input is: the package computes in float32
-    whatever it is given. streams [(b s) n d] -> a branch's input [b n d], and a function from its output to the next
+    """The package's connection, without autocast, and in float64 for float64 input: the package always computes in
+    float32. streams [(b s) n d] -> a branch's input [b n d], and a function from its output to the next
     streams."""
 
     def forward(self, streams: Tensor) -> tuple[Tensor, Add]:
@@ -52,7 +52,7 @@ class HyperConnection(ManifoldConstrainedHyperConnections):
 
 
 class _KeepDouble(TorchFunctionMode):
-    """`Tensor.float()` leaves float64 as it is."""
+    """Within this mode `Tensor.float()` keeps float64."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is torch.Tensor.float and args[0].dtype == torch.float64:

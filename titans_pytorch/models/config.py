@@ -45,10 +45,10 @@ class ModelConfig:
     n_persistent: int = setting(4, "persistent memory tokens of each block, eq. 19")
     window: int = setting(128, "mac: tokens of a segment; mag, mal: earlier tokens a query sees; not in lmm, baseline")
     mem_layers: int = setting(2, "matrices of the memory network (the paper's L_M)")
-    d_hidden: int | None = setting(None, "its hidden features for each head (none: 4 d_model / mem_heads)")
-    mem_heads: int = setting(4, "memories side by side in a block, each of d_model / mem_heads features")
+    d_hidden: int | None = setting(None, "hidden features of the memory network per head (none: 4 d_model / mem_heads)")
+    mem_heads: int = setting(4, "memory heads of a block, each of d_model / mem_heads features")
     chunk_size: int = setting(64, "tokens of a mini-batch, whose gradients are taken at the same fast weights, eq. 16")
-    use_momentum: bool = setting(True, "carry earlier surprise on, eq. 9 and 10")
+    use_momentum: bool = setting(True, "use momentum, eq. 9 and 10")
     use_decay: bool = setting(True, "use a forget gate, eq. 13")
     max_step: float = setting(
         0.1,
@@ -85,7 +85,7 @@ class ModelConfig:
         -6.0, "initial forget gate before its sigmoid (none: random, about a half: the memory soon forgets)"
     )
     memory_loss_weight: float = setting(0.0, "weight of the memory's inner loss in the training loss")
-    tie_embeddings: bool = setting(False, "the output map is the embedding")
+    tie_embeddings: bool = setting(False, "use the embedding as the output map")
 
     def __post_init__(self):
         typed(self)
@@ -132,20 +132,21 @@ class TitansConfig(RunConfig):
         data: a DataConfig (text), or a TaskConfig.
         training: a TrainConfig.
         report: a ReportConfig.
-        name: of the preset or the file that the settings started from.
+        name: name of the preset or the file that the settings started from.
     """
 
     model: ModelConfig = ModelConfig()
 
     @classmethod
     def of(cls, **settings) -> "TitansConfig":
-        """The defaults, with the given `settings`."""
+        """Return the defaults with the given `settings`."""
         return cls().replace(**settings)
 
     @classmethod
     def preset(cls, name: str, **settings) -> "TitansConfig":
-        """The preset of a `name`, tiny, small (170M parameters), medium (340M) or large (760M), with the given
-        `settings`.
+        """Return the preset `name` with the given `settings`.
+
+        Presets: tiny, small (170M parameters), medium (340M), large (760M).
         """
         from titans_pytorch.models.presets import PRESETS, preset
 
@@ -155,59 +156,61 @@ class TitansConfig(RunConfig):
 
     @classmethod
     def tiny(cls, **settings) -> "TitansConfig":
-        """The preset for minutes on two CPU cores, with the given `settings`."""
+        """Return the preset that trains in minutes on two CPU cores, with the given `settings`."""
         return cls.preset("tiny", **settings)
 
     @classmethod
     def small(cls, **settings) -> "TitansConfig":
-        """The preset of 170M parameters, with the given `settings`."""
+        """Return the preset of 170M parameters, with the given `settings`."""
         return cls.preset("small", **settings)
 
     @classmethod
     def medium(cls, **settings) -> "TitansConfig":
-        """The preset of 340M parameters, with the given `settings`."""
+        """Return the preset of 340M parameters, with the given `settings`."""
         return cls.preset("medium", **settings)
 
     @classmethod
     def large(cls, **settings) -> "TitansConfig":
-        """The preset of 760M parameters, with the given `settings`."""
+        """Return the preset of 760M parameters, with the given `settings`."""
         return cls.preset("large", **settings)
 
     # files
 
     @classmethod
     def from_dict(cls, sections: dict[str, dict[str, Any]]) -> "TitansConfig":
-        """From `sections` as `to_dict` gives them. What is missing keeps its default; ValueError for unknown names."""
+        """Read `sections`, as `to_dict` returns them. Missing settings keep their defaults; unknown names raise
+        ValueError.
+        """
         return from_dict(cls(), sections)
 
     @classmethod
     def from_json(cls, text: str) -> "TitansConfig":
-        """From JSON `text`. ValueError where it is not JSON, or not a configuration."""
+        """Read JSON `text`. ValueError where it is not JSON, or not a configuration."""
         return cls.from_dict(parse_json(text))
 
     def to_yaml(self) -> str:
-        """As YAML."""
+        """Return the settings as YAML text."""
         from titans_pytorch.models.yaml_text import write_yaml
 
         return write_yaml(_lists(self.to_dict()))
 
     @classmethod
     def from_yaml(cls, text: str) -> "TitansConfig":
-        """From YAML `text`. ValueError where it is not YAML, or not a configuration."""
+        """Read YAML `text`. ValueError where it is not YAML, or not a configuration."""
         from titans_pytorch.models.yaml_text import read_yaml
 
         found = read_yaml(text)
         return cls.from_dict({} if found is None else found)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes to `path`, .yaml, .yml or .json, beside and renamed. ValueError for another ending."""
+        """Write the settings to `path` (.yaml, .yml or .json), atomically. ValueError for another ending."""
         path = Path(path)
         text = self.to_json() if _format(path) == "json" else self.to_yaml()
         write_text(path, text)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "TitansConfig":
-        """Reads `path`, .yaml, .yml or .json. ValueError names the file and what is wrong in it."""
+        """Read settings from `path` (.yaml, .yml or .json). ValueError names the file and the mistake in it."""
         path = Path(path)
         read = cls.from_json if _format(path) == "json" else cls.from_yaml
         try:

@@ -1,4 +1,4 @@
-"""The change of a memory while a model reads, and its benefit over the same model with storing off.
+"""The change of a memory while a model reads, and its benefit over the same model with writing switched off.
 
 Letters: b rows, n tokens.
 """
@@ -21,15 +21,15 @@ __all__ = ["Benefit", "benefit_on_task", "benefit_on_text", "memory_change"]
 
 @dataclass(frozen=True)
 class Benefit:
-    """A measure with storing on and off, over the same rows.
+    """A measure with writing switched on and off, over the same rows.
 
-    measure: what is measured.
-    on: its mean with storing.
-    off: its mean with storing switched off.
-    gain: how much better with, in the measure's unit.
+    measure: name of the measure.
+    on: its mean with writing.
+    off: its mean with writing switched off.
+    gain: improvement by writing, in the measure's unit.
     low: the lower end of the gain's 95 % interval (normal, paired by row).
-    high: its upper end.
-    rows: how many were measured.
+    high: the upper end of that interval.
+    rows: number of rows measured.
     """
 
     measure: str
@@ -51,7 +51,7 @@ class Benefit:
 
 
 def paired(measure: str, on: Sequence[float], off: Sequence[float], lower_is_better: bool) -> Benefit:
-    """on, off: one value for each row."""
+    """Return the Benefit of paired values. on, off: one value for each row."""
     n = len(on)
     gains = [(b - a) if lower_is_better else (a - b) for a, b in zip(on, off, strict=True)]
     mean = sum(gains) / n
@@ -62,12 +62,12 @@ def paired(measure: str, on: Sequence[float], off: Sequence[float], lower_is_bet
 
 @torch.no_grad()
 def benefit_on_text(model: nn.Module, windows: Tensor, skip: int = 0, batch_size: int = 8, device="cpu") -> Benefit:
-    """Bits per token, with storing on and off.
+    """Measure bits per token, with writing switched on and off.
 
     Args:
         model: ids [b n] -> logits [b n v].
         windows: ids [b n + 1].
-        skip: leave out the first predictions of each, so many.
+        skip: number of first predictions of each window to leave out.
         batch_size: rows in one forward pass.
         device: where the model computes.
     """
@@ -88,12 +88,12 @@ def benefit_on_text(model: nn.Module, windows: Tensor, skip: int = 0, batch_size
 
 
 def benefit_on_task(model: nn.Module, task: Task, rows: int, length: int, batch_size: int = 8, device="cpu") -> Benefit:
-    """Accuracy on held-out rows of a task, with storing on and off.
+    """Measure accuracy on held-out rows of a task, with writing switched on and off.
 
     Args:
         model: ids [b n] -> logits [b n v].
-        task: of `build_task`.
-        rows: how many.
+        task: a task from `build_task`.
+        rows: number of rows.
         length: tokens of a row.
         batch_size: rows in one forward pass.
         device: where the model computes.
@@ -108,5 +108,5 @@ def benefit_on_task(model: nn.Module, task: Task, rows: int, length: int, batch_
 
 
 def memory_change(model: nn.Module, ids: Tensor) -> dict[str, float]:
-    """|M - M_0| / |M_0| of each memory of `model` after reading ids [b n], by its name."""
+    """Return |M - M_0| / |M_0| of each memory of `model`, by its name, after the model read ids [b n]."""
     return {trace.name: trace.change[-1] for trace in trace_memories(model, ids, piece=ids.shape[1])}

@@ -18,14 +18,16 @@ class Copy(Task):
     """payload p_1 .. p_k | pause ... pause | mark p_1 .. p_(k-1); asked from the mark on: p_1 .. p_k.
 
     The payload begins the row and the copy ends it, so that `length` says how far apart they lie. With `segment_len`
-    the mark also begins a segment: payload and copy are then in different segments, at the same places in them.
+    the mark also begins a segment: payload and copy are then in different segments, at the same positions within them.
     """
 
     name = "copy"
     payload: int = field(default=8, metadata={"help": "tokens to copy"})
-    symbols: int = field(default=16, metadata={"help": "different tokens a payload is made of"})
-    distinct: bool = field(default=False, metadata={"help": "no token twice in a payload"})
-    segment_len: int | None = field(default=None, metadata={"help": "the mark begins a segment of so many tokens"})
+    symbols: int = field(default=16, metadata={"help": "number of different tokens that a payload can contain"})
+    distinct: bool = field(default=False, metadata={"help": "draw the tokens of a payload without repetition"})
+    segment_len: int | None = field(
+        default=None, metadata={"help": "tokens of a segment; the mark then begins a segment (none: anywhere)"}
+    )
 
     def __post_init__(self):
         positive_int(self.payload, "payload")
@@ -52,13 +54,13 @@ class Copy(Task):
 
     @property
     def chance(self) -> float:
-        """Accuracy of guessing. With distinct tokens, those already copied can be ruled out."""
+        """Return the accuracy of guessing. With distinct tokens, those already copied can be ruled out."""
         if not self.distinct:
             return 1 / self.symbols
         return sum(1 / (self.symbols - i) for i in range(self.payload)) / self.payload
 
     def mark_at(self, length: int) -> int:
-        """The place of the mark in a row of `length` tokens."""
+        """Return the position of the mark in a row of `length` tokens."""
         mark = length - self.payload
         return mark if self.segment_len is None else mark // self.segment_len * self.segment_len
 

@@ -54,7 +54,7 @@ class LongText:
         return loaded(self.data, self.data_dir)
 
     def windows(self, count: int) -> Tensor:
-        """uint8 [count, length + 1], spread evenly over the held-out part of the text: always the same ones."""
+        """Return uint8 [count, length + 1], spread evenly over the held-out text: the same ones at every call."""
         held_out, span = self.text.held_out, self.length + 1
         room = len(held_out) - span
         starts = [round(i * room / max(1, count - 1)) for i in range(count)]
@@ -62,13 +62,13 @@ class LongText:
 
     @torch.no_grad()
     def bits_by_position(self, model: nn.Module, windows: int = 8, parts: int = 8, device="cpu") -> list[float]:
-        """Mean bits per byte in equal parts of the windows: falls where a model uses its context.
+        """Return mean bits per byte in equal parts of the windows. It falls along a window if a model uses its context.
 
         Args:
             model: ids [b n] -> logits [b n 256].
-            windows: how many are read.
-            parts: how many parts of a window.
-            device: where the model computes.
+            windows: number of windows to read.
+            parts: number of parts of a window.
+            device: device of the model.
         """
         total = torch.zeros(self.length, dtype=torch.float64)
         with evaluating(model):
@@ -83,7 +83,7 @@ class LongText:
 class PasskeyInText(Task):
     """A sentence with a random number somewhere in a long piece of text, and the question for it at the end.
 
-    Tokens are bytes; asked are the digits, one after the other.
+    Tokens are bytes. The answer is the digits, one after the other.
     """
 
     name = "text_passkey"
@@ -131,6 +131,6 @@ class PasskeyInText(Task):
         text = bytes(ids).decode("latin-1")
         said = re.escape(SAYS.format(key="KEY")).replace("KEY", "(\\d+)", 1).replace("KEY", "\\1")
         found = re.search(said, text)
-        assert found is not None  # every row says the key
+        assert found is not None  # every row contains the key
         first = len(ids) - self.digits
         return {first + i: ord(digit) for i, digit in enumerate(found.group(1))}

@@ -1,4 +1,4 @@
-"""Needle: something said once in a haystack, asked for at the end."""
+"""Needle: a token sequence that occurs once in a long row and must be repeated at the end."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -19,20 +19,22 @@ KINDS = ("position", "passkey", "number")
 class Needle(Task):
     """hay ... needle d_1 .. d_k ... hay | ask d_1 .. d_(k-1); asked from `ask` on: d_1 .. d_k.
 
-    passkey: the hay is one short phrase again and again. number: the hay is random and has digits in it, so that only
-    what follows the needle counts. position: hay without digits is divided into `sections` equal parts, each opened by
-    its own token; the needle says nothing, and asked is the section it lies in.
+    passkey: the hay repeats one short phrase. number: the hay is random and contains digits, so that only the digits
+    after the needle's mark count. position: hay without digits is divided into `sections` equal parts, each opened by
+    its own token; the needle is its mark alone, and the answer is the section that holds it.
 
     At least `gap` tokens lie between the needle's last token and the question.
     """
 
     name = "needle"
-    kind: Literal["position", "passkey", "number"] = field(default="passkey", metadata={"help": "what is asked"})
+    kind: Literal["position", "passkey", "number"] = field(
+        default="passkey", metadata={"help": "what must be answered at the end of a row"}
+    )
     digits: int = field(default=1, metadata={"help": "tokens of the passkey or number"})
-    symbols: int = field(default=10, metadata={"help": "different digits"})
-    hay: int = field(default=16, metadata={"help": "different tokens the hay is made of"})
-    sections: int = field(default=8, metadata={"help": "parts among which a position is asked"})
-    gap: int = field(default=0, metadata={"help": "least tokens between needle and question"})
+    symbols: int = field(default=10, metadata={"help": "number of different digits"})
+    hay: int = field(default=16, metadata={"help": "number of different tokens of hay"})
+    sections: int = field(default=8, metadata={"help": "parts of a row, for kind position"})
+    gap: int = field(default=0, metadata={"help": "smallest number of tokens between needle and question"})
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -45,12 +47,12 @@ class Needle(Task):
 
     @property
     def said(self) -> int:
-        """Tokens of the needle, its mark included."""
+        """Number of tokens of the needle, its mark included."""
         return 1 if self.kind == "position" else 1 + self.digits
 
     @property
     def asked(self) -> int:
-        """Tokens that are asked for."""
+        """Number of tokens to answer."""
         return 1 if self.kind == "position" else self.digits
 
     @property

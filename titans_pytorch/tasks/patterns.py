@@ -1,4 +1,4 @@
-"""Repeating patterns: a pattern of unknown length again and again; its every round but the first is asked."""
+"""Repeating patterns: a pattern of unknown length repeats; every round but the first must be predicted."""
 
 from dataclasses import dataclass, field
 
@@ -18,9 +18,9 @@ class Patterns(Task):
     """mark s_1 .. s_p mark s_1 .. s_p ...; p differs from row to row. Asked from the second mark on."""
 
     name = "patterns"
-    shortest_period: int = field(default=6, metadata={"help": "least tokens in a pattern"})
-    longest_period: int = field(default=12, metadata={"help": "most tokens in a pattern"})
-    symbols: int = field(default=16, metadata={"help": "different tokens a pattern is made of"})
+    shortest_period: int = field(default=6, metadata={"help": "shortest pattern, in tokens"})
+    longest_period: int = field(default=12, metadata={"help": "longest pattern, in tokens"})
+    symbols: int = field(default=16, metadata={"help": "number of different tokens that a pattern can contain"})
 
     def __post_init__(self):
         positive_int(self.shortest_period, "shortest_period")
@@ -35,7 +35,7 @@ class Patterns(Task):
 
     @property
     def shortest(self) -> int:
-        return self.longest_period + 2  # something is asked in every row
+        return self.longest_period + 2  # so that every row has an answer to predict
 
     @property
     def answer_ids(self) -> range:
@@ -48,7 +48,7 @@ class Patterns(Task):
         stream = pattern.repeat(rounds)[: length + 1]
         ids, targets = stream[:-1], nothing_asked(length)
         targets[period + 1 :] = stream[period + 2 :]
-        targets[targets == MARK] = IGNORE  # a round's end: its length is not what is asked
+        targets[targets == MARK] = IGNORE  # the mark ends a round; the round's length is not to be predicted
         return ids, targets
 
     def solve(self, ids: list[int]) -> dict[int, int]:

@@ -1,4 +1,6 @@
-"""Multi-query associative recall (arXiv 2312.04927): pairs are read, then the values of several keys are asked."""
+"""Multi-query associative recall (arXiv 2312.04927): pairs are read, then the values of several keys must be
+answered.
+"""
 
 from dataclasses import dataclass, field
 
@@ -15,13 +17,15 @@ PAUSE, FIRST = 0, 1  # then keys, then values
 
 @dataclass(frozen=True)
 class Recall(Task):
-    """k_1 v_1 .. k_m v_m | pause ... | k_a v_a k_b v_b ...; asked at each key of the second part, no key twice."""
+    """k_1 v_1 .. k_m v_m | pause ... | k_a v_a k_b v_b ...; answers are due at each key of the second part, no key
+    twice.
+    """
 
     name = "recall"
     pairs: int = field(default=8, metadata={"help": "pairs in a row"})
-    queries: int = field(default=4, metadata={"help": "keys asked in a row"})
-    keys: int = field(default=32, metadata={"help": "different keys"})
-    values: int = field(default=16, metadata={"help": "different values"})
+    queries: int = field(default=4, metadata={"help": "keys to answer in a row"})
+    keys: int = field(default=32, metadata={"help": "number of different keys"})
+    values: int = field(default=16, metadata={"help": "number of different values"})
 
     def __post_init__(self):
         for name in ("pairs", "queries", "keys", "values"):

@@ -20,14 +20,14 @@ TASKS: dict[str, type[Task]] = {task.name: task for task in (Copy, Patterns, Nee
 
 
 def build_task(name: str, settings: Mapping[str, Any] | None = None) -> Task:
-    """A task by its name.
+    """Build a task by its name.
 
     Args:
         name: copy, patterns, needle, recall, variables or text_passkey.
-        settings: of the task, by their names; what is missing keeps its default.
+        settings: settings of the task, by name; missing ones keep their defaults.
 
     Raises:
-        ValueError: for unknown names, naming the nearest known one, and for wrong values.
+        ValueError: for unknown names (it names the nearest known one) and for wrong values.
     """
     if name not in TASKS:
         raise ValueError(f"{unknown('task ', name, TASKS)}; known: {', '.join(TASKS)}")

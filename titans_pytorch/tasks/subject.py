@@ -1,4 +1,4 @@
-"""A task as what a model is trained on and measured by (see `training/subjects.py`)."""
+"""TaskSubject: trains and measures a model on a synthetic task (see `training/subjects.py`)."""
 
 import math
 from pathlib import Path
@@ -20,7 +20,7 @@ __all__ = ["TaskSubject", "checked_task", "subject_of", "task_of"]
 
 
 class TaskSubject:
-    """Trained on rows of the task; `<task>_accuracy` on held-out rows is measured now and then."""
+    """Trains on rows of a task, and measures `<task>_accuracy` on held-out rows at each validation."""
 
     unit, counted = "answer", "tokens"
 
@@ -34,10 +34,10 @@ class TaskSubject:
             raise TrainingError(f"first_len must be {takes}, got {self.first_len}")
 
     def length_at(self, position: int) -> int:
-        """Tokens of the rows of the batch that `position` lies in: the shortest first, each length for as many batches.
+        """Return the tokens of a row in the batch at `position`. Rows begin short; each length has as many batches.
 
-        In the place of a long row stand as many short ones as have its tokens: many answers, quick to learn from. Half
-        of the training is at full length."""
+        Several short rows replace one long row with the same number of tokens: they hold more answers, and are learned
+        sooner. Half of the training is at full length."""
         if not self.first_len:
             return self.row_len
         doublings = max(1, math.ceil(math.log2(self.row_len / self.first_len)))
@@ -67,7 +67,7 @@ class TaskSubject:
         pass
 
     def conclude(self, model: nn.Module, out: Path, device: torch.device, autocast: Context) -> dict[str, Any]:
-        """Accuracy at every test length, and with storing switched off where there is a memory."""
+        """Measure accuracy at every test length; with a memory, also with writing switched off."""
         task, scores = self.task, []
         print(f"\naccuracy on {self.test_rows} held-out rows; chance {task.chance:.1%}")
         for length in (times * task.length for times in self.test_times):
@@ -81,7 +81,7 @@ class TaskSubject:
         return {"task": repr(task), "chance": task.chance, "test_rows": self.test_rows, "scores": scores}
 
     def scores(self, model: nn.Module, length: int, device: torch.device, autocast: Context):
-        """(score, score with storing switched off, or None without a memory)."""
+        """Return (score, score with writing switched off; None without a memory)."""
 
         def score():
             return self.task.score(model, self.test_rows, length, self.test_batch_size, device, autocast)
@@ -97,8 +97,10 @@ class TaskSubject:
 
 
 def task_of(data: TaskConfig, train: TrainConfig) -> Task:
-    """The task that the settings of `data` name; its length and seed are those of `train`. TrainingError for wrong
-    ones.
+    """Build the task that the settings of `data` name, with the length and seed of `train`.
+
+    Raises:
+        TrainingError: for wrong settings.
     """
     for name, owner in (("length", "seq_len"), ("seed", "seed")):
         if name in data.settings:
@@ -110,8 +112,10 @@ def task_of(data: TaskConfig, train: TrainConfig) -> Task:
 
 
 def checked_task(config: RunConfig) -> Task | None:
-    """The task that the data section of `config` names, None for text. TrainingError where the model knows too few
-    tokens.
+    """Return the task that the data section of `config` names, or None for text.
+
+    Raises:
+        TrainingError: if the model's vocabulary is smaller than the task's.
     """
     known = getattr(config.model, "vocab_size", None)
     task = task_of(config.data, config.training) if isinstance(config.data, TaskConfig) else None
@@ -124,7 +128,11 @@ def checked_task(config: RunConfig) -> Task | None:
 
 
 def subject_of(config: RunConfig):
-    """Text or a task, as the data section of `config` says. TrainingError where the model knows too few tokens."""
+    """Return text or a task as the subject, as the data section of `config` says.
+
+    Raises:
+        TrainingError: if the model's vocabulary is smaller than the task's.
+    """
     task = checked_task(config)
     if task is None or not isinstance(config.data, TaskConfig):
         return text_of(config)

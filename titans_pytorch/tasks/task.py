@@ -29,8 +29,8 @@ class Score:
     accuracy: share of answers that are right.
     exact: share of rows with every answer right.
     loss: mean over answers, nats.
-    answers: how many were asked.
-    rows: in how many rows.
+    answers: number of answers.
+    rows: number of rows.
     length: tokens of a row.
     by_row: the accuracy of each row.
     """
@@ -46,7 +46,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Task:
-    """A family of rows; every field is a setting.
+    """A distribution of rows; every field is a setting.
 
     Subclasses have a `name`, a `vocab_size`, a `shortest` length, `answer_ids` (the tokens an answer can be), make one
     row in `row` and solve it in `solve`.
@@ -54,7 +54,7 @@ class Task:
 
     name: ClassVar[str] = ""
     length: int = field(default=256, metadata={"help": "tokens of a row"})
-    seed: int = field(default=0, metadata={"help": "of the rows; held-out rows are others than those trained on"})
+    seed: int = field(default=0, metadata={"help": "seed of the rows; held-out rows differ from those trained on"})
 
     def __post_init__(self):
         positive_int(self.length, "length")
@@ -78,27 +78,27 @@ class Task:
 
     @property
     def chance(self) -> float:
-        """Accuracy of the best guess by one who has not seen what to remember."""
+        """Accuracy of the best guess without the information to remember."""
         return 1 / len(self.answer_ids)
 
     def row(self, rng: torch.Generator, length: int) -> tuple[Tensor, Tensor]:
-        """A row of `length` tokens, drawn with `rng`: (ids [n], targets [n], IGNORE where nothing is asked)."""
+        """Draw a row of `length` tokens with `rng`: (ids [n], targets [n], IGNORE where no answer is due)."""
         raise NotImplementedError
 
     def solve(self, ids: list[int]) -> dict[int, int]:
-        """position -> token, for every position at which something is asked, from the ids up to there."""
+        """Return position -> token for every position with an answer, computed from the ids up to there."""
         raise NotImplementedError
 
     # rows
 
     def batch(self, position: int, size: int, length: int | None = None, held_out: bool = False) -> Rows:
-        """Rows of an endless sequence; a row does not depend on its neighbours.
+        """Make rows of an endless sequence. A row does not depend on its neighbours.
 
         Args:
-            position: the first.
-            size: how many.
+            position: index of the first row.
+            size: number of rows.
             length: tokens of a row; None: the task's own.
-            held_out: of a sequence that is not trained on.
+            held_out: take rows of a sequence that is not trained on.
 
         Returns:
             Rows: ids and targets, long [size length].
@@ -114,7 +114,7 @@ class Task:
         return Rows(ids, targets)
 
     def row_at(self, index: int, length: int, held_out: bool) -> tuple[Tensor, Tensor]:
-        """Row `index` of `length` tokens, as `batch` gives it; held_out: of those that are not trained on."""
+        """Make row `index` of `length` tokens, as in `batch`; held_out: of the rows that are not trained on."""
         return self.row(self._rng(index, length, held_out), length)
 
     def _rng(self, index: int, length: int, held_out: bool) -> torch.Generator:
@@ -125,7 +125,7 @@ class Task:
     # solutions
 
     def reference(self, ids: Tensor) -> Tensor:
-        """The solution as a model: ids [b n] -> logits [b n v], one at the answer where something is asked."""
+        """Return the solution as a model: ids [b n] -> logits [b n v], one at each correct answer."""
         logits = torch.zeros(*ids.shape, self.vocab_size)
         for row, tokens in enumerate(ids.tolist()):
             for position, token in self.solve(tokens).items():
@@ -133,8 +133,10 @@ class Task:
         return logits
 
     def guesser(self, seed: int = 0) -> Model:
-        """A model that guesses among the possible answers: its accuracy is about the level of chance or below. seed: of
-        its guesses.
+        """Return a model that guesses among the possible answers, with accuracy about at chance or below.
+
+        Args:
+            seed: seed of the guesses.
         """
         rng = torch.Generator().manual_seed(seed)
 
@@ -160,11 +162,11 @@ class Task:
 
         Args:
             model: ids [b n] -> logits [b n v].
-            sequences: rows.
+            sequences: number of rows.
             length: tokens of a row; None: the task's own.
             batch_size: rows in one forward pass.
             device: where the model computes.
-            autocast: makes the context it computes in.
+            autocast: returns the autocast context of each forward pass.
         """
         length = self.length if length is None else length
         right = asked = exact = 0
@@ -185,12 +187,12 @@ class Task:
 
 
 def pick(rng: torch.Generator, count: int, start: int, stop: int) -> Tensor:
-    """`count` tokens of start .. stop - 1, each with the same chance."""
+    """Draw `count` tokens of start .. stop - 1 uniformly."""
     return torch.randint(start, stop, (count,), generator=rng)
 
 
 def pick_distinct(rng: torch.Generator, count: int, start: int, stop: int) -> Tensor:
-    """`count` different tokens of start .. stop - 1."""
+    """Draw `count` different tokens of start .. stop - 1."""
     return torch.randperm(stop - start, generator=rng)[:count] + start
 
 

@@ -1,4 +1,6 @@
-"""Variable tracking (as in RULER, arXiv 2404.06654): values are set, handed on from name to name, and asked for."""
+"""Variable tracking (as in RULER, arXiv 2404.06654): names get values, other names copy them, and the value of a name
+must be answered.
+"""
 
 from dataclasses import dataclass, field
 
@@ -15,17 +17,17 @@ PAUSE, SET, LET, GET, FIRST = 0, 1, 2, 3, 4  # then names, then values
 
 @dataclass(frozen=True)
 class Variables(Task):
-    """`set x 5`, `let y x`, `let z y` ... among pauses; at the end `get z`, asked for z's value.
+    """`set x 5`, `let y x`, `let z y` ... among pauses; at the end `get z`, the answer is z's value.
 
-    Every chain sets one name and hands its value on `hops` times; the last name of each of `queries` chains is asked.
+    Every chain sets one name and copies its value `hops` times; the last name of `queries` chains is queried.
     """
 
     name = "variables"
-    chains: int = field(default=3, metadata={"help": "values set in a row"})
-    hops: int = field(default=1, metadata={"help": "times each value is handed on"})
-    queries: int = field(default=1, metadata={"help": "names asked in a row"})
-    names: int = field(default=16, metadata={"help": "different names"})
-    values: int = field(default=10, metadata={"help": "different values"})
+    chains: int = field(default=3, metadata={"help": "chains of names in a row, each with a value of its own"})
+    hops: int = field(default=1, metadata={"help": "number of copies of each value from name to name"})
+    queries: int = field(default=1, metadata={"help": "names queried in a row"})
+    names: int = field(default=16, metadata={"help": "number of different names"})
+    values: int = field(default=10, metadata={"help": "number of different values"})
 
     def __post_init__(self):
         for name in ("chains", "queries", "names", "values"):
@@ -40,7 +42,7 @@ class Variables(Task):
 
     @property
     def statements(self) -> int:
-        """Statements that a row begins with."""
+        """Number of statements at the beginning of a row."""
         return self.chains * (self.hops + 1)
 
     @property
@@ -58,7 +60,7 @@ class Variables(Task):
     def row(self, rng: torch.Generator, length: int) -> tuple[Tensor, Tensor]:
         names = pick_distinct(rng, self.statements, FIRST, FIRST + self.names).view(self.hops + 1, self.chains)
         values = pick(rng, self.chains, self.answer_ids.start, self.answer_ids.stop)
-        spoken = []  # hop by hop: a name is known before it is handed on
+        spoken = []  # hop by hop: a name has a value before it is copied
         for hop in range(self.hops + 1):
             for chain in torch.randperm(self.chains, generator=rng).tolist():
                 source = values[chain] if hop == 0 else names[hop - 1, chain]

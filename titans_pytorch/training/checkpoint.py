@@ -75,11 +75,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint that was read and found whole.
+    """A checkpoint that was read and verified.
 
     path: its folder.
-    state: what its training.pt holds.
-    damaged: later checkpoints, which are not whole.
+    state: the contents of its training.pt.
+    damaged: later checkpoints that are damaged.
     """
 
     path: Path
@@ -88,7 +88,7 @@ class Saved:
 
 
 def check_finite(model: nn.Module) -> None:
-    """Raises Diverged where a parameter of `model` has NaN or infinity, or a saved buffer NaN."""
+    """Raise Diverged if a parameter of `model` has NaN or infinity, or a saved buffer has NaN."""
     parameters = dict(model.named_parameters())
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not (value.isfinite() if name in parameters else ~value.isnan()).all():
@@ -96,8 +96,8 @@ def check_finite(model: nn.Module) -> None:
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Writes the weights of `model` to `path` (.safetensors), beside and renamed; parameters that share storage are
-    written once. Diverged where they are not finite, OSError where the disk is full.
+    """Write the weights of `model` to `path` (.safetensors), atomically; parameters that share storage are written
+    once. Diverged where they are not finite, OSError where the disk is full.
     """
     with replacing(path) as part:
         write_weights(model, part)
@@ -114,7 +114,7 @@ def write_weights(model: nn.Module, path: Path) -> None:
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Reads the weights at `path` into `model`. TrainingError where the file is broken or of another model."""
+    """Read the weights at `path` into `model`. TrainingError if the file is broken or belongs to another model."""
     if not path.is_file():
         raise TrainingError(f"{path} cannot be read, it is not a file")
     try:
@@ -127,7 +127,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def sha256_of(path: Path, size: int | None = None) -> str:
-    """The SHA-256 of the first `size` bytes of the file at `path` (default: all), in hexadecimal."""
+    """Return the SHA-256 of the first `size` bytes of the file at `path` (default: all), in hexadecimal."""
     digest = hashlib.sha256()
     left = path.stat().st_size if size is None else size
     with path.open("rb") as file:
@@ -138,7 +138,7 @@ def sha256_of(path: Path, size: int | None = None) -> str:
 
 
 def write_sums(folder: Path, names: Sequence[str]) -> None:
-    """Writes the hashes of the files `names` in `folder` to its SHA256SUMS."""
+    """Write the hashes of the files `names` in `folder` to its SHA256SUMS."""
     write_text(folder / SUMS, "".join(f"{sha256_of(folder / name)}  {name}\n" for name in names))
 
 
@@ -161,14 +161,14 @@ def check_sums(folder: Path, names: Sequence[str]) -> bool:
 def save_checkpoint(
     folder: Path, model: nn.Module, optimizer: AnyOptimizer, progress: Progress, about: dict[str, Any]
 ) -> Path:
-    """Adds a checkpoint to a folder, then removes all others but the one before; on an error these stay.
+    """Add a checkpoint to a folder, then remove all others but the one before it. On an error they stay.
 
     Args:
-        folder: of checkpoints.
-        model: whose weights are written.
-        optimizer: whose state is written.
-        progress: how far the run has come; the checkpoint is named by its step.
-        about: what the run was started with.
+        folder: folder of checkpoints.
+        model: model whose weights are written.
+        optimizer: optimizer whose state is written.
+        progress: progress of the run; the checkpoint is named by its step.
+        about: settings the run was started with.
 
     Returns:
         The checkpoint's folder.
@@ -184,20 +184,20 @@ def save_checkpoint(
         write(part / TRAINING, serialized(training_state(optimizer, progress, about)))
         write_json(part / VERSIONS, {"format": FORMAT, **versions()})
         write_sums(part, (WEIGHTS, TRAINING, VERSIONS))
-        remove(target)  # one of an earlier run at this step
+        remove(target)  # a checkpoint of an earlier run at this step
     for other in kept_back(checkpoints(folder), target):
         shutil.rmtree(other, ignore_errors=True)
     return target
 
 
 def kept_back(found: list[Path], target: Path) -> list[Path]:
-    """The checkpoints to remove: all but `target` and the one before it."""
+    """Return the checkpoints to remove: all but `target` and the one before it."""
     at = found.index(target)
     return found[: max(0, at - 1)] + found[at + 1 :]
 
 
 def remove(path: Path) -> None:
-    """A folder and what is in it; of a link or a file, the name."""
+    """Remove a folder with its contents, or a link or a file."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -218,7 +218,7 @@ def training_state(optimizer: AnyOptimizer, progress: Progress, about: dict[str,
 
 
 def serialized(state: dict[str, Any]) -> memoryview:
-    buffer = io.BytesIO()  # torch.save on a full disk raises errors of its own, a file of ours an OSError
+    buffer = io.BytesIO()  # on a full disk torch.save raises errors of its own, our file an OSError
     torch.save(state, buffer)
     return buffer.getbuffer()
 
@@ -229,26 +229,27 @@ def write(path: Path, content: memoryview | bytes) -> None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Complete ones, oldest first."""
+    """Return the complete checkpoints in `folder`, oldest first."""
     found = [path for path in folder.glob("step_*") if re.fullmatch(r"step_\d+", path.name) and path.is_dir()]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint in `folder`, or None."""
+    """Return the newest complete checkpoint in `folder`, or None."""
     found = checkpoints(folder)
     return found[-1] if found else None
 
 
 def read_last(folder: Path, say: Callable[[str], None] = print) -> Saved | None:
-    """The newest checkpoint in `folder` that is whole, or None where there is no checkpoint.
+    """Read the newest undamaged checkpoint in `folder`; None if there is no checkpoint.
 
     Args:
-        folder: of checkpoints.
-        say: gets a line where a damaged checkpoint is passed over, or where one has no hashes or is of other versions.
+        folder: folder of checkpoints.
+        say: called with a line if a damaged checkpoint is skipped, or one has no hashes or was written by other
+            versions.
 
     Raises:
-        TrainingError: where none is whole; it says what is wrong with the newest.
+        TrainingError: if all are damaged; it names the fault of the newest.
     """
     damaged: list[tuple[Path, TrainingError]] = []
     for path in reversed(checkpoints(folder)):
@@ -266,8 +267,8 @@ def read_last(folder: Path, say: Callable[[str], None] = print) -> Saved | None:
 
 
 def read_training(checkpoint: Path, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    """Read training.pt of a `checkpoint`; `say` as in `read_last`. TrainingError where a file of the checkpoint
-    is damaged, of a later format or no checkpoint of a run.
+    """Read training.pt of a `checkpoint`; `say` as in `read_last`. TrainingError if a file of the checkpoint is
+    damaged, has a later format or is no checkpoint of a run.
     """
     path = checkpoint / TRAINING
     try:
@@ -275,11 +276,11 @@ def read_training(checkpoint: Path, say: Callable[[str], None] = lambda line: No
         if not path.is_file():
             raise TrainingError(f"{path} cannot be read: it is not a file")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that a pickle is not of torch
+            warnings.simplefilter("ignore")  # warns that a pickle was not written by torch
             state = torch.load(path, map_location="cpu", weights_only=True)
     except TrainingError:
         raise
-    except Exception as error:  # of bytes that are no checkpoint torch raises almost anything
+    except Exception as error:  # for other bytes torch raises almost any error
         if isinstance(error, OSError) and error.filename:  # torch has an OSError without a file
             raise TrainingError(f"{error.filename} cannot be read: {error.strerror}") from error
         raise TrainingError(f"{path} cannot be read, it is cut off or no checkpoint") from error
@@ -294,7 +295,7 @@ def read_training(checkpoint: Path, say: Callable[[str], None] = lambda line: No
 
 
 def check_whole(checkpoint: Path) -> list[str]:
-    """Check hashes and versions; returns notes for the user. TrainingError where it is damaged or of a later format."""
+    """Check hashes and versions; return notes for the user. TrainingError if it is damaged or has a later format."""
     if not check_sums(checkpoint, (WEIGHTS, TRAINING, VERSIONS)):
         return [f"{checkpoint} has no {SUMS}, it was written by an earlier version: taken without a check"]
     written = read_json(checkpoint / VERSIONS)
@@ -309,15 +310,15 @@ def load_checkpoint(checkpoint: Path | Saved, model: nn.Module, optimizer: AnyOp
     """Restore model, optimizer and random number generators from a checkpoint.
 
     Args:
-        checkpoint: its folder, or what `read_last` found.
-        model: takes the weights.
-        optimizer: takes its state.
+        checkpoint: its folder, or the result of `read_last`.
+        model: module that gets the weights.
+        optimizer: optimizer that gets its state.
 
     Returns:
-        How far the run had come.
+        The progress of the run.
 
     Raises:
-        TrainingError: where a file is damaged, or of another model or optimizer.
+        TrainingError: if a file is damaged, or belongs to another model or optimizer.
     """
     saved = checkpoint if isinstance(checkpoint, Saved) else Saved(checkpoint, read_training(checkpoint))
     state, path = saved.state, saved.path / TRAINING

@@ -53,7 +53,7 @@ def setting(default: Any, help: str) -> Any:
 
 
 def checked(name: str, value: Any, hint: Any) -> Any:
-    """`value` as the annotated type: exact but for an int given as a float and a list given as a tuple."""
+    """Return `value` as the annotated type. An int becomes a float and a list a tuple; other conversions raise."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
@@ -98,7 +98,7 @@ def _in_range(name: str, value: float) -> float:
 
 
 def _sayable(name: str, text: str) -> str:
-    """Names of files, devices and tasks: what a file name and a JSON file can hold."""
+    """Check a name of a file, device or task: text that a file name and a JSON file can hold."""
     if len(text) > LONGEST_TEXT:
         raise wrong(name, Words(f"{len(text)} characters"), f"at most {LONGEST_TEXT} characters")
     if any(unicodedata.category(c) in ("Cc", "Cs") for c in text):
@@ -114,7 +114,7 @@ def typed(config: Any) -> None:
 
 
 def positive(config: Any, *names: str, zero: bool = False) -> None:
-    """Raises ValueError unless each named number is above zero (or zero, with `zero`). None is left alone."""
+    """Raise ValueError unless each named number is above zero (or zero, with `zero`). None is left alone."""
     for name in names:
         value = getattr(config, name)
         if value is not None and not (value > 0 or (value == 0 and zero)):
@@ -122,7 +122,7 @@ def positive(config: Any, *names: str, zero: bool = False) -> None:
 
 
 def at_most(config: Any, **limits: float) -> None:
-    """Raises ValueError where a named number is above its limit: what would take days or all memory."""
+    """Raise ValueError where a named number exceeds its limit. Above it a run would take days or all memory."""
     for name, limit in limits.items():
         value = getattr(config, name)
         if value is not None and value > limit:
@@ -156,11 +156,11 @@ class TaskConfig:
     """A task in place of text; rows of seq_len tokens, generated from the seed."""
 
     task: str = setting("copy", "copy, patterns, needle, recall, variables or text_passkey")
-    settings: dict[str, Any] = field(default_factory=dict, metadata={"help": "of the task"})
+    settings: dict[str, Any] = field(default_factory=dict, metadata={"help": "settings of the task, by name"})
     first_len: int = setting(0, "length of the first rows, doubled up to seq_len over half the training (0: off)")
     test_times: tuple[int, ...] = setting((1,), "lengths of the final scores, as multiples of seq_len")
     test_rows: int = setting(200, "rows of the final scores")
-    test_batch_size: int = setting(16, "rows in one forward pass of them")
+    test_batch_size: int = setting(16, "rows in one forward pass of the final scores")
 
     def __post_init__(self):
         typed(self)
@@ -177,25 +177,27 @@ class TrainConfig:
     """The training loop and its optimizer."""
 
     steps: int = setting(1000, "optimizer steps")
-    batch_size: int = setting(4, "sequences in one forward pass, those of all processes together")
+    batch_size: int = setting(4, "sequences in one forward pass, over all processes")
     grad_accum: int = setting(1, "forward passes for one optimizer step")
     seq_len: int = setting(512, "bytes predicted in one sequence")
-    optimizer: Literal["adamw", "muon"] = setting("adamw", "muon: for hidden matrices, beside adamw for the rest")
+    optimizer: Literal["adamw", "muon"] = setting("adamw", "adamw, or muon for hidden matrices and adamw for the rest")
     lr: float = setting(2e-4, "highest learning rate")
     warmup_steps: int = setting(100, "steps of linear warm-up")
     min_lr_ratio: float = setting(0.1, "learning rate at the end, as a fraction of the highest (cosine decay)")
-    weight_decay: float = setting(0.1, "decay of the weights of linear maps")
-    beta1: float = setting(0.9, "of AdamW")
-    beta2: float = setting(0.95, "of AdamW")
+    weight_decay: float = setting(0.1, "weight decay of linear maps; all other parameters have none")
+    beta1: float = setting(0.9, "AdamW's decay rate of the mean gradient")
+    beta2: float = setting(0.95, "AdamW's decay rate of the mean squared gradient")
     clip: float = setting(0.5, "largest gradient norm (0: no clipping)")
-    core_steps: int = setting(0, "first steps in which memories are off and all else is trained (0: none)")
-    after_core: Literal["memory", "all"] = setting("memory", "what is trained after them: the memories alone, or all")
-    seed: int = setting(0, "seeds the weights, the order of the data and the sampled text")
+    core_steps: int = setting(0, "number of first steps in which memories are off and all else is trained (0: none)")
+    after_core: Literal["memory", "all"] = setting(
+        "memory", "what is trained after core_steps: the memories alone, or all"
+    )
+    seed: int = setting(0, "seed of the weights, the order of the data and the sampled text")
     device: str = setting("auto", "auto (CUDA if there is one, else the CPU), or a device of torch")
     precision: Literal["auto", "float32", "bfloat16"] = setting("auto", "bfloat16: autocast; auto: bfloat16 on CUDA")
     threads: int = setting(0, "CPU threads (0: by the model's width, see docs/threads.md)")
-    validate_every: int = setting(100, "steps between estimates on some of the held-out bytes (0: none)")
-    validate_sequences: int = setting(32, "held-out sequences in such an estimate")
+    validate_every: int = setting(100, "steps between validations on some of the held-out bytes (0: none)")
+    validate_sequences: int = setting(32, "held-out sequences in one validation")
     checkpoint_every: int = setting(100, "steps between checkpoints (0: only the last)")
 
     def __post_init__(self):
@@ -219,14 +221,12 @@ class TrainConfig:
 class ReportConfig:
     """Evaluation and sampled text."""
 
-    eval_stride: int = setting(
-        0, "the final evaluation moves its window this many bytes at a time (0: half a sequence)"
-    )
+    eval_stride: int = setting(0, "bytes by which the final evaluation moves its window (0: half a sequence)")
     eval_batch_size: int = setting(16, "windows in one forward pass of an evaluation")
     sample_every: int = setting(0, "steps between samples of text (0: only at the end)")
     sample_len: int = setting(512, "bytes of text to sample")
     prime_len: int = setting(100, "held-out bytes that the sampled text continues")
-    temperature: float = setting(0.8, "of the sampled text (0: the likeliest byte each time)")
+    temperature: float = setting(0.8, "sampling temperature (0: always the likeliest byte)")
 
     def __post_init__(self):
         typed(self)
@@ -245,7 +245,7 @@ class RunConfig:
         data: which bytes, or which task.
         training: the loop and its optimizer.
         report: evaluation and sampled text.
-        name: of the preset or the file that the settings started from.
+        name: name of the preset or the file that the settings started from.
     """
 
     model: Any
@@ -255,17 +255,19 @@ class RunConfig:
     name: str = ""
 
     def replace(self: Sections, **settings) -> Sections:
-        """With `settings` replaced by name, whatever section they are in. ValueError for unknown names and wrong
-        values.
+        """Return a copy with `settings` replaced. They are given by name alone, whatever section they are in.
+
+        Raises:
+            ValueError: for unknown names and wrong values.
         """
         return updated(self, settings)
 
     def to_dict(self) -> dict[str, Any]:
-        """Section -> setting -> value."""
+        """Return nested dicts: section -> setting -> value."""
         return dataclasses.asdict(self)
 
     def to_json(self) -> str:
-        """As JSON."""
+        """Return the settings as JSON text."""
         return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
 
 
@@ -274,7 +276,7 @@ def groups_of(run: Any) -> list[str]:
 
 
 def settings_of(run: Any) -> dict[str, tuple[str, dataclasses.Field, Any]]:
-    """Flat name -> (group, field, type) of every setting of a `run`. Two groups may not use one name."""
+    """Map the name of every setting of a `run` to (group, field, type). Two groups may not use one name."""
     found: dict[str, tuple[str, dataclasses.Field, Any]] = {}
     for group in groups_of(run):
         config = getattr(run, group)
@@ -287,7 +289,7 @@ def settings_of(run: Any) -> dict[str, tuple[str, dataclasses.Field, Any]]:
 
 
 def updated(run: Sections, changes: dict[str, Any]) -> Sections:
-    """`run` with settings replaced by flat name, as `changes` says. Unknown names and wrong types raise ValueError."""
+    """Return `run` with the settings in `changes` replaced. Unknown names and wrong types raise ValueError."""
     known = settings_of(run)
     by_group: dict[str, dict[str, Any]] = {}
     for name, value in changes.items():
@@ -303,11 +305,11 @@ def from_dict(base: Sections, saved: dict[str, Any]) -> Sections:
     """Read a configuration back from a dict.
 
     Args:
-        base: its sections, each a dataclass of settings, and plain fields; what `saved` lacks is taken from it.
-        saved: what `dataclasses.asdict` gives of a configuration like `base`.
+        base: a configuration with the same sections; what `saved` lacks is taken from it.
+        saved: nested dicts, as `to_dict` returns them.
 
     Raises:
-        ValueError: for unknown names, naming the nearest, and wrong values.
+        ValueError: for unknown names (it names the nearest known one) and wrong values.
     """
     sections = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
     if not isinstance(saved, dict):

@@ -1,4 +1,4 @@
-"""Bytes to learn from: found, unpacked, memory-mapped, and split into a training and a held-out part."""
+"""Training data: finds, unpacks and memory-maps bytes, and splits them into a training and a held-out part."""
 
 import bz2
 import gzip
@@ -30,7 +30,7 @@ __all__ = ["ByteData", "Windows", "load_data", "load_text"]
 ARCHIVES = (".gz", ".bz2", ".xz", ".zip")
 OPEN: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 OTHER_ARCHIVES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tbz2", ".txz", ".zst", ".7z", ".rar")
-UNREADABLE = (  # of an archive; a wrong offset in a .zip is an OSError
+UNREADABLE = (  # errors of a broken archive; a wrong offset in a .zip is an OSError
     OSError,
     EOFError,
     zlib.error,
@@ -42,7 +42,7 @@ UNREADABLE = (  # of an archive; a wrong offset in a .zip is an OSError
 )
 LARGEST_UNPACKED = 1_000_000_000  # bytes, ten times enwik8
 TOO_LARGE = {"data": "set data_limit to take the first", "text": "unpack it first"}
-DISK_RESERVE = 16 << 20  # bytes that unpacking leaves free
+DISK_RESERVE = 16 << 20  # bytes of the disk that unpacking leaves free
 NOT_OF_THE_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__"}
 
 
@@ -69,7 +69,7 @@ class ByteData:
         }
 
     def check(self) -> None:
-        """TrainingError where the file has been written to since it was read. Another file under its name does not
+        """Raise TrainingError if the file was written to since it was read. Another file under its name does not
         matter.
         """
         if self.file is not None and self.mark != mark_of(self.file):
@@ -77,13 +77,13 @@ class ByteData:
 
 
 def mark_of(file: BinaryIO) -> tuple[int, ...]:
-    """Size and time of the last write, which change with the file."""
+    """Return the size and the time of the last write, which change with the file."""
     found = os.fstat(file.fileno())
     return found.st_size, found.st_mtime_ns
 
 
 def load_data(config: DataConfig, say: Callable[[str], None] = print) -> ByteData:
-    """Load the bytes that `config.data` names. `say` is called with a line that names the choice `auto` made."""
+    """Load the bytes that `config.data` names. `say` is called with a line that names the choice of `auto`."""
     name, path = find(config, say)
     file = path.open("rb")
     mark = mark_of(file)
@@ -112,7 +112,7 @@ def load_text(file: str, limit: int = 0) -> Tensor:
 
 
 def find(config: DataConfig, say: Callable[[str], None]) -> tuple[str, Path]:
-    """(a name for the reader, a plain file)."""
+    """Return (a name for the reader, a plain file)."""
     folder = Path(config.data_dir)
     if config.data == "stdlib":
         return standard_library(folder)
@@ -131,8 +131,9 @@ def find(config: DataConfig, say: Callable[[str], None]) -> tuple[str, Path]:
 
 
 def plain(path: Path, config: DataConfig, name: str = "data") -> Path:
-    """`path` itself, or of an archive the unpacked bytes, as far as they are used, in the cache under `data_dir`. name:
-    of the option that gave the path, for messages.
+    """Return `path` itself, or the file of an archive's unpacked bytes (those that are used) under `data_dir`.
+
+    name: the option that gave the path, for messages.
     """
     if not path.exists():
         raise TrainingError(f"{name}: {path} does not exist")
@@ -156,8 +157,8 @@ def plain(path: Path, config: DataConfig, name: str = "data") -> Path:
 
 
 def unpack(path: Path, part: Path, limit: int, name: str = "data") -> None:
-    """Writes the first `limit` bytes of an archive to `part`; with 0 all, up to `LARGEST_UNPACKED`. TrainingError where
-    there are more, where the disk has no room for them, and where they cannot be unpacked.
+    """Write the first `limit` bytes of an archive to `part`; with 0 all, up to `LARGEST_UNPACKED`. TrainingError if
+    there are more, if the disk has no room for them, or if they cannot be unpacked.
     """
     most, done = limit or LARGEST_UNPACKED, 0
     with part.open("wb") as out:
@@ -174,7 +175,7 @@ def unpack(path: Path, part: Path, limit: int, name: str = "data") -> None:
 
 
 def blocks(path: Path, name: str = "data") -> Iterator[bytes]:
-    """The bytes in an archive, some at a time. TrainingError where they cannot be unpacked."""
+    """Yield the bytes in an archive, block by block. TrainingError if they cannot be unpacked."""
     try:
         with opened(path, name) as source:
             while block := source.read(1 << 20):
@@ -241,7 +242,9 @@ class Windows:
         self.epoch = epoch
 
     def batch(self, position: int, size: int) -> Tensor:
-        """Windows `position` to `position + size` of the endless sequence of epochs: int64 [size seq_len + 1]."""
+        """Return windows `position` to `position + size` of the endless sequence of epochs: int64 [size seq_len +
+        1].
+        """
         rows = []
         for index in range(position, position + size):
             epoch, place = divmod(index, self.per_epoch)

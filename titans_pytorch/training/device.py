@@ -29,7 +29,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def autocast_for(device: torch.device, config: TrainConfig) -> Callable[[], AbstractContextManager]:
-    """The autocast context of a run: bfloat16 by default on CUDA; on a CPU only with precision = bfloat16."""
+    """Return the autocast context of a run: bfloat16 by default on CUDA, on a CPU only with precision = bfloat16."""
     on_cuda = device.type == "cuda"
     wanted = config.precision == "bfloat16" or (
         config.precision == "auto" and on_cuda and torch.cuda.is_bf16_supported()

@@ -22,7 +22,7 @@ SECONDS_TO_ANSWER = 6.0
 
 
 class Unreachable(Exception):
-    """The server did not answer, or not with the file: as when there is no network."""
+    """The server did not respond, or responded with something else than the file."""
 
 
 def download_enwik8(target: Path) -> Path:
@@ -30,10 +30,10 @@ def download_enwik8(target: Path) -> Path:
 
 
 def download(url: str, target: Path, size: int, sha256: str) -> Path:
-    """Fetches `url` to `target`, which appears only once it is complete and its hash is right.
+    """Download `url` to `target`, which appears only when it is complete and its hash is right.
 
-    Raises Unreachable if nothing sensible answers within seconds, TrainingError if the download breaks off or the bytes
-    are not the expected ones.
+    Raises Unreachable without a valid response within seconds, TrainingError if the download breaks off or the hash is
+    wrong.
     """
     response = answer(url)
     with response:
@@ -50,7 +50,7 @@ def download(url: str, target: Path, size: int, sha256: str) -> Path:
 
 
 def copy(response: Any, part: Path, size: int, url: str) -> tuple[int, str]:
-    """Returns the number of bytes received and their sha256; a connection that breaks ends the count."""
+    """Return the number of bytes received and their sha256; a broken connection ends the count."""
     digest, got = hashlib.sha256(), 0
     with part.open("wb") as out, tqdm(total=size, unit="B", unit_scale=True, desc=url.rsplit("/", 1)[-1]) as bar:
         while True:
@@ -68,7 +68,7 @@ def copy(response: Any, part: Path, size: int, url: str) -> tuple[int, str]:
 
 
 def answer(url: str) -> Any:
-    """Opens `url` with a limit on everything up to the headers, name resolution (which has no timeout) included."""
+    """Open `url` with a limit on everything up to the headers, name resolution (which has no timeout) included."""
     result: list[Any] = []
 
     def ask() -> None:

@@ -3,4 +3,4 @@ class TrainingError(Exception):
 
 
 class Diverged(TrainingError):
-    """The loss, the model or what is measured of it is not finite."""
+    """The loss, the model or a measurement of it is not finite."""

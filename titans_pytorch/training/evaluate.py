@@ -21,7 +21,7 @@ Context = Callable[[], AbstractContextManager]
 
 
 def windows(length: int, context: int, stride: int) -> list[tuple[int, int, int]]:
-    """(start, inputs, scored) for every window over `length` bytes.
+    """Return (start, inputs, scored) for every window over `length` bytes.
 
     A window reads `inputs` bytes from `start` and predicts the byte after each; of these predictions the last `scored`
     count. Together they predict bytes 1 to length - 1 once each, every one from as much context as the windows allow.
@@ -48,7 +48,7 @@ def bits_per_byte(
     autocast: Context = nullcontext,
     progress: bool = False,
 ) -> float:
-    """Mean bits per byte over all of a text, each byte counted once.
+    """Return the mean bits per byte of a text, each byte counted once.
 
     Windows of `context` bytes move by `stride`, so that all but the first predictions have at least context - stride
     bytes before them. The very first byte has nothing before it and counts as 8 bits.
@@ -57,14 +57,14 @@ def bits_per_byte(
         model: ids [b n] -> logits [b n 256].
         data: uint8 [bytes], at least 2.
         context: bytes of a window.
-        stride: 1 to context.
+        stride: step from window to window, 1 to context.
         batch_size: windows in one forward pass.
-        device: where the model computes.
-        autocast: makes the context it computes in.
+        device: device of the model.
+        autocast: returns the autocast context of each forward pass.
         progress: show a progress bar.
 
     Raises:
-        ValueError: for another stride, or fewer bytes.
+        ValueError: for a stride out of range, or fewer than two bytes.
     """
     if not 1 <= stride <= context:
         raise ValueError(f"stride must be 1 to context = {context}, got {stride!r}")
@@ -95,16 +95,16 @@ def estimate_bits_per_byte(
     device: torch.device | str,
     autocast: Context,
 ) -> float:
-    """Mean bits per byte over windows spread evenly over a text: the same ones at every call.
+    """Return the mean bits per byte over windows spread evenly over a text: the same ones at every call.
 
     Args:
         model: called as `model(ids, return_loss=True)`.
         data: uint8 [bytes].
         seq_len: bytes predicted in a window.
-        sequences: windows.
+        sequences: number of windows.
         batch_size: windows in one forward pass.
-        device: where the model computes.
-        autocast: makes the context it computes in.
+        device: device of the model.
+        autocast: returns the autocast context of each forward pass.
     """
     span = min(seq_len + 1, len(data))
     starts = sorted({round(i * (len(data) - span) / max(1, sequences - 1)) for i in range(sequences)})
@@ -119,7 +119,9 @@ def estimate_bits_per_byte(
 
 
 def compressors(data: Tensor) -> dict[str, float]:
-    """Bits per byte of `data` (uint8 [bytes]) by its order-0 entropy, gzip -9 and xz, each seeing only these bytes."""
+    """Return bits per byte of `data` (uint8 [bytes]) by its order-0 entropy, gzip -9 and xz, each seeing only these
+    bytes.
+    """
     counts = torch.bincount(data.long(), minlength=256).double()
     share = counts[counts > 0] / counts.sum()
     raw = bytes(data.tolist())
@@ -141,16 +143,16 @@ def sample_text(
     device: torch.device,
     autocast: Context,
 ) -> tuple[str, str]:
-    """Lets a model go on with a text; the global random number generators stay as they were.
+    """Let a model continue a text; the global random number generators stay as they were.
 
     Args:
-        model: with `sample(prompt, seq_len, ...)`. Where it takes a `generator`, several threads may sample at a time.
-        prime: uint8 [bytes], what is continued.
+        model: has `sample(prompt, seq_len, ...)`. If it takes a `generator`, several threads may sample at a time.
+        prime: uint8 [bytes], the text to continue.
         length: bytes to write.
-        temperature: of the sampling; 0 takes the likeliest byte each time.
-        seed: of the sampling.
-        device: where the model computes.
-        autocast: makes the context it computes in.
+        temperature: sampling temperature; 0 always takes the likeliest byte.
+        seed: seed of the sampling.
+        device: device of the model.
+        autocast: returns the autocast context of each forward pass.
 
     Returns:
         (the prime, the text that the model writes after it), as text for a terminal.
@@ -173,6 +175,6 @@ def sample_text(
 
 
 def readable(codes: list[int]) -> str:
-    """Bytes as text for a terminal: what is neither printable nor a line's end or a tab becomes a replacement sign."""
+    """Return bytes as text for a terminal; control characters but newline and tab become a replacement character."""
     text = bytes(codes).decode("utf-8", errors="replace")
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -12,7 +12,7 @@ from titans_pytorch.training.checkpoint import remove
 from titans_pytorch.training.errors import TrainingError
 from titans_pytorch.training.processes import first_process
 
-if sys.platform != "win32":  # on Windows runs are not kept apart
+if sys.platform != "win32":  # on Windows there is no lock
     import fcntl
 
 __all__ = ["claimed", "prepare_folder"]
@@ -32,8 +32,8 @@ def claimed(out: Path) -> Iterator[None]:
     releases it when the process ends, however it ends. Processes of one run other than the first (RANK) hold none.
 
     Raises:
-        TrainingError: where another run holds it, or `out` is no name for a folder.
-        OSError: where the lock file cannot be made, as where a link stands in its place.
+        TrainingError: if another run holds it, or `out` cannot be a folder.
+        OSError: if the lock file cannot be made, for example because a link has its name.
     """
     out = out.resolve()
     if not out.name:
@@ -54,7 +54,7 @@ def claimed(out: Path) -> Iterator[None]:
 
 
 def locked(path: Path, out: Path) -> int:
-    """A descriptor of the lock file at `path`, locked."""
+    """Open and lock the lock file at `path`; return its descriptor."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | NO_LINK, 0o666)
         try:
@@ -75,15 +75,15 @@ def locked(path: Path, out: Path) -> int:
 
 
 def is_at(descriptor: int, path: Path) -> bool:
-    """True if the open file is still the one at `path`. (The last holder of a lock removes its file.)"""
+    """Return whether the open file is still the one at `path`. (The last holder of a lock removes its file.)"""
     with suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(descriptor), os.lstat(path))
     return False
 
 
 def prepare_folder(out: Path, resume: bool, say: Callable[[str], None] = print) -> None:
-    """Makes `out`, which the caller has claimed, ready to be written to. `say` gets a line where an earlier run is
-    moved aside.
+    """Prepare `out`, which the caller has locked, for writing. `say` is called with a line if an earlier run is moved
+    aside.
     """
     out = out.resolve()
     if not resume and any((out / name).exists() for name in OF_A_RUN):

@@ -35,15 +35,15 @@ __all__ = ["Trainer"]
 
 
 class Trainer:
-    """Trains a model on a subject, keeping metrics and checkpoints. Of several processes the main one writes, measures
+    """Trains a model on a subject, with metrics and checkpoints. Of several processes the main one writes, measures
     and samples.
 
     Args:
         model: called as `model(ids)` and `model(ids, return_loss=True)`.
-        subject: what it is trained on and measured by.
+        subject: its training data and measurements.
         config: a TrainConfig.
-        out: the folder that is written to.
-        device: where the model is.
+        out: output folder.
+        device: device of the model.
         about: stored in every checkpoint.
         on_step: called as `on_step(step)` after every step (to sample text, say); it must leave the random number
             generators as they were.
@@ -69,7 +69,7 @@ class Trainer:
         self.autocast = autocast_for(device, config)
         self.optimizer = build_optimizer(model, config)
         self.stages = Stages(model, config)
-        self.called = model  # in its wrapping for several processes
+        self.called = model  # wrapped for several processes
         self.progress = Progress()
         self.saved_step: int | None = None
         self.resumed = False
@@ -85,7 +85,7 @@ class Trainer:
         return self.out / "metrics.jsonl"
 
     def resume(self, saved: Saved | None = None) -> None:
-        """Continues from a checkpoint, `saved`, by default the last whole one under `out`."""
+        """Continue from the checkpoint `saved`, by default the last undamaged one under `out`."""
         saved = saved or read_last(self.checkpoints)
         if saved is None:
             raise TrainingError(f"{self.out} has no checkpoint to resume from")
@@ -94,7 +94,7 @@ class Trainer:
         self.resumed = True
 
     def fit(self) -> Progress:
-        """Trains to the last step. Raises TrainingError (the last checkpoint stays) or Interrupted (after saving)."""
+        """Train to the last step. Raises TrainingError (the last checkpoint stays) or Interrupted (after saving)."""
         if not self.processes.main:
             self.run(None)
             return self.progress
@@ -115,7 +115,7 @@ class Trainer:
         """Train from the current step to the last. log: None in all processes but the main one."""
         progress, config = self.progress, self.config
         self.model.train()
-        self.save()  # a full disk shows before any work is lost, and a run can be resumed from its first step
+        self.save()  # a full disk is noticed before any work is lost, and a run can be resumed from its first step
         silent = None if log else True
         bar = tqdm(total=config.steps, initial=progress.step, unit="step", disable=silent, dynamic_ncols=True)
         try:
@@ -156,7 +156,7 @@ class Trainer:
             raise Diverged(f"step {step}: {error}; {self.kept()}") from error
 
     def step(self) -> dict[str, Any]:
-        """One optimizer step over `grad_accum` batches; returns its record."""
+        """Take one optimizer step over `grad_accum` batches; return its record."""
         config, progress, processes = self.config, self.progress, self.processes
         began = time.perf_counter()
         lr = learning_rate(progress.step, config)
@@ -201,7 +201,7 @@ class Trainer:
         return record | {"stage": self.stages.now} if config.core_steps else record
 
     def validate(self, record: dict[str, Any], bar: tqdm) -> dict[str, Any]:
-        """Measures on held-out rows, and shows it beside the step's `record` on the `bar`."""
+        """Measure on held-out rows, and show the result beside the step's `record` on the `bar`."""
         found = self.subject.measure(self.model, self.device, self.autocast)
         for name, value in found.items():
             if not math.isfinite(value):
@@ -216,7 +216,7 @@ class Trainer:
         return {"step": self.progress.step, **found} | ({"page_switches": switches} if switches else {})
 
     def save(self) -> None:
-        """Writes a checkpoint, unless there is one of this step."""
+        """Write a checkpoint, unless this step has one."""
         if self.saved_step != self.progress.step and self.processes.main:
             try:
                 save_checkpoint(self.checkpoints, self.model, self.optimizer, self.progress, self.about)
@@ -225,7 +225,7 @@ class Trainer:
             self.saved_step = self.progress.step
 
     def cause(self, taken: list[tuple[Tensor | Rows, float]], random: list[Tensor]) -> str:
-        """Repeats the passes of a step and says where the first value appeared that is not finite, as a further part of
+        """Repeat the passes of a step and say where the first value appeared that is not finite, as a further part of
         a message. taken: its micro-batches, each with its number of answers; random: `random_state` before the step.
         """
         set_random_state(self.device, random)
@@ -242,20 +242,20 @@ class Trainer:
         return "; repeated, every value is finite"
 
     def kept(self) -> str:
-        """The last checkpoint, in words, for a message."""
+        """Describe the last checkpoint, for a message."""
         if self.saved_step is None:
             return "no checkpoint was written"
         return f"the checkpoint of step {self.saved_step} is kept in {self.checkpoints}"
 
 
 def random_state(device: torch.device) -> list[Tensor]:
-    """The states of the random number generators that a pass on the device uses."""
+    """Return the states of the random number generators that a pass on the device uses."""
     own = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
     return [torch.get_rng_state(), *own]
 
 
 def set_random_state(device: torch.device, states: list[Tensor]) -> None:
-    """Sets what `random_state` returned for the `device`."""
+    """Restore the states that `random_state` returned for the `device`."""
     torch.set_rng_state(states[0])
     for state in states[1:]:
         torch.cuda.set_rng_state(state, device)
@@ -267,7 +267,7 @@ def due(step: int, every: int) -> bool:
 
 @contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """A list that SIGINT and SIGTERM are added to; a second SIGINT ends the process at once."""
+    """Within this context, SIGINT and SIGTERM are added to a list; a second SIGINT ends the process at once."""
     asked: list[int] = []
     with on_stop(asked.append):
         yield asked

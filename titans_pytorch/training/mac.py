@@ -40,39 +40,53 @@ class MacConfig:
     heads: int = setting(8, "attention heads")
     ff_mult: float = setting(4.0, "feed-forward width as a multiple of dim")
     num_residual_streams: int = setting(4, "residual streams (hyper-connections; 1: a plain residual)")
-    segment_len: int = setting(32, "attention window or segment, in bytes")
+    segment_len: int = setting(32, "bytes of a segment, or of the attention window where attention slides")
     sliding_window_attn: bool = setting(True, "attend to a sliding window instead of segments")
-    use_flex_attn: bool = setting(True, "flex attention (on CUDA only)")
+    use_flex_attn: bool = setting(True, "use flex attention (on CUDA only)")
     num_persist_mem_tokens: int = setting(4, "persistent memory tokens")
     num_longterm_mem_tokens: int = setting(4, "long-term memory tokens")
-    memory: bool = setting(True, "neural memory layers; without: the same model with none")
-    neural_memory_layers: tuple[int, ...] | None = setting((2, 4, 6), "which layers have a memory, from 1 (none: all)")
-    neural_memory_segment_len: int | None = setting(4, "bytes in one chunk of the memory")
-    neural_memory_batch_size: int | None = setting(128, "bytes after which the memory's gradients are taken anew")
-    neural_mem_gate_attn_output: bool = setting(False, "the memory gates the attention's output")
-    neural_mem_weight_residual: bool = setting(True, "a memory also starts from the updates of the one before")
-    neural_memory_qkv_receives_diff_views: bool = setting(True, "query, key and value choose among earlier layers")
+    memory: bool = setting(True, "use neural memory layers; without them the model is otherwise the same")
+    neural_memory_layers: tuple[int, ...] | None = setting(
+        (2, 4, 6), "layers that have a memory, counted from 1 (none: all)"
+    )
+    neural_memory_segment_len: int | None = setting(4, "bytes of a chunk of the memory")
+    neural_memory_batch_size: int | None = setting(
+        128, "bytes of a mini-batch, whose gradients are taken at the same fast weights"
+    )
+    neural_mem_gate_attn_output: bool = setting(
+        False, "multiply the attention's output by the sigmoid of the memory's output"
+    )
+    neural_mem_weight_residual: bool = setting(
+        True, "take gradients at fast weights to which those of the previous memory layer are added"
+    )
+    neural_memory_qkv_receives_diff_views: bool = setting(
+        True, "mix query, key and value of a memory from the activations of earlier layers"
+    )
     memory_dim_head: int = setting(64, "width of a memory head")
-    use_mem_attention_model: bool = setting(False, "a layer of causal attention as the memory, in place of the MLP")
+    use_mem_attention_model: bool = setting(
+        False, "use a layer of causal attention as the memory network, in place of the MLP"
+    )
     memory_heads: int = setting(4, "memory heads")
-    memory_depth: int = setting(2, "layers of the MLP that is the memory")
-    memory_expansion_factor: float = setting(2.0, "its hidden width as a multiple of its input")
-    attn_pool_chunks: bool = setting(True, "pool a chunk by attention for its momentum and decay")
+    memory_depth: int = setting(2, "layers of the memory network (an MLP)")
+    memory_expansion_factor: float = setting(2.0, "hidden width of the memory network as a multiple of its input")
+    attn_pool_chunks: bool = setting(True, "pool a chunk by attention for its momentum and forget gate")
     qk_rmsnorm: bool = setting(True, "normalise the memory's queries and keys")
-    momentum: bool = setting(True, "momentum of the memory's updates")
-    momentum_order: int = setting(1, "order of that momentum")
-    default_step_transform_max_lr: float = setting(0.1, "largest step of the memory")
-    per_parameter_lr_modulation: bool = setting(True, "a learned step for each weight of the memory")
+    momentum: bool = setting(True, "use momentum in the memory's updates")
+    momentum_order: int = setting(1, "order of the memory's momentum")
+    default_step_transform_max_lr: float = setting(0.1, "largest learning rate of the memory")
+    per_parameter_lr_modulation: bool = setting(
+        True, "learn a factor of the learning rate for each parameter of the memory network"
+    )
     spectral_norm_surprises: bool = setting(True, "orthogonalise the memory's updates")
-    use_accelerated_scan: bool = setting(True, "the accelerated-scan kernel, where it is installed and runs (CUDA)")
-    init_adaptive_step_bias: float | None = setting(None, "start of the memory's step, before its sigmoid")
-    init_momentum_bias: float | None = setting(None, "start of its momentum, before its sigmoid")
-    init_decay_bias: float | None = setting(None, "start of its decay, before its sigmoid")
+    use_accelerated_scan: bool = setting(True, "use the accelerated-scan kernel where it is installed (CUDA only)")
+    init_adaptive_step_bias: float | None = setting(None, "initial learning rate of the memory, before its sigmoid")
+    init_momentum_bias: float | None = setting(None, "initial momentum of the memory, before its sigmoid")
+    init_decay_bias: float | None = setting(None, "initial forget gate of the memory, before its sigmoid")
     memory_max_grad_norm: float | None = setting(None, "soft limit on the norm of the memory's gradients")
-    memory_loss_weight: float = setting(0.0, "of the memories' own loss as a further term of the training loss")
-    use_symplectic_gating: bool = setting(False, "symplectic gating of the memory's decay")
+    memory_loss_weight: float = setting(0.0, "weight of the memories' inner loss in the training loss")
+    use_symplectic_gating: bool = setting(False, "scale the memory's forget gate by a symplectic gate")
     num_pages: int = setting(1, "pages of memory")
-    symplectic_page_threshold: float = setting(0.5, "complexity above which the memory turns a page")
+    symplectic_page_threshold: float = setting(0.5, "complexity above which the memory switches to another page")
 
     def __post_init__(self):
         typed(self)
@@ -84,7 +98,7 @@ class MacConfig:
         at_most(self, depth=1000, memory_depth=100, momentum_order=100)
 
     def least_parameters(self) -> float:
-        """Parameters of the embedding and the large matrices: fewer than there are."""
+        """Return the parameters of the embedding and the large matrices, a lower bound."""
         inner = 1.0 * self.heads * self.dim_head
         block = 4 * inner * self.dim + 2.0 * self.ff_mult * self.dim * self.dim
         block += 2.0 * self.num_persist_mem_tokens * inner
@@ -96,7 +110,7 @@ class MacConfig:
         return self.dim
 
     def memory_kwargs(self) -> dict[str, Any]:
-        """Keywords of NeuralMemory."""
+        """Return the keywords of NeuralMemory."""
         gated = self.use_symplectic_gating or self.num_pages > 1
         return {
             "dim_head": self.memory_dim_head,
@@ -112,11 +126,11 @@ def named(config: MacConfig, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def build_mac(config: MacConfig, device: torch.device) -> nn.Module:
-    """The transformer over 256 byte values. Without memory the settings of the memory are left out.
+    """Build the transformer over 256 byte values. Without memory the settings of the memory are ignored.
 
     Args:
         config: a MacConfig.
-        device: where to put it.
+        device: device of the model.
 
     Raises:
         TrainingError: for settings that do not go together.

@@ -25,7 +25,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Every whole record; a last line that was cut off is left out. TrainingError where another line is no record."""
+    """Read every complete record. An incomplete last line is left out; another invalid line raises TrainingError."""
     lines = path.read_bytes().splitlines() if path.exists() else []
     records = []
     for number, line in enumerate(lines, 1):

@@ -48,7 +48,8 @@ AnyOptimizer = Optimizer | Together
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> AnyOptimizer:
-    """Weights of linear maps decay; embeddings, gains, biases, tokens and initial memories do not."""
+    """Build the optimizer. Weight decay acts on linear maps, not on embeddings, gains, biases, tokens and initial fast
+    weights."""
     linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
     embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
     embedded = {id(p) for m in embeddings for p in m.parameters()}  # may be tied to the output map
@@ -67,7 +68,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> AnyOptimizer:
 
 
 def matrices_of(linear: nn.Linear) -> list[nn.Parameter]:
-    """The weight, or what it is computed from (torch.nn.utils.parametrize)."""
+    """Return the weight of a module, or the parameters it is computed from (torch.nn.utils.parametrize)."""
     return [p for p in linear.parameters() if p.ndim == 2]
 
 
@@ -80,7 +81,7 @@ def adamw(parameters: list[nn.Parameter], decayed: set[int], config: TrainConfig
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """The learning rate of the update from `step` to `step + 1`: linear warm-up, then cosine decay.
+    """Return the learning rate of the update from `step` to `step + 1`: linear warm-up, then cosine decay.
 
     With two stages of training each has its own."""
     first, last = (0, config.core_steps) if step < config.core_steps else (config.core_steps, config.steps)

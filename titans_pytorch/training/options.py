@@ -50,7 +50,9 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def number(kind: Callable[[str], float], takes: str, fits: Callable[[float], bool] = lambda x: True) -> Any:
-    """A type of argparse: what `kind` reads, if it `fits`. takes: what to say of other text."""
+    """Return a type for argparse: text is read by `kind` and checked by `fits`. takes: the expected value, for
+    errors.
+    """
 
     def read(text: str) -> float:
         try:
@@ -74,7 +76,7 @@ def whole_numbers(text: str) -> tuple[int, ...]:
 
 
 def named_values(text: str) -> dict[str, Any]:
-    """`payload=8,distinct=true` as a dict of numbers, truth values and words."""
+    """Parse `payload=8,distinct=true` to a dict of numbers, booleans and words."""
     found = {}
     for part in filter(None, (p.strip() for p in text.split(","))):
         name, equals, value = part.partition("=")
@@ -94,7 +96,7 @@ def plain_value(text: str) -> Any:
 
 
 def option_for(hint: Any) -> dict[str, Any]:
-    """The arguments of `add_argument` for a value of this type."""
+    """Return the arguments of `add_argument` for a value of this type."""
     args = typing.get_args(hint)
     if type(None) in args:
         inner = option_for(next(a for a in args if a is not type(None)))
@@ -128,7 +130,7 @@ class Given:
 
 
 def listed_settings(run: RunConfig) -> Listed:
-    """Name -> (section, field, type, value) of every setting that is an option."""
+    """Map each setting that is an option to (section, field, type, value)."""
     return {
         name: (group, f, hint, getattr(getattr(run, group), name))
         for name, (group, f, hint) in settings_of(run).items()
@@ -147,15 +149,15 @@ def read_arguments(
     replace: Callable[[RunConfig, dict[str, Any]], RunConfig] = updated,
     usage: str = "%(prog)s [--SETTING VALUE ...]",
 ) -> Given:
-    """Read a command line: the program's own options, and settings by name. Exits with 2 after a line on a mistake.
+    """Read a command line: the program's own options, and settings by name. A mistake prints a line and exits with 2.
 
     Args:
         prog: the program's name.
         description: for --help.
         argv: the command line.
         add_options: adds the program's own options to a parser.
-        start: these options -> the configuration to start from.
-        presets: whose values --help shows; None: those of the configuration to start from.
+        start: called with these options; returns the configuration to start from.
+        presets: presets whose values --help shows; None: the configuration to start from.
         listed: the settings that are options.
         replace: the configuration with settings replaced by name; ValueError for wrong values.
         usage: for --help.
@@ -201,7 +203,7 @@ def as_text(value: Any) -> str:
 
 
 def undotted(word: str) -> str:
-    """`--training.batch_size=4` as `--batch-size=4`; `--data.settings.payload` as `--payload`."""
+    """Rewrite `--training.batch_size=4` as `--batch-size=4`; `--data.settings.payload` as `--payload`."""
     if not word.startswith("--"):
         return word
     name, equals, value = word[2:].partition("=")

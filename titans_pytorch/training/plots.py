@@ -10,7 +10,7 @@ __all__ = ["draw_loss_curve"]
 
 
 def smoothed(values: list[float], memory: float = 0.95) -> list[float]:
-    """Exponential moving average, corrected for its start."""
+    """Return the exponential moving average, corrected for its start."""
     total, weight, out = 0.0, 0.0, []
     for value in values:
         total, weight = memory * total + (1 - memory) * value, memory * weight + (1 - memory)
@@ -19,7 +19,9 @@ def smoothed(values: list[float], memory: float = 0.95) -> list[float]:
 
 
 def draw_loss_curve(metrics: Path, target: Path, title: str, levels: dict[str, float] | None = None) -> bool:
-    """Bits per byte over steps, with `levels` as horizontal lines. False where matplotlib is not installed."""
+    """Draw bits per byte over steps, with `levels` as horizontal lines. Returns False if matplotlib is not
+    installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:

@@ -1,6 +1,6 @@
 """One process, or several that train one model together through Accelerate (`torchrun`, `accelerate launch`).
 
-Every process makes its own share of each global batch; gradients are averaged. The main process alone writes files,
+Every process computes its share of each global batch; gradients are averaged. The main process alone writes files,
 measures and samples.
 """
 
@@ -21,22 +21,22 @@ class Alone:
     """The only process."""
 
     rank, count, main = 0, 1, True
-    device: torch.device | None = None  # the one to compute on, where the launcher says
+    device: torch.device | None = None  # the launcher's choice, if it made one
 
     def share(self, size: int) -> tuple[int, int]:
-        """(first row, rows) of a global batch of `size` rows that this process computes."""
+        """Return (first row, rows): the part of a global batch of `size` rows that this process computes."""
         return 0, size
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model to call while training."""
+        """Return the model to call while training."""
         return model
 
     def accumulating(self, model: nn.Module) -> AbstractContextManager:
-        """A context in which gradients accumulate without being averaged over processes."""
+        """Return a context in which gradients accumulate without being averaged over processes."""
         return nullcontext()
 
     def mean(self, value: Tensor) -> Tensor:
-        """The mean over the processes."""
+        """Return the mean over the processes."""
         return value
 
     def any(self, flag: bool) -> bool:
@@ -47,7 +47,7 @@ class Alone:
 
 
 class Together(Alone):
-    """One of several."""
+    """One of several processes."""
 
     def __init__(self, device: torch.device):
         try:
@@ -80,10 +80,10 @@ class Together(Alone):
 
 
 def first_process() -> bool:
-    """True if this is the only process or the first of several (RANK in the environment)."""
+    """Return whether this is the only process or the first of several (RANK in the environment)."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def processes_here(device: torch.device) -> Alone:
-    """The process group that the launcher set up (WORLD_SIZE in the environment)."""
+    """Return the process group that the launcher set up (WORLD_SIZE in the environment)."""
     return Together(device) if processes_of(os.environ) > 1 else Alone()

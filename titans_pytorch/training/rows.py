@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 __all__ = ["IGNORE", "Rows", "answers_in", "loss_on"]
 
-IGNORE = -100  # the target where nothing is asked, as in torch's cross entropy
+IGNORE = -100  # the target without a prediction, as in torch's cross entropy
 
 
 class Rows(NamedTuple):
@@ -21,13 +21,13 @@ class Rows(NamedTuple):
     targets: Tensor
 
     def to(self, device: torch.device) -> "Rows":
-        """The rows, moved to a `device`."""
+        """Return the rows on a `device`."""
         return Rows(*(part.to(device, non_blocking=True) for part in self))
 
 
 def answers_in(rows: Rows | Tensor) -> int:
-    """The number of predictions that the loss on `rows` averages. Plain ids [b n + 1] are predicted from the second
-    token on.
+    """Return the number of predictions that the loss on `rows` averages. Plain ids [b n + 1] are predicted from the
+    second token on.
     """
     if isinstance(rows, Rows):
         return int((rows.targets != IGNORE).sum())
@@ -35,12 +35,12 @@ def answers_in(rows: Rows | Tensor) -> int:
 
 
 def loss_on(model: nn.Module, rows: Rows | Tensor, answers: float) -> Tensor:
-    """Summed cross entropy over `answers`, in nats.
+    """Return the summed cross entropy divided by `answers`, in nats.
 
     Args:
         model: ids [b n] -> logits [b n v].
         rows: Rows; or plain ids [b n + 1], passed as `model(ids, return_loss=True)`.
-        answers: how many there are, or the mean of that number over processes whose gradients will be averaged.
+        answers: number of answers, or its mean over processes whose gradients will be averaged.
     """
     if not isinstance(rows, Rows):
         return model(rows, return_loss=True) * (answers_in(rows) / answers)
@@ -55,11 +55,11 @@ def loss_on(model: nn.Module, rows: Rows | Tensor, answers: float) -> Tensor:
 
 
 def memory_loss_weight(model: nn.Module) -> float:
-    """The weight of the inner loss in the training loss: a setting of the package's models, 0 elsewhere and outside
-    training. (On plain ids these add it themselves.)"""
+    """Return the weight of the inner loss in the training loss: a setting of the package's models, 0 elsewhere and
+    outside training. (On plain ids these add it themselves.)"""
     return getattr(getattr(unwrapped(model), "config", None), "memory_loss_weight", 0.0) if model.training else 0.0
 
 
 def unwrapped(model: nn.Module) -> Any:
-    """The model in the wrapping for several processes, if it has one."""
+    """Return the model without its wrapping for several processes."""
     return getattr(model, "module", model)

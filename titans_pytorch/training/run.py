@@ -48,7 +48,7 @@ FIXED = (
     "seed",
     "data_limit",
     "held_out",
-)  # what a resumed run cannot change
+)  # settings that a resumed run cannot change
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Run:
     """The arguments of `train`.
 
     config: every setting.
-    out: the folder that is written to.
-    resume: the checkpoint to go on from; None: a new run.
+    out: output folder.
+    resume: the checkpoint to continue from; None: a new run.
     command: the command line, for the record.
     """
 
@@ -84,10 +84,10 @@ def main(
         build_model: (the model's settings, device) -> module, called as `model(ids)` and `model(ids,
             return_loss=True)`.
         description: for --help.
-        default_preset: its name.
+        default_preset: name of the default preset.
         argv: the command line; None: sys.argv.
         script: the script's path, for the record.
-        make_subject: the settings -> what is trained on; by default text.
+        make_subject: the settings -> the subject to train on; by default text.
 
     Returns:
         The exit status: 0, 1 after an error in one line, 128 + signal where it was stopped.
@@ -96,8 +96,8 @@ def main(
     arguments = sys.argv[1:] if argv is None else argv
 
     def add_options(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--preset", choices=list(presets), help="which settings to start from")
-        parser.add_argument("--out", metavar="DIR", help="where the run is kept (runs/PRESET)")
+        parser.add_argument("--preset", choices=list(presets), help="the preset to start from")
+        parser.add_argument("--out", metavar="DIR", help="output folder (runs/PRESET)")
         parser.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
 
     def start(options: argparse.Namespace) -> RunConfig:
@@ -125,8 +125,8 @@ def main(
 
 
 def one_line(name: str, work: Callable[[], Any]) -> int:
-    """Do the work and return an exit status: 0, or 1 after an error in one line, or 128 + signal. name: of the
-    program, before the line.
+    """Do the work and return an exit status: 0, 1 after an error in one line, or 128 + signal. name: the program's
+    name, printed before the line.
     """
     try:
         with on_stop(stop_now):
@@ -148,20 +148,20 @@ def one_line(name: str, work: Callable[[], Any]) -> int:
 
 
 def of_memory(error: RuntimeError) -> bool:
-    """True if torch ran out of memory. On a CPU only the message tells."""
+    """Return whether torch ran out of memory. On a CPU only the message tells."""
     words = ("can't allocate memory", "not enough memory", "calculation overflowed")
     return isinstance(error, torch.OutOfMemoryError) or any(part in str(error) for part in words)
 
 
 def in_a_line(error: Exception) -> str:
-    """The message of an error in one line; for an OSError the file and the reason."""
+    """Return the message of an error in one line; for an OSError the file and the reason."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename2 or error.filename}: {error.strerror}"
     return " ".join(str(error).split())
 
 
 def saved_run(out: Path) -> Saved:
-    """The last whole checkpoint of the run in `out`. TrainingError where there is none."""
+    """Read the last undamaged checkpoint of the run in `out`. TrainingError if there is none."""
     saved = read_last(out / "checkpoints", print if first_process() else lambda line: None)
     if saved is None:
         raise TrainingError(f"{out} has no checkpoint to resume from")
@@ -171,25 +171,25 @@ def saved_run(out: Path) -> Saved:
 
 
 def finished_run(out: Path, config: RunConfig) -> dict[str, Any] | None:
-    """The record of a run in `out` that ended, with the settings `config`; None where there is none."""
+    """Return the record of a finished run in `out` with the settings `config`; None if there is none."""
     try:
         result = read_json(out / "result.json")
         return result if result["config"] == parse_json(config.to_json()) else None
-    except (OSError, ValueError, KeyError, TypeError):  # of none, cut off, or something else's
+    except (OSError, ValueError, KeyError, TypeError):  # missing, incomplete, or of another program
         return None
 
 
 @dataclass(frozen=True)
 class TrainProgram:
-    """A program that trains: what `titans train` and a script say for themselves.
+    """The parts of a training program in which `titans train` and a script differ.
 
-    prog: its name. description: for --help. add_options(parser): adds its own options, --out and --resume among them.
-    start(options): the configuration of a new run.
-    resume_from(options): the folder of the run to go on with.
-    saved_config(options, saved): the configuration that a checkpoint holds; ValueError where it is another program's.
+    prog: its name. description: text for --help. add_options(parser): adds its own options, --out and --resume among
+    them. start(options): the configuration of a new run.
+    resume_from(options): the folder of the run to continue.
+    saved_config(options, saved): the configuration in a checkpoint; ValueError if another program wrote it.
     build_model, make_subject: as in `train`.
     named: how `read_arguments` names settings.
-    check(run, out): does the work of --check in place of training, where the program has it.
+    check(run, out): replaces training under --check, if the program has that option.
     """
 
     prog: str
@@ -232,8 +232,8 @@ class TrainProgram:
             train_claimed(Run(run, out, saved, command), self.build_model, self.make_subject)
 
     def config_of(self, options: argparse.Namespace, saved: Saved) -> RunConfig:
-        """The configuration of the checkpoint `saved`. TrainingError where it is another program's. options: as given
-        to `start`.
+        """Return the configuration of the checkpoint `saved`. TrainingError if another program wrote it. options: as
+        for `start`.
         """
         try:
             return self.saved_config(options, saved)
@@ -242,7 +242,7 @@ class TrainProgram:
 
 
 def report_changes(checkpoint: Path, saved: RunConfig, config: RunConfig) -> None:
-    """Raises where a setting differs that the checkpoint depends on; says so where the losses will differ."""
+    """Raise if a setting differs that the checkpoint depends on; print a line if losses will differ."""
     before, after = settings_of(saved), settings_of(config)
     for name, (group, _, _) in after.items():
         old = getattr(getattr(saved, before[name][0]), name)
@@ -261,13 +261,13 @@ def train(run: Run, build_model: BuildModel, make_subject: MakeSubject) -> dict[
     Args:
         run: its settings and folder.
         build_model: (the model's settings, device) -> module.
-        make_subject: the settings -> what is trained on.
+        make_subject: the settings -> the subject to train on.
 
     Returns:
         The record of the run, as in result.json; empty in all processes but the main one.
 
     Raises:
-        TrainingError: in one line; what was saved stays.
+        TrainingError: with a message of one line; saved files stay.
     """
     with claimed(run.out):
         return train_claimed(run, build_model, make_subject)
@@ -279,7 +279,7 @@ def train_claimed(run: Run, build_model: BuildModel, make_subject: MakeSubject) 
     Args:
         run: its settings and folder.
         build_model: (the model's settings, device) -> module.
-        make_subject: the settings -> what is trained on.
+        make_subject: the settings -> the subject to train on.
 
     Returns:
         As `train`.
@@ -308,7 +308,7 @@ def train_claimed(run: Run, build_model: BuildModel, make_subject: MakeSubject) 
             )
         trainer.resume(run.resume)
         say(f"resuming from step {trainer.progress.step}")
-    processes.wait()  # for all to have read the checkpoint that the main one will replace
+    processes.wait()  # until all have read the checkpoint that the main one will replace
     if not processes.main:
         trainer.fit()
         return {}
@@ -328,7 +328,7 @@ def train_claimed(run: Run, build_model: BuildModel, make_subject: MakeSubject) 
 
 
 def set_aside(damaged: tuple[Path, ...]) -> None:
-    """Renames checkpoints that are not whole, so that new ones of their steps can be written."""
+    """Rename damaged checkpoints, so that new ones of their steps can be written."""
     for path in damaged:
         aside = path.with_name(f"{path.name}.damaged")
         remove(aside)
@@ -336,7 +336,7 @@ def set_aside(damaged: tuple[Path, ...]) -> None:
 
 
 def fit(run: Run, trainer: Trainer) -> None:
-    """Trains; a run that ends early leaves its loss curve, too."""
+    """Train. A run that ends early also leaves its loss curve."""
     try:
         trainer.fit()
     except (TrainingError, Interrupted):
@@ -346,7 +346,7 @@ def fit(run: Run, trainer: Trainer) -> None:
 
 
 def concluded(run: Run, trainer: Trainer) -> dict[str, Any]:
-    """Call `conclude`; errors also name the last checkpoint."""
+    """Call `conclude`; its errors also name the last checkpoint."""
     try:
         return conclude(run, trainer)
     except KeyboardInterrupt as stop:
@@ -356,17 +356,17 @@ def concluded(run: Run, trainer: Trainer) -> dict[str, Any]:
 
 
 def conclude(run: Run, trainer: Trainer) -> dict[str, Any]:
-    """The final measurements, the weights, the loss curve; returns the record of the run. Diverged where a measurement
-    is not finite.
+    """Take the final measurements, write the weights and the loss curve, and return the record of the run. Diverged if
+    a measurement is not finite.
     """
     switches = page_switches(trainer.model)
     with replacing(run.out / WEIGHTS) as part, watch_gains(trainer.model) as gains:
-        write_weights(trainer.model, part)  # as trained: the measurements below count page switches, too
+        write_weights(trainer.model, part)  # counted before the measurements below, which also switch pages
         found = trainer.subject.conclude(trainer.model, run.out, trainer.device, trainer.autocast)
         for name, value in numbers_in(found):
             if not math.isfinite(value):
                 raise Diverged(f"the final measurements are not finite: {name} is {value}")
-        remove(run.out / SUMS)  # there is none while it would be of other weights
+        remove(run.out / SUMS)  # an older file would not belong to these weights
     write_sums(run.out, (WEIGHTS,))
     if note := overshoot_note(gains):
         print(note)
@@ -388,7 +388,7 @@ def conclude(run: Run, trainer: Trainer) -> dict[str, Any]:
 
 
 def numbers_in(found: Any, name: str = "") -> Iterator[tuple[str, float]]:
-    """(name, number) of every number in nested mappings and lists."""
+    """Yield (name, number) for every number in nested mappings and lists."""
     if isinstance(found, dict):
         for key, value in found.items():
             yield from numbers_in(value, f"{name}.{key}" if name else str(key))

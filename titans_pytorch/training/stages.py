@@ -1,6 +1,6 @@
 """Two stages of training: first the core of a model with its memories switched off, then its memories.
 
-In the first stage nothing is stored and the parameters of the memories stand still; in the second they are trained,
+In the first stage nothing is written and the parameters of the memories are frozen. In the second they are trained,
 alone or with the rest. With `core_steps` 0 there is one stage, in which everything is trained.
 """
 
@@ -36,7 +36,7 @@ class Stages:
         return self.config.after_core
 
     def enter(self, step: int) -> bool:
-        """Makes the model ready for the stage of this step; True where another one ends here."""
+        """Prepare the model for the stage of this step; return whether another stage ends here."""
         name = self.name_at(step)
         if name == self.now:
             return False
@@ -51,7 +51,7 @@ class Stages:
         return True
 
     def leave(self) -> None:
-        """The model as it was given: everything can be trained, and is stored."""
+        """Restore the model: everything is trained, and memories write."""
         self.resume_storing()
         self.resume_storing, self.now = (lambda: None), None
         for p in self.all:

@@ -19,7 +19,7 @@ LARGEST_PORT = 65535
 
 
 def check_start(config: RunConfig, out: Path) -> torch.device:
-    """Raises TrainingError for a run that cannot succeed, and returns its device. out: the folder it would write to."""
+    """Raise TrainingError for a run that cannot succeed; return its device. out: its output folder."""
     try:
         processes = processes_of(os.environ)
         device = resolve_device(config.training.device)
@@ -33,7 +33,9 @@ def check_start(config: RunConfig, out: Path) -> torch.device:
 
 
 def processes_of(environment: Mapping[str, str]) -> int:
-    """The number of processes a launcher started. ValueError for a variable that is no number, or out of range."""
+    """Return the number of processes a launcher started. ValueError for a variable that is no number or out of
+    range.
+    """
     count = whole(environment, "WORLD_SIZE", 1) or 1
     for name, least in LAUNCHED.items():
         value = whole(environment, name, least)
@@ -56,7 +58,7 @@ def whole(environment: Mapping[str, str], name: str, least: int) -> int | None:
 
 
 def check_settings(config: RunConfig, processes: int) -> None:
-    """Settings of different sections that do not go together: ValueError."""
+    """Raise ValueError for settings of different sections that cannot be combined."""
     train, report = config.training, config.report
     if isinstance(config.data, DataConfig) and report.eval_stride > train.seq_len:
         raise wrong("eval_stride", report.eval_stride, f"at most seq_len = {train.seq_len}")
@@ -87,7 +89,7 @@ def check_folder(out: Path) -> None:
 
 
 def check_memory(config: RunConfig, device: torch.device, processes: int) -> None:
-    """Refuses what is larger than all the memory of the device, counted from below."""
+    """Raise TrainingError for a run whose lower bound of memory exceeds the memory of the device."""
     there = memory_of(device)
     for what, needed in least_bytes(config, processes).items():
         if there and needed > there:
@@ -95,7 +97,7 @@ def check_memory(config: RunConfig, device: torch.device, processes: int) -> Non
 
 
 def least_bytes(config: RunConfig, processes: int = 1) -> dict[str, float]:
-    """Lower bounds of memory, in bytes: what needs it -> how much."""
+    """Return lower bounds of memory: what needs it -> bytes."""
     model, train = config.model, config.training
     if not hasattr(model, "least_parameters"):
         return {}
@@ -120,14 +122,14 @@ def finite(value: float) -> float:
 
 
 def memory_of(device: torch.device) -> float:
-    """Bytes of a device; 0 where it is not known."""
+    """Return the bytes of memory of a device; 0 if unknown."""
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
     return float(machine_memory() or 0) if device.type == "cpu" else 0.0
 
 
 def machine_memory() -> int | None:
-    """Bytes of this machine; None where the system does not say."""
+    """Return the bytes of memory of this machine; None if unknown."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

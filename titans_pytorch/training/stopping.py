@@ -25,11 +25,15 @@ class Interrupted(Exception):
 
 @contextmanager
 def on_stop(act: Callable[[int], object]) -> Iterator[None]:
-    """Calls `act(signal)` at SIGINT and SIGTERM; a second SIGINT ends the process, whatever it is doing."""
+    """Within this context, call `act(signal)` at SIGINT and SIGTERM; a second SIGINT ends the process, whatever it is
+    doing.
+    """
 
     def note(signum: int, frame: Any) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)  # Python's could abort a process that ends
+        atexit.register(
+            signal.signal, signal.SIGINT, signal.SIG_DFL
+        )  # Python's own handler could abort a process that ends
         act(signum)
 
     if threading.current_thread() is not threading.main_thread():
@@ -40,14 +44,14 @@ def on_stop(act: Callable[[int], object]) -> Iterator[None]:
         yield
     finally:
         for signum, handler in previous.items():
-            signal.signal(signum, signal.SIG_DFL if handler is None else handler)  # None: not of Python
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)  # None: not installed by Python
 
 
 def stop_now(signum: int) -> NoReturn:
-    """Raises KeyboardInterrupt, which holds the signal."""
+    """Raise a KeyboardInterrupt that holds the signal."""
     raise KeyboardInterrupt(signum)
 
 
 def signal_of(stop: KeyboardInterrupt) -> int:
-    """The signal that raised it."""
+    """Return the signal that raised it."""
     return stop.args[0] if stop.args and isinstance(stop.args[0], int) else signal.SIGINT

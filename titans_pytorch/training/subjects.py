@@ -16,10 +16,10 @@ Context = Callable[[], AbstractContextManager]
 
 
 class Subject(Protocol):
-    """Rows to learn from, and what is measured on others.
+    """Rows to train on, and measurements on held-out rows.
 
-    row_len: tokens predicted in a row. unit, counted: what one such token is, and several.
-    fingerprint: differs where the rows do, so that a run is not resumed on others.
+    row_len: tokens predicted in a row. unit, counted: the name of such a token, in the singular and the plural.
+    fingerprint: identifies the rows, so that a run is not resumed on other data.
     """
 
     row_len: int
@@ -28,28 +28,28 @@ class Subject(Protocol):
     fingerprint: str
 
     def batch(self, position: int, size: int) -> Tensor | Rows:
-        """Rows `position` to `position + size` of an endless sequence."""
+        """Return rows `position` to `position + size` of an endless sequence."""
 
     def tokens(self, position: int, rows: int) -> int:
-        """Tokens predicted in the rows of the batch at `position`."""
+        """Return the number of tokens predicted in `rows` rows of the batch at `position`."""
 
     def measure(self, model: nn.Module, device: torch.device, autocast: Context) -> dict[str, float]:
-        """Named metrics of a `model` on held-out rows, now and then while training: always the same rows. device: where
-        it computes; autocast: makes the context it computes in.
+        """Return named metrics of a `model` on held-out rows, the same rows at every validation. device: device of the
+        model; autocast: returns the autocast context of each forward pass.
         """
 
     def introduce(self) -> str:
-        """A line for the reader."""
+        """Return a line that describes the data."""
 
     def on_step(self, model: nn.Module, step: int, device: torch.device, autocast: Context) -> None:
-        """After each `step`. Leaves the random number generators as they were. model, device, autocast: as in
+        """Called after each `step`. Leaves the random number generators as they were. model, device, autocast: as in
         `measure`.
         """
 
     def conclude(self, model: nn.Module, out: Path, device: torch.device, autocast: Context) -> dict[str, Any]:
-        """The final measurements, printed, and returned for the record of the run. out: its folder; model, device,
+        """Print the final measurements, and return them for the record of the run. out: its folder; model, device,
         autocast: as in `measure`.
         """
 
     def levels(self, found: dict[str, Any]) -> dict[str, float]:
-        """Lines to draw beside the loss curve, in bits, from what `conclude` found."""
+        """Return lines to draw beside the loss curve, in bits, from `found`, the result of `conclude`."""

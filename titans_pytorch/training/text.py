@@ -1,4 +1,4 @@
-"""Text as a subject: windows of bytes, measured in bits per byte beside compressors, and continued by the model."""
+"""Text: trains on windows of bytes, measures bits per byte beside compressors, and lets the model continue a text."""
 
 import math
 import time
@@ -59,7 +59,7 @@ class Text:
             print(f"\n{self.sample(model, step, device, autocast)[1]}\n")
 
     def sample(self, model: nn.Module, step: int, device: torch.device, autocast: Context) -> tuple[str, str]:
-        """(held-out bytes, the model's continuation). Diverged where the model is not finite."""
+        """Return (held-out bytes, the model's continuation). Diverged where the model is not finite."""
         check_finite(model)
         return sample_text(
             model,
@@ -107,7 +107,7 @@ class Text:
 
 
 def text_of(config: RunConfig) -> Text:
-    """The text that the settings in `config` name, found and loaded."""
+    """Find and load the text that the settings in `config` name."""
     if not isinstance(config.data, DataConfig):
         raise wrong("data", config.data, "a DataConfig")
     return Text(load_data(config.data), config.training, config.report)
