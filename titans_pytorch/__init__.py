@@ -24,6 +24,7 @@ _HOMES = {
     "gates.symplectic": ("SymplecticGating",),
     "gates.dmd": ("DynamicModeDecomposition",),
     "models.config": ("ModelConfig", "TitansConfig"),
+    "models.other_settings": ("DEFAULT_CONFIG", "VARIANT_CONFIGS"),
     "models.family": ("TitansLMM", "TitansMAC", "TitansMAG", "TitansMAL", "TransformerBaseline", "build_model"),
     "models.lmm": ("LMMLayer",),
     "models.mac": ("MACLayer",),

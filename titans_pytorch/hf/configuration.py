@@ -49,7 +49,8 @@ class TitansHFConfig(PreTrainedConfig):
         self.loss_type = kwargs.pop("loss_type", "ForCausalLM")
         kwargs["tie_word_embeddings"] = self.tie_embeddings
         super().__init__(**kwargs)
-        self.to_model()  # wrong settings raise here
+        for name, value in vars(self.to_model()).items():  # wrong settings raise here
+            setattr(self, name, value)
 
     @classmethod
     def of(cls, config: ModelConfig | TitansConfig, **kwargs: Any) -> "TitansHFConfig":

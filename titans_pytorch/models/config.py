@@ -4,6 +4,7 @@ Reads and writes YAML and JSON. An unknown key, a wrong type or an impossible va
 key it names the nearest known one.
 """
 
+import dataclasses
 import os
 import typing
 from dataclasses import dataclass
@@ -13,12 +14,19 @@ from typing import Any, Literal
 from titans_pytorch.common.checks import wrong
 from titans_pytorch.common.files import parse_json, write_text
 from titans_pytorch.common.names import known_keywords, unknown
+from titans_pytorch.models.other_settings import is_other, log_readings, translated
 from titans_pytorch.training.config import (
+    DataConfig,
+    ReportConfig,
     RunConfig,
+    TaskConfig,
+    TrainConfig,
     at_most,
+    checked,
     from_dict,
     positive,
     setting,
+    settings_of,
     typed,
 )
 
@@ -117,15 +125,17 @@ class ModelConfig:
         return self.d_model
 
 
-@known_keywords
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class TitansConfig(RunConfig):
     """All settings of a run of one of the paper's models. Give settings by name alone; no two sections share a name:
 
-        config = TitansConfig.small(variant="mag", window=256, lr=3e-4)
+        config = TitansConfig(variant="mag", d_model=256, lr=3e-4)
+        config = TitansConfig.small(variant="mag", window=256)
         config = config.replace(steps=10)
 
-    Unknown names, wrong types and impossible values raise ValueError.
+    Names of other implementations (hidden_dim, memory_layers, learning_rate, ...) and variants in capitals are read by
+    the table in `models/other_settings.py`, here and in files; a logged line says how each was read. Unknown names,
+    wrong types and impossible values raise ValueError.
 
     Args:
         model: a ModelConfig.
@@ -133,9 +143,29 @@ class TitansConfig(RunConfig):
         training: a TrainConfig.
         report: a ReportConfig.
         name: name of the preset or the file that the settings started from.
+        settings: any setting by its name, in place of sections.
     """
 
     model: ModelConfig = ModelConfig()
+
+    def __init__(
+        self,
+        model: ModelConfig = ModelConfig(),  # noqa: B008  (frozen)
+        data: DataConfig | TaskConfig | str = DataConfig(),  # noqa: B008
+        training: TrainConfig = TrainConfig(),  # noqa: B008
+        report: ReportConfig = ReportConfig(),  # noqa: B008
+        name: str = "",
+        **settings: Any,
+    ):
+        if isinstance(data, str):
+            settings["data"], data = data, DataConfig()
+        sections = {"model": model, "data": data, "training": training, "report": report, "name": name}
+        for key, value in sections.items():
+            object.__setattr__(self, key, value)
+        if settings:
+            made = _read(self, settings)
+            for key in sections:
+                object.__setattr__(self, key, getattr(made, key))
 
     @classmethod
     def of(cls, **settings) -> "TitansConfig":
@@ -152,7 +182,8 @@ class TitansConfig(RunConfig):
 
         if name not in PRESETS:
             raise ValueError(f"{unknown('preset ', name, PRESETS)}; there are {', '.join(PRESETS)}")
-        return preset(name, settings.pop("variant", "mac")).replace(**settings)
+        variant = checked("variant", settings.pop("variant", "mac"), Variant)
+        return preset(name, variant).replace(**settings)
 
     @classmethod
     def tiny(cls, **settings) -> "TitansConfig":
@@ -178,9 +209,11 @@ class TitansConfig(RunConfig):
 
     @classmethod
     def from_dict(cls, sections: dict[str, dict[str, Any]]) -> "TitansConfig":
-        """Read `sections`, as `to_dict` returns them. Missing settings keep their defaults; unknown names raise
-        ValueError.
+        """Read `sections`, as `to_dict` returns them, or settings of another implementation. Missing settings keep their
+        defaults; unknown names raise ValueError.
         """
+        if isinstance(sections, dict) and is_other(sections, _known()):
+            return _read(cls(), sections)
         return from_dict(cls(), sections)
 
     @classmethod
@@ -217,6 +250,24 @@ class TitansConfig(RunConfig):
             return read(_decoded(path.read_bytes()))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+
+
+def _known() -> dict[str, Any]:
+    """Every setting by its name, of text and of tasks, with its default."""
+    base = TitansConfig()
+    both = (base, dataclasses.replace(base, data=TaskConfig()))
+    return {name: field.default for run in both for name, (_, field, _) in settings_of(run).items()}
+
+
+def _read(base: TitansConfig, given: dict[str, Any]) -> TitansConfig:
+    """`base` with `given`, settings by name or in sections, of ours or of another implementation."""
+    settings, lines = translated(given, _known())
+    name = settings.pop("name", base.name)
+    if settings.keys() & {f.name for f in dataclasses.fields(TaskConfig)} and not isinstance(base.data, TaskConfig):
+        base = dataclasses.replace(base, data=TaskConfig())
+    read = dataclasses.replace(base.replace(**settings), name=checked("name", name, str))
+    log_readings(lines)
+    return read
 
 
 def _decoded(content: bytes) -> str:

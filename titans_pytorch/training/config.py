@@ -65,8 +65,8 @@ def checked(name: str, value: Any, hint: Any) -> Any:
 
 def _as_type(name: str, value: Any, hint: Any, more: str = "") -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal and isinstance(value, str) and value in args:
-        return value
+    if origin is Literal and isinstance(value, str) and value.lower() in args:
+        return value.lower()
     if origin is tuple and isinstance(value, (list, tuple)) and all(type(v) is args[0] for v in value):
         if len(value) > MOST_NUMBERS:
             raise wrong(name, Words(f"{len(value)}"), f"at most {MOST_NUMBERS} numbers")
