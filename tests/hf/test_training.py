@@ -4,17 +4,21 @@ import os
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import distributed as dist
 from torch import multiprocessing as mp
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from titans_pytorch import TitansConfig, build_model
+from titans_pytorch.cli.main import main as titans
+from titans_pytorch.cli.runs import load_run
 from titans_pytorch.hf import TitansForCausalLM
 from titans_pytorch.hf.convert import main as convert
 from titans_pytorch.models.config import VARIANTS
 from titans_pytorch.models.language_model import Block
 from titans_pytorch.training.checkpoint import save_weights
 
+from ..helpers import randomise
 from .tiny import IDS, tiny
 
 
@@ -114,8 +118,37 @@ def test_convert_a_run(tmp_path, capsys):
     assert again.config.to_model() == config.model
     assert again(IDS).logits.equal(model(IDS))
 
+    back = tmp_path / "back"
+    assert convert([str(tmp_path / "out"), str(back)]) == 0
+    for name in ("config.json", "model.safetensors"):
+        assert (back / name).read_bytes() == (run / name).read_bytes(), name
+
     assert convert([str(run), str(tmp_path / "out")]) == 1
     assert "is there already" in capsys.readouterr().err
     assert convert([str(tmp_path / "none"), str(tmp_path / "other")]) == 1
     assert "holds no run" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("settings", [{}, {"tie_embeddings": True}, {"gate": "convex", "init_gate_bias": -2.0}])
+def test_a_model_that_transformers_saved_becomes_a_run(tmp_path, settings, capsys):
+    """Its weights in float32 and defaults for the rest; the command line opens it."""
+    model = randomise(tiny("mag", vocab_size=256, **settings), scale=0.3)
+    model.save_pretrained(tmp_path / "saved")
+    assert convert([str(tmp_path / "saved"), str(tmp_path / "run")]) == 0
+    run, again = load_run(tmp_path / "run", torch.device("cpu"))
+    assert run == TitansConfig(model.config.to_model())
+    with torch.no_grad():
+        assert again(IDS).equal(model(IDS).logits)
+    assert titans(["sample", str(tmp_path / "run"), "--prompt", "ab", "--new-bytes", "4"]) == 0
+
+    weights = load_file(tmp_path / "saved" / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, tmp_path / "saved" / "model.safetensors", metadata={"format": "pt"})
+    assert convert([str(tmp_path / "saved"), str(tmp_path / "other")]) == 1
+    assert "it lacks 1 tensors, model.norm.weight first" in capsys.readouterr().err
+
+    (tmp_path / "saved" / "model.safetensors").write_bytes(b"cut off")
+    assert convert([str(tmp_path / "saved"), str(tmp_path / "other")]) == 1
+    assert "holds no model of titans" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
