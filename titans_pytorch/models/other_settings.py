@@ -18,7 +18,7 @@ __all__ = ["DEFAULT_CONFIG", "TABLE", "VARIANT_CONFIGS", "is_other", "log_readin
 
 logger = logging.getLogger(__name__)
 
-# A configuration with the names of r-baldridge/consciousness, and what its three variants change.
+#: A configuration with the names of r-baldridge/consciousness: `TitansConfig(**DEFAULT_CONFIG)`.
 DEFAULT_CONFIG: dict[str, Any] = {
     "hidden_dim": 2048,
     "num_layers": 24,
@@ -32,6 +32,7 @@ DEFAULT_CONFIG: dict[str, Any] = {
     "base_lr": 1e-4,
     "memory_loss_weight": 0.1,
 }
+#: What each of its variants changes: `TitansConfig(**DEFAULT_CONFIG | VARIANT_CONFIGS["MAG"])`.
 VARIANT_CONFIGS: dict[str, dict[str, Any]] = {
     "MAC": {"variant": "MAC"},
     "MAG": {"variant": "MAG", "gate_activation": "sigmoid", "gate_init_bias": -2.0},
