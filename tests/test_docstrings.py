@@ -74,6 +74,7 @@ SOURCES = {  # what implements a paper's equation, and the paper
 def public() -> dict[str, object]:
     """name -> class or function, each once."""
     found = {name: getattr(titans_pytorch, name) for name in titans_pytorch.__all__}
+    found = {name: value for name, value in found.items() if callable(value)}  # a dict has no docstring
     names = {module: import_module(f"titans_pytorch.{module}").__all__ for module in LISTED} | FURTHER
     for module, listed in names.items():
         for name in listed:

@@ -209,8 +209,8 @@ class TitansConfig(RunConfig):
 
     @classmethod
     def from_dict(cls, sections: dict[str, dict[str, Any]]) -> "TitansConfig":
-        """Read `sections`, as `to_dict` returns them, or settings of another implementation. Missing settings keep their
-        defaults; unknown names raise ValueError.
+        """Read `sections`, as `to_dict` returns them, or settings of another implementation. Missing settings keep
+        their defaults; unknown names raise ValueError.
         """
         if isinstance(sections, dict) and is_other(sections, _known()):
             return _read(cls(), sections)

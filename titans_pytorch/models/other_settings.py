@@ -176,7 +176,8 @@ class Translation:
     """What was found: settings by our names, the lines that say how, and what cannot be read."""
 
     def __init__(self, known: Mapping[str, Any]):
-        self.known, self.settings = known, {}
+        self.known = known
+        self.settings: dict[str, Any] = {}
         self.joint: dict[str, Any] = {}
         self.lines: list[str] = []
         self.refused: list[str] = []
