@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from titans_pytorch.ops.coefficients import coefficients, cumulative_products, naive_cumulative_products
+from titans_pytorch.ops.coefficients import (
+    Transition,
+    blended_products,
+    coefficients,
+    cumulative_products,
+    naive_blended_products,
+    naive_cumulative_products,
+)
+from titans_pytorch.ops.positions import mini_batches
 
 from .helpers import assert_close, assert_same_gradients, gradients
 
@@ -116,3 +124,18 @@ def test_finite_in_float32(gate):
         assert grad.isfinite().all(), name
     exact = {name: leaf.detach().double() for name, leaf in leaves.items()}
     assert_close(built, by_coefficients(exact, 2)[0], 1e-5)
+
+
+@pytest.mark.parametrize("first", [0, 1, 2, 5])
+@pytest.mark.parametrize("mini_batch", [1, 2, 3, 9])
+@each_gate
+def test_products_with_a_transition(gate, mini_batch, first):
+    m = 7
+    gates = near(gate, (ROWS, m), torch.Generator().manual_seed(m)).requires_grad_()
+    share = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    transition = Transition(share, *mini_batches(first, m, mini_batch, torch.device("cpu")))
+    got, wanted = blended_products(gates, transition), naive_blended_products(gates, transition)
+    assert_close(got[0], wanted[0], 1e-12)
+    assert_close(got[1], wanted[1], 1e-12)
+    leaves = {"gates": gates, "share": share}
+    assert_same_gradients(gradients([*got], leaves), gradients([*wanted], leaves), 1e-10)

@@ -120,6 +120,24 @@ def test_a_transition_passes_a_share(cut):
     assert found[True] < 0.05 * found[False]
 
 
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+@pytest.mark.parametrize("changes", [{}, {"gated_transition": True}, {"momentum": True, "num_kv_per_token": 2}])
+def test_windows_of_several_mini_batches_tell_the_same(batch_size, changes):
+    """The solve form writes them at once; every mini-batch is measured all the same, forgetting left out."""
+    seq = torch.randn(2, 150, DIM, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = []
+    for engine in ("solve", "dual", "sequential"):
+        options = {"batch_size": batch_size, "init_decay_bias": 0.0, "qk_l2norm": True, "engine": engine}
+        memory = memory_of(**options | changes)
+        with watch_gains(memory) as gains, torch.no_grad():
+            state = None
+            for part in seq.split((70, 1, 79), dim=1):
+                _, state = memory(part, state=state)
+        found.append(gains[""])
+    assert found[0] == pytest.approx(found[1], rel=1e-9)
+    assert found[0] == pytest.approx(found[2], rel=1e-9)
+
+
 def test_the_first_token_that_is_lost():
     """The position is the same for any cut into calls, and others of the model keep their gains."""
     memory, other = memory_of(max_step=1e6, qk_rmsnorm=True), memory_of()

@@ -85,6 +85,15 @@ class MemoryModel(nn.Module):
     tokenwise = True
     dim: int | None = None  # features of a token, where a model says so: others are refused
 
+    @property
+    def matrix(self) -> str | None:
+        """The name of W, where the network is features(x) @ W and has no other parameter; None for other networks."""
+        return None
+
+    def features(self, x: Tensor) -> Tensor:
+        """What enters that W: x itself, [.. n d]."""
+        return x
+
     def with_vjp(self, x: Tensor, weights: TapedWeights):
         """([.. n d] at x, the way back: a function from the gradient of that to the gradient of x), with every
         parameter used through `weights`, by its name: `weights.matmul(x, name)`, `weights.mul(x, name)`.
@@ -191,6 +200,11 @@ class MemoryMLP(MemoryModel):
         self.dim, inner = dim, _inner_width(dim, expansion_factor)
         widths = (dim, *(inner,) * (positive_int(depth, "depth") - 1), dim)
         self.weights = nn.ParameterList([_matrix(i, o) for i, o in zip(widths[:-1], widths[1:], strict=True)])
+
+    @property
+    def matrix(self) -> str | None:
+        """Its one matrix, at depth 1."""
+        return "weights.0" if len(self.weights) == 1 and type(self).with_vjp is MemoryMLP.with_vjp else None
 
     def with_vjp(self, x, weights):
         backs = []

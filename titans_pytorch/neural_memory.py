@@ -48,7 +48,7 @@ from titans_pytorch.memory.config import (
 from titans_pytorch.memory.diverged import warn_if_diverged
 from titans_pytorch.memory.earlier_names import rename_earlier
 from titans_pytorch.memory.network import InitialWeights, default_model, template_of, wrapped
-from titans_pytorch.memory.presets import paper_memory_kwargs
+from titans_pytorch.memory.presets import exact_memory_kwargs, paper_memory_kwargs
 from titans_pytorch.memory.projections import ProjectionConfig, Projections
 from titans_pytorch.memory.rates import RateConfig, Rates, SigmoidStep
 from titans_pytorch.memory.state import NeuralMemState, mem_state_detach
@@ -191,8 +191,8 @@ class NeuralMemory(nn.Module):
             read and joined as heads are. Pages that are not read get no gradient there.
 
     Args: Computation
-        engine: "auto" takes the cheapest by counting operations; "dual", "matrix" and "sequential" give the same
-            numbers.
+        engine: "auto" takes the cheapest by counting operations; "solve" (a memory network of one matrix, see
+            `exact`), "dual", "matrix" and "sequential" give the same numbers.
         use_accelerated_scan: use the accelerated-scan kernel, where it runs (CUDA, with Triton).
 
     Raises:
@@ -348,6 +348,19 @@ class NeuralMemory(nn.Module):
             changes: keywords of the constructor, or of `paper_memory_kwargs`, that replace or extend its own.
         """
         return cls(dim, **paper_memory_kwargs(dim if dim_head is None else dim_head, segment, **changes))
+
+    @classmethod
+    def exact(cls, dim: int, *, dim_head: int | None = None, max_step: float = 1.0, **changes) -> "NeuralMemory":
+        """Return a memory of one matrix that writes every token at the fast weights just before it, in steps that cannot
+        overshoot: the exact rule, at the price of a chunk.
+
+        Args:
+            dim: features of the sequence.
+            dim_head: features of a head (default dim).
+            max_step: the largest share of its error that a token writes, in (0, 1].
+            changes: keywords of the constructor that replace or extend those of `exact_memory_kwargs`.
+        """
+        return cls(dim, **exact_memory_kwargs(dim if dim_head is None else dim_head, max_step=max_step, **changes))
 
     def _rule(self, given: Mapping) -> UpdateRule:
         """The update rule of the keywords."""

@@ -15,8 +15,10 @@ from titans_pytorch.analysis.not_finite import NotFinite, finite, not_finite
 from titans_pytorch.engines.base import Carry, Chunks, Tensors, Window
 from titans_pytorch.engines.plan import Plan
 from titans_pytorch.engines.sequential import SequentialEngine
+from titans_pytorch.engines.written import blended
 from titans_pytorch.memory.rates import SigmoidStep
 from titans_pytorch.neural_memory import NeuralMemory
+from titans_pytorch.ops.positions import ends_mini_batch
 from titans_pytorch.rules.base import UpdateRule
 
 __all__ = ["MemoryFault"]
@@ -98,7 +100,8 @@ class FaultWatcher:
         if self._written(chunks, window):
             self.rates = _Rates(self.memory, chunks).joined(self.rates)
         else:
-            self.forward, x = self._made(chunks, carry, window)
+            steps = _steps(self.memory, chunks, carry, mini_batch, transition)
+            self.forward, x = self._made(chunks, steps, window)
             what = " ".join(filter(None, (self.forward.what, self.forward.parameter)))
             self.made(not_finite(self.name, type(self.memory).__name__, what, x, "forward"))
 
@@ -148,9 +151,9 @@ class FaultWatcher:
             if self.backward is None or fault.chunk > self.backward.chunk:
                 self.backward = MemoryFault(**vars(fault) | {"what": f"gradient of the {what}"})
 
-    def _made(self, chunks: Chunks, carry: Carry, window: Window) -> tuple[MemoryFault, Tensor]:
-        """Write the window again chunk by chunk, and find the first value that is not finite, with its tensor."""
-        made = next((step for step in _steps(self.memory, chunks, carry) if not finite(step[3])), None)
+    def _made(self, chunks: Chunks, steps: "Iterator[Step]", window: Window) -> tuple[MemoryFault, Tensor]:
+        """Find the first value that is not finite, chunk by chunk, with its tensor."""
+        made = next((step for step in steps if not finite(step[3])), None)
         # None: only this engine's order of sums overflows
         index, what, name, x = made or (len(chunks) - 1, *self._of_window(chunks, window))
         row = _row(x)
@@ -190,6 +193,9 @@ def _row(x: Tensor) -> int:
     return int((~x.isfinite()).flatten(1).any(dim=1).nonzero()[0])
 
 
+Step = tuple[int, str, str | None, Tensor]  # (chunk, what, parameter, tensor [B ...])
+
+
 class _Recorded:
     """An update rule that records the gradients it receives."""
 
@@ -205,13 +211,15 @@ class _Recorded:
         return self.rule.surprise(gradient, modulation)
 
 
-def _steps(memory: NeuralMemory, chunks: Chunks, carry: Carry) -> Iterator[tuple[int, str, str | None, Tensor]]:
-    """Yield (chunk, what, parameter, tensor [B ...]) in the order in which the sequential engine computes them."""
-    weights, slots = carry.weights, carry.slots
+def _steps(
+    memory: NeuralMemory, chunks: Chunks, carry: Carry, mini_batch: int | None, transition: Tensor | None
+) -> Iterator[Step]:
+    """Yield the steps of a window of one or several mini-batches, in the order of the sequential engine."""
+    start, weights, slots = carry.start, carry.weights, carry.slots
     for index in range(len(chunks)):
         rule = _Recorded(memory.engine.rule)
         engine = SequentialEngine(memory.engine.model, cast(UpdateRule, rule))
-        window = engine.window(chunks.part(index, index + 1), Carry(carry.start, weights, slots), Plan(1, dual=False))
+        window = engine.window(chunks.part(index, index + 1), Carry(start, weights, slots), Plan(1, dual=False))
         yield index, "inner loss", None, cast(Tensor, window.loss)
         for name, gradient in zip(carry.start, rule.gradients, strict=True):
             yield index, "gradient of the inner loss", name, gradient
@@ -222,6 +230,8 @@ def _steps(memory: NeuralMemory, chunks: Chunks, carry: Carry) -> Iterator[tuple
         ends: Tensors = {name: path.entry(1) for name, path in window.paths.items()}
         for name, end in ends.items():
             yield index, "fast weight", name, end
+        if ends_mini_batch(chunks.first + index + 1, mini_batch):
+            start = ends = {name: blended(start[name], end, transition) for name, end in ends.items()}
         weights, slots = ends, after
 
 

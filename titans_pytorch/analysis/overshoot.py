@@ -2,7 +2,8 @@
 
 All gradients of a mini-batch (C = `batch_size` tokens) are taken at the same fast weights and add up. The gain of a
 mini-batch is |M(k) - A(k)| / |v - A(k)| over its keys k and values v, with A the memory at its start and M the memory
-after it. At 1 the error can vanish, at 2 it changes its sign, above 2 it grows.
+after it. At 1 the error can vanish, at 2 it changes its sign, above 2 it grows. (Of a memory of one matrix, A in the
+numerator is what the forget gate leaves of it, so that the gain is that of the writes.)
 
 Where all tokens have the key k, the value v and the learning rate theta, the gain of a memory of one matrix is
 2 C theta |k|^2 / d (the gradient of eq. 12 of arXiv 2501.00663, as a mean over the d features of a head): the gain on
@@ -27,6 +28,7 @@ from titans_pytorch.common.switches import watched
 from titans_pytorch.engines.base import Carry, Chunks, Tensors, Window
 from titans_pytorch.memory_models import ResidualNorm
 from titans_pytorch.neural_memory import NeuralMemory
+from titans_pytorch.ops.positions import chunks_of_first, ends_mini_batch, mini_batch_entries
 from titans_pytorch.rules.titans import TitansRule
 
 __all__ = ["OVERSHOOTS", "Gains", "overshoot_note", "watch_gains"]
@@ -111,6 +113,7 @@ class _Watcher:
         plain = isinstance(rule, TitansRule) and not rule.spectral_norm
         limited = rule.max_grad_norm is not None or rule.loss_fn is not None
         self.unlimited = plain and not limited and not isinstance(memory.engine.model, ResidualNorm)
+        self.forgets = plain and rule.has_closed_form and getattr(memory.engine.model, "matrix", None) is not None
         self.largest: Tensor | None = None
         self.lost: int | None = None
 
@@ -124,7 +127,10 @@ class _Watcher:
         if not _finite(end):
             self.lost = self._position(chunks, window)
             return
-        gain = self._measured(chunks, carry.start, end, share)
+        if window.solved and batch_chunks is not None:
+            gain = self._solved(chunks, carry.start, window, batch_chunks, share)
+        else:
+            gain = self._measured(chunks, carry.start, end, share)
         if self.unlimited and batch_chunks is not None and window.learning_rate is not None:
             gain = torch.maximum(gain, self._of_repeats(chunks, window.learning_rate, batch_chunks))
         gain = gain.nan_to_num(nan=math.inf)
@@ -144,11 +150,33 @@ class _Watcher:
     def _measured(self, chunks: Chunks, anchor: Tensors, end: Tensors, share: Tensor | None) -> Tensor:
         if share is not None:
             end = {name: torch.lerp(anchor[name], end[name], share.to(end[name].dtype)) for name in end}
-        keys, values = chunks.keys, chunks.values
-        read = partial(_read, self.memory.engine, keys, self.memory.tokenwise)
-        before, after = read(anchor), read(end)
-        moved, error, size = (_norm(x) for x in (after - before, values - before, values))
-        return torch.where(moved > 0, moved / torch.maximum(error, KNOWN * size), 0.0).amax()
+        read = partial(_read, self.memory.engine, chunks.keys, self.memory.tokenwise)
+        retained = self._retained(chunks, torch.zeros(len(chunks), dtype=torch.long, device=chunks.keys.device), share)
+        return _largest(chunks, read(anchor), read(end), retained)
+
+    def _solved(self, chunks: Chunks, anchor: Tensors, window: Window, batch_chunks: int, share) -> Tensor:
+        """Return the largest gain of the mini-batches in a window of several."""
+        keys, m, first = chunks.keys, len(chunks), chunks.first
+        batch, starts, ends = mini_batch_entries(first, m, batch_chunks, keys.device)
+        read = partial(self.memory.engine.read, window.paths, keys)
+        own = chunks_of_first(first, m, batch_chunks)
+        began = _read(self.memory.engine, keys[:, :own], self.memory.tokenwise, anchor)
+        before, after = torch.cat((began, read(starts)[:, own:]), dim=1), read(ends)
+        if share is not None:  # an unfinished mini-batch has not been blended yet
+            unfinished = (batch == batch[-1]) & (not ends_mini_batch(first + m, batch_chunks))
+            after = torch.where(unfinished[:, None, None], torch.lerp(before, after, share.to(after.dtype)), after)
+        return _largest(chunks, before, after, self._retained(chunks, batch, share), batch)
+
+    def _retained(self, chunks: Chunks, batch: Tensor, share: Tensor | None) -> Tensor | float:
+        """Return the share of the predictions at a mini-batch's start that the forget gate keeps, of each chunk
+        [B m 1 1]: forgetting is no overshoot. 1 unless the network is one matrix: others' predictions shrink in other
+        ways."""
+        if not self.forgets:
+            return 1.0
+        logs, active = chunks.rates.retention.double().log(), chunks.rates.active
+        logs = logs if active is None else logs.masked_fill(~active, 0.0)
+        left = torch.zeros_like(logs).index_add(1, batch, logs).exp()[:, batch, None, None]
+        return left if share is None else share * left + (1.0 - share)
 
     def _of_repeats(self, chunks: Chunks, learning_rate: Tensor, batch_chunks: int) -> Tensor:
         """Return 2 C theta |k|^2 / d of the token where it is largest."""
@@ -170,6 +198,17 @@ def _read(engine, keys: Tensor, tokenwise: bool, weights: Tensors) -> Tensor:
     return engine.read(paths, keys, torch.zeros(keys.shape[1], dtype=torch.long, device=keys.device))
 
 
-def _norm(x: Tensor) -> Tensor:
-    """Return the norm of [B m p d] over all but the rows, in double precision: squares of large numbers overflow."""
-    return x.double().square().sum(dim=(1, 2, 3)).sqrt()
+def _largest(chunks: Chunks, before: Tensor, after: Tensor, retained: Tensor | float, batch=None) -> Tensor:
+    """Return the largest gain of predictions [B m p d] of all keys; batch: the mini-batch of each chunk, long [m] from 0 on,
+    None for one."""
+    values = chunks.values
+    moved, error, size = (_norms(x, batch) for x in (after - retained * before, values - before, values))
+    return torch.where(moved > 0, moved / torch.maximum(error, KNOWN * size), 0.0).amax()
+
+
+def _norms(x: Tensor, batch: Tensor | None) -> Tensor:
+    """Return the norms of x [B m p d] for each row and mini-batch, in double: squares of large numbers overflow."""
+    squares = x.double().square().sum(dim=(2, 3))
+    if batch is None:
+        return squares.sum(dim=1).sqrt()
+    return squares.new_zeros(len(squares), len(batch)).index_add(1, batch, squares).sqrt()

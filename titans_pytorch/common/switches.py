@@ -95,8 +95,8 @@ def watched(watchers: Mapping[Any, Any]) -> Iterator[None]:
 
     Events of an engine (`memory.engine`), after each solve window:
         wrote(chunks, carry, window, mini_batch, transition): the chunks with their keys, values and rates; the fast
-        weights before the window; its fast weights and inner loss; chunks of a mini-batch; the share that a gated
-        transition passes on.
+        weights before the window; its fast weights and inner loss; chunks of a mini-batch, of which
+        a window may hold several (`window.solved`); the share that a gated transition passes on.
     Events of a memory, once a call:
         rates(rates): before gates and masks.
         stored(state, surprises): the next state; (inner loss, learning rate).

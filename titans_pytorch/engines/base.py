@@ -74,7 +74,8 @@ class Window:
     """A solve window: chunks first .. first + chunks - 1, written in one go.
 
     paths: for each parameter, its fast weights at every entry. final_slots: builds the rule's slots of a parameter
-    after the window. loss, learning_rate: of each pair, [B m p].
+    after the window. loss, learning_rate: of each pair, [B m p]. solved: it holds any number of mini-batches, and its
+    entries are those after a gated transition.
     """
 
     first: int
@@ -83,6 +84,7 @@ class Window:
     final_slots: Callable[[str], Sequence[Tensor]]
     loss: Tensor | None = None
     learning_rate: Tensor | None = None
+    solved: bool = False
 
 
 class Engine(ABC):
@@ -99,6 +101,11 @@ class Engine(ABC):
     @abstractmethod
     def window(self, chunks: Chunks, carry: Carry, plan: Plan) -> Window:
         """Write chunks that share their start weights."""
+
+    def solve(self, chunks: Chunks, carry: Carry, mini_batch: int, transition: Tensor | None) -> Window:
+        """Write chunks of any number of mini-batches (`Plan.solve`), `mini_batch` chunks each. With `transition`, the
+        entries at their ends are those after it."""
+        raise NotImplementedError
 
     @abstractmethod
     def read(self, paths: Mapping[str, Path], queries: Tensor, rows: Rows) -> Tensor:

@@ -3,18 +3,23 @@
 One forward and one backward pass of the network at the mini-batch start weights, batched over all tokens of a window,
 give for each weight its inputs a and the gradients delta of its outputs. Every chunk's surprise is a product of a and
 delta. The fast weights after each chunk are sums of surprises with the window's coefficients (ops/coefficients.py).
-They are applied without being built, or built, whichever costs less (plan.py). Derivation: docs/fast_path.md.
+They are applied without being built, or built, whichever costs less (plan.py). Where the network is one matrix, a
+window holds several mini-batches: their errors are the solution of one triangular system (ops/exact_errors.py).
+Derivation: docs/fast_path.md.
 
 Letters: B rows (batch and heads), m chunks, p pairs per chunk, G read groups, r queries per group, d and e the sides of
 a weight.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from titans_pytorch.ops.coefficients import Coefficients, coefficients
+from titans_pytorch.ops.coefficients import Coefficients, Transition, coefficients
+from titans_pytorch.ops.exact_errors import exact_errors
 from titans_pytorch.ops.modes import (
     at_least_float32,
     eager,
@@ -24,16 +29,16 @@ from titans_pytorch.ops.modes import (
     ordinary,
 )
 from titans_pytorch.ops.newton_schulz import newton_schulz
-from titans_pytorch.ops.positions import Rows
+from titans_pytorch.ops.positions import Rows, chunks_of_first, larger, mini_batches
 from titans_pytorch.ops.scan import scan
-from titans_pytorch.rules.base import clamp_scale
+from titans_pytorch.rules.base import UpdateRule, clamp_scale
 from titans_pytorch.rules.rates import WriteRates, skip_below_threshold, skip_pairs
 from titans_pytorch.rules.titans import TitansRule
 
 from .base import Carry, Chunks, Engine, Tensors, Window
-from .plan import Plan, plan
+from .plan import SOLVE_TOKENS, Plan, plan
 from .recurrence import combined_update, on_active, where_active
-from .weight_paths import BuiltPath, DualPath, Path, weighted_gradient
+from .weight_paths import BuiltPath, DualPath, Path, carried_product, weighted_gradient
 from .written import EarlierLayer, given_entries
 
 LONG = 4096  # tokens of a window under torch.compile
@@ -46,7 +51,8 @@ class ChunkwiseEngine(Engine):
         model: a network with `with_vjp` or `with_weights` (memory_models.py).
         rule: how the fast weights change.
         has_vjp: whether the network has `with_vjp`; else autograd differentiates it (per-example gradients).
-        form: "dual" never builds a weight, "matrix" builds one per chunk, "auto" counts operations (plan.py).
+        form: "dual" never builds a weight, "matrix" builds one per chunk, "solve" writes several mini-batches in one
+            window, "auto" counts operations (plan.py).
         use_accelerated_scan: scan built weights with the accelerated-scan kernel, where it runs.
     """
 
@@ -55,10 +61,21 @@ class ChunkwiseEngine(Engine):
         self.rule: TitansRule = rule
         self.has_vjp, self.form, self.use_accelerated_scan = has_vjp, form, use_accelerated_scan
         self.shapes = tuple(tuple(p.shape) for p in model.parameters() if p.ndim == 2)
+        self.unsolved = unsolved(model, rule) if form in ("auto", "solve") else f'engine="{form}"'
 
     def plan(self, chunks: Chunks, mini_batch: int) -> Plan:
-        form = "spectral" if self.rule.spectral_norm else self.form
         rows, count, pairs, _ = chunks.keys.shape
+        reason = self.unsolved
+        if not reason and chunks.threshold is not None:
+            reason = "surprise_threshold: whether a pair is written depends on the pairs before"
+        if not reason and mini_batch < count and (self.form == "solve" or mini_batch * pairs < SOLVE_TOKENS):
+            most = larger(1, SOLVE_TOKENS // pairs)
+            return Plan(most // mini_batch * mini_batch or most, dual=True, solve=True)
+        return replace(self._plan(rows, count, pairs, mini_batch), unsolved=reason or "mini-batches are long enough")
+
+    def _plan(self, rows: int, count: int, pairs: int, mini_batch: int) -> Plan:
+        """For windows of one mini-batch."""
+        form = "spectral" if self.rule.spectral_norm else "auto" if self.form == "solve" else self.form
         if torch.compiler.is_compiling():  # one plan for all lengths
             most = LONG // pairs
             return plan(self.shapes, 1, min(mini_batch, most) if isinstance(mini_batch, int) else most, pairs, form)
@@ -82,6 +99,47 @@ class ChunkwiseEngine(Engine):
             )
         return Window(chunks.first, len(chunks), paths, lambda name: finals[name](), loss, rates.learning_rate)
 
+    def solve(self, chunks: Chunks, carry: Carry, mini_batch: int, transition: Tensor | None) -> Window:
+        rates, name = chunks.rates, self.model.matrix
+        starts, ends = mini_batches(chunks.first, len(chunks), mini_batch, chunks.keys.device)
+        blend = None if transition is None else Transition(transition, starts, ends)
+        momentum, combine = (x if x is None else at_least_float32(x) for x in (rates.momentum, rates.combine))
+        c = coefficients(at_least_float32(rates.retention), momentum, combine, rates.active, blend)
+        start, slots = carry.start[name], None if carry.slots is None else carry.slots[name]
+        carried = [(c.memory_start, carry.weights[name]), *zip(c.memory_carry, slots or (), strict=False)]
+        if c.memory_anchor is not None:
+            carried.append((c.memory_anchor, start))
+        scale = None if rates.modulation is None else rates.modulation[..., 0]
+        surprise = c.memory_surprise if scale is None else c.memory_surprise * scale.unsqueeze(1)
+
+        keys, steps = self.model.features(chunks.keys), rates.learning_rate * (2.0 / chunks.values.shape[-1])
+        rows = slice(0, len(chunks)) if mini_batch == 1 else starts
+        errors = chunks.values - self._known(chunks, keys, carried, start, rows, mini_batch)
+        errors = exact_errors(keys, errors, steps, surprise[:, rows])
+        delta = -steps.unsqueeze(-1) * errors
+
+        def gradient(shares, base):
+            return weighted_gradient(-shares if scale is None else -shares * scale, keys, delta, base)
+
+        paths = {name: DualPath(carried, keys, delta, -surprise)}
+        loss = errors.square().mean(dim=-1)
+        finals = partial(final_momentum, c, slots, gradient)
+        return Window(chunks.first, len(chunks), paths, lambda _: finals(), loss, rates.learning_rate, solved=True)
+
+    def _known(self, chunks: Chunks, keys: Tensor, carried, start: Tensor, rows: Rows, mini_batch: int) -> Tensor:
+        """Return what the weights carried into a window, and an earlier layer's, say to its keys [B m p d]: [B m p e]."""
+        own = chunks_of_first(chunks.first, len(chunks), mini_batch)
+        if start is carried[0][1] or own == len(chunks):
+            known = through(keys, start) if own == len(chunks) else carried_product(keys, rows, carried)
+        else:  # the first chunks' mini-batch began before the window, at other weights
+            rows = slice(own, len(chunks)) if isinstance(rows, slice) else rows[own:]
+            known = torch.cat((through(keys[:, :own], start), carried_product(keys[:, own:], rows, carried)), dim=1)
+        if chunks.residual is None:
+            return known
+        assert chunks.rates.residual_mix is not None
+        earlier = chunks.residual.matmul(keys, self.model.matrix, chunks.first)
+        return known + chunks.rates.residual_mix[:, :, None, None] * earlier
+
     def read(self, paths: Mapping[str, Path], queries: Tensor, rows: Rows) -> Tensor:
         return self.model.with_weights(queries, WeightsOfEntries(paths, rows))
 
@@ -98,8 +156,8 @@ class ChunkwiseEngine(Engine):
         def gradient(shares, base):
             return weighted_gradient(-shares if scale is None else -shares * scale, a, delta, base)
 
-        path = DualPath(weights, momentum, a, delta, c, surprise)
-        return path, lambda: final_momentum(c, momentum, gradient)
+        carried = [(c.memory_start, weights), *zip(c.memory_carry, momentum or (), strict=False)]
+        return DualPath(carried, a, delta, surprise), lambda: final_momentum(c, momentum, gradient)
 
     def _built_path(self, surprise: Tensor, weights: Tensor, momentum: Sequence[Tensor] | None, rates: WriteRates):
         """Build every entry from the chunks' surprises [B m ...]: one pass per recurrence."""
@@ -286,6 +344,18 @@ class StartWeightsWithOffsets(StartWeightsForAutograd):
         z = z + self.offsets[len(self.used)] if self.offsets else z
         self.used.append((name, x, z))
         return z
+
+
+def unsolved(model, rule: TitansRule) -> str:
+    """Return why errors of several mini-batches are not the solution of one linear system; empty where they are."""
+    if getattr(model, "matrix", None) is None:
+        return "the memory network is not one matrix (MemoryMLP of depth 1) without mem_model_norm_add_residual"
+    own_loss = type(rule).loss is not UpdateRule.loss or type(rule).loss_and_slope is not UpdateRule.loss_and_slope
+    if rule.loss_fn is not None or own_loss:
+        return "store_memory_loss_fn"
+    if rule.max_grad_norm is not None:
+        return "max_grad_norm"
+    return "spectral_norm_surprises" if rule.spectral_norm else ""
 
 
 def through(x: Tensor, weight: Tensor) -> Tensor:

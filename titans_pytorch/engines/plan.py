@@ -6,10 +6,11 @@ Multiply-adds per stored and read token, for a weight [d e], windows of T tokens
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 WINDOW_TOKENS = (64, 128, 256, 512, 1024)
 SPECTRAL_TOKENS = 128
+SOLVE_TOKENS = 64  # of a window of several mini-batches: its cost grows with its length, that of its ends shrinks
 MOST_CHUNKS = 256  # the coefficients are square in a window's chunks
 
 # Fitted to times on a CPU: a built weight is written and read several times, and memory is slower than arithmetic.
@@ -21,8 +22,16 @@ BLOCK = 64  # see ops/causal_product.py
 
 @dataclass(frozen=True)
 class Plan:
-    chunks: int  # of a window
-    dual: bool  # whether a window of this length is better read without building its weights
+    """How chunks are written.
+
+    chunks: of a window. dual: whether a window of this length is better read without building its weights. solve: a
+    window holds several mini-batches, written in one triangular solve. unsolved: why it does not, if it does not.
+    """
+
+    chunks: int
+    dual: bool
+    solve: bool = False
+    unsolved: str = field(default="", compare=False)
 
 
 def dual_cost(d: int, e: int, tokens: int, carried: float) -> float:

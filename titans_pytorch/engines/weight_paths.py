@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from titans_pytorch.ops.causal_product import causal_product
-from titans_pytorch.ops.coefficients import Coefficients
 from titans_pytorch.ops.positions import Rows
 
 
@@ -70,15 +69,13 @@ class DualPath:
     x M_i = start_i (x M_0) + sum_l carry_il (x S^l_0) - sum over pairs t of chunks j <= i of
     surprise_ij scale_j (x . a_t) delta_t: causal attention with keys a and values delta.
 
-    memory [B d e]; momentum: S^1_0 .. S^o_0, each [B d e], or None (zero); a [B m p d]; delta [B m p e]; surprise
-    [B m+1 m]: minus the coefficients' own, times scale.
+    carried: (start, M_0), then (carry_l, S^l_0) for every order that is not zero: shares [B m+1] and weights [B d e].
+    a [B m p d]; delta [B m p e]; surprise [B m+1 m]: minus the coefficients' own, times scale.
     """
 
-    memory: Tensor
-    momentum: Sequence[Tensor] | None
+    carried: Sequence[tuple[Tensor, Tensor]]
     a: Tensor
     delta: Tensor
-    coefficients: Coefficients
     surprise: Tensor
 
     def matmul(self, x, rows):
@@ -88,17 +85,11 @@ class DualPath:
         return self._apply(x, rows, self.delta, self.a, lambda weight: weight.transpose(-1, -2))
 
     def _apply(self, x, rows, keys, values, side):
-        B, G, r, _ = x.shape
-        flat, c = x.flatten(1, 2), self.coefficients
-        starts = [(c.memory_start, self.memory), *zip(c.memory_carry, self.momentum or (), strict=False)]
-        out = None
-        for share, weight in starts:
-            share = share[:, rows, None].expand(B, G, r).reshape(B, G * r, 1)
-            out = _add_scaled_product(out, flat, side(weight), share)
+        out = carried_product(x, rows, [(share, side(weight)) for share, weight in self.carried])
         if not self.a.shape[1]:
-            return out.unflatten(1, (G, r))
-        surprise = self.surprise[:, rows]
-        return (out + causal_product(flat, keys, values, surprise, first_row(rows))).unflatten(1, (G, r))
+            return out
+        product = causal_product(x.flatten(1, 2), keys, values, self.surprise[:, rows], first_row(rows))
+        return out + product.unflatten(1, x.shape[1:3])
 
     def mul(self, x, rows):
         raise NotImplementedError("elementwise parameters are built")
@@ -110,11 +101,23 @@ class DualPath:
         return torch.stack([self.entry(i) for i in range(start, stop)], dim=1)
 
     def entry(self, i):
-        c = self.coefficients
-        out = c.memory_start[:, i, None, None] * self.memory
-        for carry, momentum in zip(c.memory_carry, self.momentum or (), strict=False):
-            out = torch.addcmul(out, carry[:, i, None, None], momentum)
-        return weighted_gradient(self.surprise[:, i], self.a, self.delta, out)
+        (share, weight), *others = self.carried
+        out = share[:, i, None, None] * weight
+        for share, weight in others:
+            out = torch.addcmul(out, share[:, i, None, None], weight)
+        # the first i chunks alone: a later one may not be finite
+        return weighted_gradient(self.surprise[:, i, :i], self.a[:, :i], self.delta[:, :i], out)
+
+
+def carried_product(x: Tensor, rows: Rows, carried: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """What x [B G r d] reads of weights carried into a window: the sum of share x W over (share [B m+1], W [B d e])."""
+    B, G, r, _ = x.shape
+    flat, out = x.flatten(1, 2), None
+    for share, weight in carried:
+        share = share[:, rows, None].expand(B, G, r).reshape(B, G * r, 1)
+        out = _add_scaled_product(out, flat, weight, share)
+    assert out is not None
+    return out.unflatten(1, (G, r))
 
 
 def _add_scaled_product(out: Tensor | None, x: Tensor, weight: Tensor, share: Tensor) -> Tensor:

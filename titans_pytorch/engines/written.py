@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from titans_pytorch.common.switches import tell
-from titans_pytorch.ops.positions import Reads, ends_mini_batch, larger, smaller, solve_windows
+from titans_pytorch.ops.positions import Reads, begun_entry, ends_mini_batch, larger, smaller, solve_windows
 
 from .base import Carry, Chunks, Engine, Tensors, Window
 from .lazy import LazyTensors
@@ -166,19 +166,29 @@ class EarlierLayer:
 def write(engine: Engine, chunks: Chunks, carry: Carry, mini_batch: int | None, transition: Tensor | None) -> Written:
     """Write the chunks, window by window.
 
-    At the end of each `mini_batch` chunks the start weights become the fast weights; with `transition`, a share in
-    0..1, the fast weights first become start + transition (weights - start).
+    A window ends with its mini-batch, or with several where the plan is to solve for them. At the end of each
+    `mini_batch` chunks the start weights become the fast weights; with `transition`, a share in 0..1, the fast weights
+    first become start + transition (weights - start).
     """
     shapes = {name: tuple(weight.shape) for name, weight in carry.weights.items()}
     windows, blended = [], False
     plan = engine.plan(chunks, len(chunks) if mini_batch is None else mini_batch)
-    for start, stop in solve_windows(chunks.first, len(chunks), mini_batch, plan.chunks):
+    ends_at = plan.chunks if plan.solve else mini_batch
+    for start, stop in solve_windows(chunks.first, len(chunks), ends_at, plan.chunks):
         part = chunks.part(start, stop)
-        window = engine.window(part, carry, plan)
+        if plan.solve and mini_batch is not None:
+            window = engine.solve(part, carry, mini_batch, transition)
+        else:
+            window = engine.window(part, carry, plan)
         tell(engine, "wrote", part, carry, window, mini_batch, transition)
         windows.append(window)
-        weights = LazyTensors(shapes, partial(_end_of, window))
+        weights = LazyTensors(shapes, partial(_entry_of, window, window.chunks))
         slots = LazyTensors(shapes, window.final_slots) if engine.rule.slots else None
+        if plan.solve and mini_batch is not None:
+            begun = begun_entry(part.first, len(part), mini_batch)
+            anchor = carry.start if begun < 1 else LazyTensors(shapes, partial(_entry_of, window, begun))
+            carry = Carry(weights if begun == len(part) else anchor, weights, slots)
+            continue
         ends = ends_mini_batch(chunks.first + stop, mini_batch)
         blended = ends and transition is not None
         if ends and transition is not None:
@@ -201,12 +211,14 @@ def given_entries(weights: Tensors, first: int, engine: Engine | None = None) ->
     return Written(engine, [window], shapes, Carry({}, {}, None))
 
 
-def _end_of(window: Window, name: str) -> Tensor:
-    return window.paths[name].entry(window.chunks)
+def _entry_of(window: Window, entry: int, name: str) -> Tensor:
+    return window.paths[name].entry(entry)
 
 
 def _blend(start: Tensors, weights: Tensors, share: Tensor) -> LazyTensors:
-    def build(name):
-        return torch.lerp(start[name], weights[name], share.to(weights[name].dtype))
+    return LazyTensors(tuple(weights), lambda name: blended(start[name], weights[name], share))
 
-    return LazyTensors(tuple(weights), build)
+
+def blended(start: Tensor, weights: Tensor, share: Tensor | None) -> Tensor:
+    """Return a parameter after a gated transition, which passes a share of the way from `start`; None: all of it."""
+    return weights if share is None else torch.lerp(start, weights, share.to(weights.dtype))

@@ -11,14 +11,14 @@ import torch
 
 from titans_pytorch.common.checks import positive_int, wrong
 from titans_pytorch.engines.base import Engine
-from titans_pytorch.engines.chunkwise import ChunkwiseEngine
+from titans_pytorch.engines.chunkwise import ChunkwiseEngine, unsolved
 from titans_pytorch.engines.sequential import SequentialEngine
 from titans_pytorch.memory_models import fast_form
 from titans_pytorch.ops.positions import Reads
 from titans_pytorch.rules.base import UpdateRule
 from titans_pytorch.rules.titans import TitansRule
 
-ENGINES = ("auto", "dual", "matrix", "sequential", "reference")  # "reference": the former name of "sequential"
+ENGINES = ("auto", "solve", "dual", "matrix", "sequential", "reference")  # "reference": the former name of "sequential"
 
 #: Keywords that the gates package takes. A memory for which all are at their defaults never imports it.
 GATE_KEYWORDS = (
@@ -110,4 +110,15 @@ def choose_engine(engine: str, model, rule: UpdateRule, use_accelerated_scan: bo
         raise ValueError(f'engine="{engine}" cannot be combined with update_rule {type(rule).__name__}')
     if engine == "dual" and rule.spectral_norm:
         raise ValueError('engine="dual" cannot be combined with spectral_norm_surprises, which acts on built weights')
+    if engine == "solve":
+        _check_solvable(unsolved(model, rule))
     return ChunkwiseEngine(model, rule, form == "taped", engine, use_accelerated_scan)
+
+
+def _check_solvable(reason: str) -> None:
+    """Refuses what cannot be written in one triangular solve."""
+    if reason.startswith("the memory network"):
+        needs = "a memory network of one matrix: MemoryMLP of depth 1, with mem_model_norm_add_residual=False"
+        raise ValueError(f'engine="solve" needs {needs}')
+    if reason:
+        raise ValueError(f'engine="solve" cannot be combined with {reason}')

@@ -11,6 +11,9 @@ are linear in u and in what was carried in. E^k[i, j] is the product of eta^k ov
 A chunk that is not active leaves everything as it was: its eta and keep are 1, and what would enter S^k or M at it is
 dropped, which is its column of E^k and D.
 
+A gated transition (`Transition`) replaces M at the end of each mini-batch by start + share (M - start), start being M
+where the mini-batch began. That is linear in M too, and changes D alone.
+
 Letters: B rows (batch and heads), m chunks, o momentum order.
 """
 
@@ -29,6 +32,7 @@ class Coefficients:
 
     memory_start [B m+1]: of M_0 in M_i. memory_carry [o B m+1]: of S^l_0. memory_surprise [B m+1 m]: of u_j.
     momentum_carry [o][o] of [B]: of S^l_0 in S^k_m. momentum_surprise [o][B m]: of u_j in S^k_m.
+    memory_anchor [B m+1]: of the memory at which the first mini-batch began; None without a transition.
     """
 
     memory_start: Tensor
@@ -36,20 +40,41 @@ class Coefficients:
     memory_surprise: Tensor
     momentum_carry: list[list[Tensor]]
     momentum_surprise: list[Tensor]
+    memory_anchor: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Transition:
+    """A gated transition at the ends of mini-batches, within a window of several.
+
+    share: of M that stays, a scalar in 0..1. starts: the entry at which each chunk's mini-batch begins, long [m], 0
+    where it began earlier. ends: whether it ends with the chunk, bool [m].
+    """
+
+    share: Tensor
+    starts: Tensor
+    ends: Tensor
 
 
 def coefficients(
-    keep: Tensor, momentum: Tensor | None, combine: Tensor | None, active: Tensor | None = None
+    keep: Tensor,
+    momentum: Tensor | None,
+    combine: Tensor | None,
+    active: Tensor | None = None,
+    transition: Transition | None = None,
 ) -> Coefficients:
     """keep [B m]; momentum [B m o] or None; combine [B m o (+1)] or None (the last order alone); active bool [B m], or
     None: all are."""
     order, gates = 0, keep.unsqueeze(1)
     if momentum is not None:
         order, gates = momentum.shape[-1], torch.cat((gates, momentum.transpose(1, 2)), dim=1)
-    if active is None:
-        products = cumulative_products(gates)  # [B o+1 m+1 m+1]
-    else:
-        products = cumulative_products(torch.where(active.unsqueeze(1), gates, 1.0))
+    if active is not None:
+        gates = torch.where(active.unsqueeze(1), gates, 1.0)
+    products, anchor = cumulative_products(gates), None  # [B o+1 m+1 m+1]
+    if transition is not None:
+        blended, anchor = blended_products(gates[:, 0], transition)
+        products = torch.cat((blended.unsqueeze(1), products[:, 1:]), dim=1)
+    if active is not None:
         products = products.masked_fill(~pad(active, (1, 0), value=True)[:, None, None, :], 0.0)
     decay_full, echoes = products[:, 0], [products[:, k + 1, 1:, :] for k in range(order)]
     start, decay = decay_full[:, :, 0], decay_full[:, :, 1:]
@@ -58,7 +83,7 @@ def coefficients(
     momentum_carry, momentum_surprise = _final_momentum(echoes)
     memory_surprise = decay if update is None else decay @ update  # without momentum it is the surprise itself
     memory_carry = [(decay @ carry.unsqueeze(-1)).squeeze(-1) for carry in carries]
-    return Coefficients(start, memory_carry, memory_surprise, momentum_carry, momentum_surprise)
+    return Coefficients(start, memory_carry, memory_surprise, momentum_carry, momentum_surprise, anchor)
 
 
 def cumulative_products(gates: Tensor) -> Tensor:
@@ -81,6 +106,38 @@ def naive_cumulative_products(gates: Tensor) -> Tensor:
         zeros = [torch.zeros_like(gates[..., 0])] * (m - i)
         rows.append(torch.stack([gates[..., j:i].prod(dim=-1) for j in range(i + 1)] + zeros, dim=-1))
     return torch.stack(rows, dim=-2)
+
+
+def blended_products(gates: Tensor, transition: Transition) -> tuple[Tensor, Tensor]:
+    """Return `cumulative_products` of gates [B m], with a transition: [B m+1 m+1], column j > 0 being what chunk j adds before
+    the transition at its end; and the coefficients [B m+1] of the memory at which the first mini-batch began.
+
+    M_i = gate_i M_{i-1} + u_i within a mini-batch, share times that and (1 - share) M_start at its end: a triangular
+    system without negative entries, so that nothing cancels.
+    """
+    m, share, starts, ends = gates.shape[-1], transition.share.to(gates.dtype), transition.starts, transition.ends
+    after = torch.where(ends, share, 1.0)  # [m]: what stays of the memory after each chunk
+    to_start = torch.nn.functional.one_hot(starts, m + 1) * (ends & (starts > 0)).unsqueeze(-1)
+    step = torch.diag_embed(gates * after, offset=-1) + (1.0 - share) * pad(to_start, (0, 0, 1, 0))
+    one = torch.eye(m + 1, dtype=gates.dtype, device=gates.device)
+    spread = torch.linalg.solve_triangular(-step, one.expand_as(step), upper=False, unitriangular=True)
+    from_first = pad(ends & (starts == 0), (1, 0)).to(gates.dtype)
+    return spread * pad(after, (1, 0), value=1.0), (1.0 - share) * (spread @ from_first)
+
+
+def naive_blended_products(gates: Tensor, transition: Transition) -> tuple[Tensor, Tensor]:
+    """Return the same by running the recurrence on unit vectors, chunk by chunk."""
+    m, share = gates.shape[-1], transition.share
+    one = torch.eye(m + 2, dtype=gates.dtype, device=gates.device).expand(gates.shape[0], -1, -1)
+    entries, first = [one[:, 0]], one[:, m + 1]
+    for i in range(m):
+        entry = gates[:, i, None] * entries[-1] + one[:, i + 1]
+        if transition.ends[i]:
+            start = int(transition.starts[i])
+            entry = torch.lerp(entries[start] if start else first, entry, share)
+        entries.append(entry)
+    rows = torch.stack(entries, dim=1)
+    return rows[:, :, : m + 1], rows[:, :, m + 1]
 
 
 def _chains(echoes):

@@ -100,6 +100,32 @@ def ends_mini_batch(chunk: int, mini_batch: int | None) -> bool:
     return mini_batch is not None and chunk % mini_batch == 0
 
 
+def begun_entry(first: int, count: int, mini_batch: int) -> int:
+    """Return the entry at which the mini-batch that is unfinished after the chunks first .. first + count - 1 began, counted
+    from `first`: below 1 where it is that of chunk `first` itself."""
+    return (first + count) // mini_batch * mini_batch - first
+
+
+def chunks_of_first(first: int, count: int, mini_batch: int) -> int:
+    """Return how many of the chunks first .. first + count - 1 are in the mini-batch of chunk `first`."""
+    return smaller(count, (first // mini_batch + 1) * mini_batch - first)
+
+
+def mini_batch_entries(first: int, count: int, mini_batch: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Return, of the chunks first .. first + count - 1, the number of the mini-batch of each, from 0 on, and the entries
+    at which that begins and ends, counted from `first` and within these chunks: long [count], three times."""
+    batch = torch.arange(first, first + count, device=device) // mini_batch
+    start = batch * mini_batch - first
+    return batch - first // mini_batch, start.clamp(min=0), (start + mini_batch).clamp(max=count)
+
+
+def mini_batches(first: int, count: int, mini_batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return, of the chunks first .. first + count - 1, the entry at which the mini-batch of each begins, counted from
+    `first` and 0 where that is earlier, long [count]; and whether it ends with the chunk, bool [count]."""
+    chunks = torch.arange(first, first + count, device=device)
+    return (chunks // mini_batch * mini_batch - first).clamp(min=0), (chunks + 1) % mini_batch == 0
+
+
 def window_of(first: int, count: int, size: int | None, device: torch.device) -> tuple[Tensor, Tensor]:
     """Of the chunks first .. first + count - 1: the number of the window of `size` chunks that each lies in, and the
     first chunk of that window among these, counted from `first`: long [count], twice. size: None for one window."""
