@@ -351,8 +351,8 @@ class NeuralMemory(nn.Module):
 
     @classmethod
     def exact(cls, dim: int, *, dim_head: int | None = None, max_step: float = 1.0, **changes) -> "NeuralMemory":
-        """Return a memory of one matrix that writes every token at the fast weights just before it, in steps that cannot
-        overshoot: the exact rule, at the price of a chunk.
+        """Return a memory of one matrix that writes every token at the fast weights just before it, in steps that
+        cannot overshoot: the exact rule, at the price of a chunk.
 
         Args:
             dim: features of the sequence.

@@ -127,7 +127,7 @@ class ChunkwiseEngine(Engine):
         return Window(chunks.first, len(chunks), paths, lambda _: finals(), loss, rates.learning_rate, solved=True)
 
     def _known(self, chunks: Chunks, keys: Tensor, carried, start: Tensor, rows: Rows, mini_batch: int) -> Tensor:
-        """Return what the weights carried into a window, and an earlier layer's, say to its keys [B m p d]: [B m p e]."""
+        """Return what carried weights and an earlier layer's say to a window's keys [B m p d]: [B m p e]."""
         own = chunks_of_first(chunks.first, len(chunks), mini_batch)
         if start is carried[0][1] or own == len(chunks):
             known = through(keys, start) if own == len(chunks) else carried_product(keys, rows, carried)

@@ -101,8 +101,8 @@ def ends_mini_batch(chunk: int, mini_batch: int | None) -> bool:
 
 
 def begun_entry(first: int, count: int, mini_batch: int) -> int:
-    """Return the entry at which the mini-batch that is unfinished after the chunks first .. first + count - 1 began, counted
-    from `first`: below 1 where it is that of chunk `first` itself."""
+    """Return the entry at which the mini-batch that is unfinished after the chunks first .. first + count - 1 began,
+    counted from `first`: below 1 where it is that of chunk `first` itself."""
     return (first + count) // mini_batch * mini_batch - first
 
 
@@ -112,8 +112,8 @@ def chunks_of_first(first: int, count: int, mini_batch: int) -> int:
 
 
 def mini_batch_entries(first: int, count: int, mini_batch: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return, of the chunks first .. first + count - 1, the number of the mini-batch of each, from 0 on, and the entries
-    at which that begins and ends, counted from `first` and within these chunks: long [count], three times."""
+    """Return, of the chunks first .. first + count - 1, the number of the mini-batch of each, from 0 on, and the
+    entries at which that begins and ends, counted from `first` and within these chunks: long [count], three times."""
     batch = torch.arange(first, first + count, device=device) // mini_batch
     start = batch * mini_batch - first
     return batch - first // mini_batch, start.clamp(min=0), (start + mini_batch).clamp(max=count)
