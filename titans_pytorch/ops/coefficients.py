@@ -110,7 +110,7 @@ def naive_cumulative_products(gates: Tensor) -> Tensor:
 
 def blended_products(gates: Tensor, transition: Transition) -> tuple[Tensor, Tensor]:
     """Return `cumulative_products` of gates [B m], with a transition: [B m+1 m+1], column j > 0 being what chunk j
-    adds before the transition at its end; and the coefficients [B m+1] of the memory at which the first mini-batch began.
+    adds before the transition at its end; and the coefficients [B m+1] of the memory where the first mini-batch began.
 
     M_i = gate_i M_{i-1} + u_i within a mini-batch, share times that and (1 - share) M_start at its end: a triangular
     system without negative entries, so that nothing cancels.
