@@ -1,4 +1,5 @@
-# make train: everything for a first trained model (ARGS="--data my.txt" and other settings).
+# make train: first a memory at work, on a task that nothing else can solve (once: runs/copy is kept), then a model of
+# text (ARGS="--data my.txt" and other settings of train_mac.py).
 # make test: the same for the tests.
 # make test-oldest, make test-newest: the same with the oldest and the newest release of every dependency (TESTS="tests/hf"
 # for some of the tests).
@@ -20,8 +21,17 @@ DOCS_STAMP := $(VENV)/.installed-docs
 
 .PHONY: train test test-oldest test-newest laws lint docs bench-quick baselines constraints notebook clean
 
-train: $(STAMP)
+DEMO := runs/copy
+
+train: $(STAMP) $(DEMO)/result.json
 	$(BIN)/python train_mac.py $(ARGS)
+
+# Continues where it was stopped.
+$(DEMO)/result.json: | $(STAMP)
+	@echo "A memory at work: copy eight symbols from the segment before, which attention does not see."
+	$(BIN)/titans train $(if $(wildcard $(DEMO)/checkpoints/step_????????/SHA256SUMS),--resume,--config configs/copy.yaml) \
+	    --out $(DEMO)
+	@echo "Accuracy with writing on and off, drawn: $(DEMO)/accuracy.png"
 
 # Two workers on one thread each: small tensors gain nothing from more threads.
 test: $(STAMP)

@@ -74,7 +74,7 @@ PRESETS = {
         training=TrainConfig(
             steps=100_000, batch_size=4, grad_accum=4, seq_len=512, lr=2e-4, clip=0.5, validate_every=100
         ),
-        report=ReportConfig(sample_every=500, sample_len=512, prime_len=100),
+        report=ReportConfig(eval_limit=0, sample_every=500, sample_len=512, prime_len=100),
     ),
 }
 

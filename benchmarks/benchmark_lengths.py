@@ -22,10 +22,10 @@ from harness.statistics import spread
 from harness.tables import percent, table
 from harness.training_runs import kept_run
 
-from titans_pytorch.cli.runs import model_of
 from titans_pytorch.cli.settings import config_from, replaced
 from titans_pytorch.common.files import write_json
 from titans_pytorch.models.config import VARIANTS
+from titans_pytorch.models.runs import model_of
 from titans_pytorch.tasks.subject import subject_of
 from titans_pytorch.training.config import RunConfig, TaskConfig
 from titans_pytorch.training.errors import TrainingError

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from titans_pytorch import TitansConfig, build_model
-from titans_pytorch.cli.runs import load_run
 from titans_pytorch.common.files import replacing
+from titans_pytorch.models.runs import load_run
 from titans_pytorch.training.device import resolve_device
 from titans_pytorch.training.errors import TrainingError
 

@@ -62,6 +62,7 @@ PUBLIC = {
         "MALLayer",
         "build_model",
         "titans_memory",
+        "load_run",
         "SymplecticGating",
         "DynamicModeDecomposition",
         "Diagnosis",

@@ -31,6 +31,7 @@ _HOMES = {
     "models.mag": ("MAGLayer",),
     "models.mal": ("MALLayer",),
     "models.memory": ("titans_memory",),
+    "models.runs": ("load_run",),
     "analysis.diagnosis": ("Diagnosis", "diagnose"),
     "gates.observe": ("GateTrace", "calibrate_page_threshold", "gate_trace", "plot_gate_trace"),
 }

@@ -22,7 +22,7 @@ def summary(
     naive: Sequence[Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """The result of one task. arms: with their controls; constants, naive: seed by seed, as outcomes."""
-    refused = too_easy(task, naive)
+    refused = refusal(task, naive, constants)
     record: dict[str, Any] = {
         "settings": described(task),
         "metrics": [asdict(m) for m in task.metrics],
@@ -167,15 +167,29 @@ def pooled(pages: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
     }
 
 
-def too_easy(task: Task, naive: Sequence[Mapping[str, Any]] | None) -> str | None:
-    """Why a memory task cannot show what protects a memory, or None."""
+def refusal(
+    task: Task, naive: Sequence[Mapping[str, Any]] | None, constants: Sequence[Mapping[str, float]]
+) -> str | None:
+    """Why a memory task cannot show what protects a memory, in the words after which the reason comes, or None. naive,
+    constants: seed by seed.
+    """
     if task.forgetting is None or naive is None:
         return None
+    who, main = "a plain memory of one head", task.metrics[0]
     seen = spread(of(naive, task.forgetting))
     if seen.side > 0:
         return None
+    mine, level = of(naive, main.name), [c[main.name] for c in constants]
+    if not all(math.isfinite(value) for value in (seen.mean, *mine)):
+        return f"has diverged: {who} gives numbers that are not finite"
+    learned = paired(mine, level) if main.better == "higher" else paired(level, mine)
+    if main.better is not None and (learned.mean <= 0 or (learned.low is not None and learned.side <= 0)):
+        means = f"{statistics.fmean(mine):.3g}, {statistics.fmean(level):.3g}"
+        return f"has learned nothing: {who} is not seen to be better than the same answer always ({main.name} {means})"
+    if seen.low is None and seen.mean > 0:
+        return f"too few seeds: one does not show whether {who} forgets ({task.forgetting} {seen.mean:.3g})"
     got = f"{seen.mean:.3g}" if seen.low is None else f"{seen.mean:.3g} [{seen.low:.3g}, {seen.high:.3g}]"
-    return f"too easy: a plain memory of one head is not seen to forget ({task.forgetting} {got})"
+    return f"too easy: {who} is not seen to forget ({task.forgetting} {got})"
 
 
 def warnings(task: Task, arms: Sequence[Arm], record: Mapping[str, Any]) -> list[str]:

@@ -54,7 +54,7 @@ def draw_gains(axis, name: str, task: Mapping[str, Any], versus: Sequence[Mappin
     axis.axvline(0.0, color=INK, linewidth=0.9)
     axis.set_yticks(range(len(judged)), [label for label, _ in judged], fontsize=8)
     axis.set_ylim(max(len(judged), 1) - 0.5, -0.5)
-    axis.set_title("refused: too easy" if task["refused"] else "gain (right of 0: better)")
+    axis.set_title(f"refused: {task['refused'].partition(':')[0]}" if task["refused"] else "gain (right of 0: better)")
 
 
 def point(axis, got: Mapping[str, Any], row: int, colour: str) -> None:

@@ -57,7 +57,8 @@ class Task:
     """A task of an experiment: subclass it as a frozen dataclass whose fields are its settings.
 
     name, metrics (the first is the main one). `forgetting`: the metric by which a naive memory (one head, no gates,
-    no pages) must be seen to forget, mean above zero with its interval; else the task is refused as too easy.
+    no pages) must be seen to forget, mean above zero with its interval; else the task is refused, with the reason: too
+    easy, or nothing was learned that could be forgotten.
 
     A subclass says:
         memory()                    keywords of NeuralMemory that all arms share, `dim` among them

@@ -6,6 +6,7 @@ from typing import Any
 from titans_pytorch.training.config import RunConfig
 from titans_pytorch.training.folder import claimed
 from titans_pytorch.training.run import BuildModel, MakeSubject, Run, finished_run, train_claimed
+from titans_pytorch.training.stopping import Interrupted
 
 
 def kept_run(
@@ -22,4 +23,8 @@ def kept_run(
         if found is not None:
             return found
         print(f"\n== {label}")
-        return train_claimed(Run(run, folder, None, command), build_model, make_subject)
+        try:
+            return train_claimed(Run(run, folder, None, command), build_model, make_subject)
+        except Interrupted as stopped:
+            message = f"{stopped}; the same command begins this run again and keeps those that are finished"
+            raise Interrupted(stopped.signum, message) from stopped

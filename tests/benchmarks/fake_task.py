@@ -9,11 +9,14 @@ from harness.task import Metric, Task, generator
 
 @dataclass(frozen=True)
 class Planted(Task):
-    """gain: how much lower the error of arms with `symplectic_page_threshold` 0.1 is. shuffled: nothing helps."""
+    """gain: how much lower the error of arms with `symplectic_page_threshold` 0.1 is. shuffled: nothing helps. level:
+    the error of the same answer always.
+    """
 
     gain: float = 1.0
     shuffled: bool = False
     forgets: float = 1.0
+    level: float = 9.0
 
     name = "planted"
     forgetting = "forgetting"
@@ -40,4 +43,4 @@ class Planted(Task):
         return [None] * count
 
     def constant(self, train, test):
-        return {"error": 9.0, "recall": -9.0, "forgetting": 0.0}
+        return {"error": self.level, "recall": -self.level, "forgetting": 0.0}

@@ -3,6 +3,8 @@ numbers."""
 
 import csv
 import json
+import math
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -59,7 +61,22 @@ def test_switching_made_impossible_shows_nothing():
 
 def test_a_task_that_a_naive_memory_does_not_forget_is_refused():
     record, gains = judged(Planted(forgets=0.0))
-    assert record["refused"].startswith("too easy")
+    assert record["refused"].startswith("too easy: a plain memory of one head is not seen to forget (forgetting ")
+    assert gains["error"]["verdict"] == "refused"
+
+
+@pytest.mark.parametrize(
+    ("how", "seeds", "reason"),
+    [
+        ({"forgets": 0.0, "level": 2.0}, 5, "has learned nothing: ... better than the same answer always (error ...)"),
+        ({"forgets": 0.0, "level": 2.0}, 1, "has learned nothing: ... better than the same answer always (error ...)"),
+        ({"forgets": math.nan}, 5, "has diverged: a plain memory of one head gives numbers that are not finite"),
+        ({}, 1, "too few seeds: one does not show whether a plain memory of one head forgets (forgetting ...)"),
+    ],
+)
+def test_the_reason_of_a_refusal(how, seeds, reason):
+    record, gains = judged(Planted(**how), seeds=seeds)
+    assert re.fullmatch(re.escape(reason).replace(r"\.\.\.", ".*"), record["refused"])
     assert gains["error"]["verdict"] == "refused"
 
 

@@ -5,15 +5,22 @@ import re
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from titans_pytorch import MemoryAsContextTransformer, TitansConfig, TitansMAC, load_run
 from titans_pytorch.cli.main import main
+from titans_pytorch.training.config import RunConfig
+from titans_pytorch.training.errors import TrainingError
 
 from .. import helpers
-from .conftest import tiny_yaml
+from .conftest import tiny_yaml, train_mac
 
 
-def test_sample(text_run, tmp_path, capsys):
-    run = str(text_run[0])
+@pytest.mark.parametrize("kind", ["text_run", "mac_run"])
+def test_sample(kind, tmp_path, capsys, request):
+    run = str(request.getfixturevalue(kind)[0])
+    capsys.readouterr()
     texts = []
     for more in ([], [], ["--seed", "1"], ["--no-storing"]):
         assert main(["sample", run, "--prompt", "memory learns", "--length", "30", *more]) == 0
@@ -25,11 +32,13 @@ def test_sample(text_run, tmp_path, capsys):
     assert capsys.readouterr().out.startswith("time and ")
 
 
-def test_eval_of_text(text_run, text_file, tmp_path, capsys):
-    run, target = str(text_run[0]), tmp_path / "eval.json"
+@pytest.mark.parametrize("kind", ["text_run", "mac_run"])
+def test_eval_of_text(kind, text_file, tmp_path, capsys, request):
+    folder, target = request.getfixturevalue(kind)[0], tmp_path / "eval.json"
+    run = str(folder)
     assert main(["eval", run, "--json", str(target)]) == 0
     (found,) = json.loads(target.read_text())["results"]
-    result = json.loads((text_run[0] / "result.json").read_text())
+    result = json.loads((folder / "result.json").read_text())
     assert found["length"] == 24
     assert found["bits_per_byte"] == pytest.approx(result["held_out_bits_per_byte"], rel=0.02)
     assert found["storing_off"] != found["bits_per_byte"]
@@ -48,29 +57,31 @@ def test_eval_of_a_task(task_run, tmp_path):
     assert [row["storing_off"] for row in found] == [row["storing_off"] for row in scores]
 
 
-@pytest.mark.parametrize("kind", ["text_run", "task_run"])
-def test_analyze(kind, tmp_path, capsys, request):
+@pytest.mark.parametrize(("kind", "many"), [("text_run", 1), ("task_run", 1), ("mac_run", 2)])
+def test_analyze(kind, many, tmp_path, capsys, request):
     run = request.getfixturevalue(kind)[0]
     assert main(["analyze", str(run), "--length", "40", "--piece", "8", "--out", str(tmp_path / "a")]) == 0
     found = json.loads((tmp_path / "a" / "memory.json").read_text())
     assert (tmp_path / "a" / "memory.png").read_bytes().startswith(b"\x89PNG")
-    (memory,) = found["memories"]
-    assert len(memory["change"]) == len(memory["moved"]) == 5
-    assert len(memory["surprise"]) == len(memory["step"]) == len(memory["decay"]) >= 40
-    assert memory["change"][0] == pytest.approx(memory["moved"][0])
+    assert len(found["memories"]) == many
+    for memory in found["memories"]:
+        assert len(memory["change"]) == len(memory["moved"]) == 5
+        assert len(memory["surprise"]) == len(memory["step"]) == len(memory["decay"])
+        assert len(memory["surprise"]) * memory["tokens_per_entry"] >= 40
+        assert memory["change"][0] == pytest.approx(memory["moved"][0])
     assert "weights changed by" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("kind", ["text_run", "task_run"])
+@pytest.mark.parametrize("kind", ["text_run", "task_run", "mac_run"])
 def test_memory_check(kind, tmp_path, capsys, request):
     run = request.getfixturevalue(kind)[0]
     target = tmp_path / "check.json"
     assert main(["memory-check", str(run), "--rows", "6", "--length", "32", "--json", str(target)]) == 0
     found = json.loads(target.read_text())
-    (change,) = found["change"].values()
-    assert change > 0
+    assert all(change > 0 for change in found["change"].values())
+    assert len(found["change"]) == (2 if kind == "mac_run" else 1)
     assert found["low"] <= found["gain"] <= found["high"]
-    sign = -1 if kind == "text_run" else 1
+    sign = 1 if kind == "task_run" else -1
     assert found["gain"] == pytest.approx(sign * (found["on"] - found["off"]))
     assert found["verdict"] in capsys.readouterr().out
 
@@ -84,6 +95,54 @@ def test_without_memory(text_file, tmp_path, capsys):
         assert main([command, out]) == 1
         assert "a baseline model has no memory" in capsys.readouterr().err
     assert main(["eval", out]) == 0
+
+
+def test_train_mac_without_memory(text_file, tmp_path, capsys):
+    out = str(train_mac(tmp_path / "run", text_file, "--no-memory"))
+    for command in ("analyze", "memory-check"):
+        capsys.readouterr()
+        assert main([command, out]) == 1
+        assert capsys.readouterr().err == f"titans {command}: {out}: a model trained with --no-memory has no memory\n"
+    assert main(["sample", out, "--length", "3"]) == 0
+    assert main(["eval", out]) == 0
+
+
+def test_titans_train_resumes_a_run_of_train_mac(mac_run, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(mac_run[0], out)
+    assert main(["train", "--out", str(out), "--resume", "--steps", "3"]) == 0
+    assert json.loads((out / "result.json").read_text())["steps"] == 3
+    config, model = load_run(out)
+    assert (config.training.steps, type(model)) == (3, MemoryAsContextTransformer)
+
+
+def test_load_run(text_run, mac_run):
+    """As the command line and as anyone else calls it: the weights that were saved, in eval mode."""
+    for (folder, _), settings, kind in (
+        (text_run, TitansConfig, TitansMAC),
+        (mac_run, RunConfig, MemoryAsContextTransformer),
+    ):
+        config, model = load_run(folder)
+        assert (type(config), type(model), model.training) == (settings, kind, False)
+        assert config.to_json() == (folder / "config.json").read_text()
+        saved = load_file(folder / "model.safetensors")
+        assert all(torch.equal(value, model.state_dict()[name]) for name, value in saved.items())
+        ids = torch.arange(40)[None]
+        assert torch.equal(model(ids), load_run(str(folder), "cpu")[1](ids))
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (("nowhere",), TrainingError, "nowhere holds no run: there is no nowhere/config.json"),
+        ((3,), ValueError, "folder must be the path of a run's folder, got int"),
+        (("nowhere", "gpu0"), TrainingError, "device must be one that torch can use here, got 'gpu0'..."),
+        (("nowhere", 0), ValueError, "device must be a torch.device or its name, got int"),
+    ],
+)
+def test_load_run_of_something_else(given, error, message):
+    with pytest.raises(error, match=helpers.message(message)):
+        load_run(*given)
 
 
 @pytest.mark.parametrize(
@@ -150,8 +209,8 @@ def test_broken_folders(text_run, tmp_path, capsys):
     (out / "config.json").write_text("[1]")
     assert main(["sample", str(out)]) == 1
     assert (
-        "is not a configuration of titans train: configuration must be sections model, data, training, report, got list"
-        in capsys.readouterr().err
+        "is not a configuration of titans train or train_mac.py: "
+        "configuration must be sections model, data, training, report, got list" in capsys.readouterr().err
     )
     (out / "config.json").write_text("{")
     assert main(["sample", str(out)]) == 1

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from titans_pytorch.cli.main import main
-from titans_pytorch.cli.runs import load_run, model_of
 from titans_pytorch.cli.settings import config_from
 from titans_pytorch.models.config import TitansConfig
+from titans_pytorch.models.runs import load_run, model_of
 from titans_pytorch.tasks.subject import subject_of
 from titans_pytorch.training.folder import claimed
 from titans_pytorch.training.metrics import read_metrics

@@ -11,11 +11,11 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from titans_pytorch import TitansConfig, build_model
 from titans_pytorch.cli.main import main as titans
-from titans_pytorch.cli.runs import load_run
 from titans_pytorch.hf import TitansForCausalLM
 from titans_pytorch.hf.convert import main as convert
 from titans_pytorch.models.config import VARIANTS
 from titans_pytorch.models.language_model import Block
+from titans_pytorch.models.runs import load_run
 from titans_pytorch.training.checkpoint import save_weights
 
 from ..helpers import randomise

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_script import TinyModel
 
+from titans_pytorch.training import evaluate
 from titans_pytorch.training.evaluate import (
     bits_per_byte,
     compressors,
@@ -69,6 +70,18 @@ class Knows(torch.nn.Module):
 def test_bits_per_byte_of_a_model_that_knows():
     data = (torch.arange(101) % 10).to(torch.uint8)
     assert bits_per_byte(Knows(), data, context=7, stride=3, batch_size=2) == pytest.approx(8 / 101)
+
+
+def test_it_says_how_long_it_takes(monkeypatch):
+    """21 windows in 7 passes of one second each: the estimate is of the second pass, with five to go."""
+    clock = iter(range(100))
+    monkeypatch.setattr(evaluate.time, "perf_counter", lambda: float(next(clock)) / 2)
+    said = []
+    bits_per_byte(Knows(), bytes_of(64), context=3, stride=3, batch_size=3, say=said.append)
+    assert said == ["evaluation of 64 bytes in 21 windows, about 3 s"]
+    said.clear()
+    bits_per_byte(Knows(), bytes_of(8), context=3, stride=3, batch_size=3, say=said.append)
+    assert said == []
 
 
 def test_bad_windows():

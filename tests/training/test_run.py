@@ -69,6 +69,32 @@ def test_what_a_run_leaves(finished, text_file):
     assert found["held_out_bits_per_byte"] == pytest.approx(again, rel=1e-5)
 
 
+def test_the_final_evaluation_is_bounded(finished, text_file, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert tiny_script.run([*finished[1], "--out", str(out), "--steps", "1", "--eval-limit", "50"]) == 0
+    found = result(out)
+    held_out = load_data(tiny_script.DataConfig(data=str(text_file))).held_out
+    model = tiny_script.TinyModel(16)
+    load_weights(model, out / "model.safetensors")
+    bits = evaluate.bits_per_byte(model, held_out[:50], context=16, stride=8, batch_size=4)
+    assert found["held_out_bits_per_byte"] == pytest.approx(bits, rel=1e-5)
+    assert found["compared_with"] == evaluate.compressors(held_out[:50])
+    assert found["evaluated_bytes"] == 50
+    assert f"bits per byte on the first 50 of {len(held_out):,} held-out bytes" in capsys.readouterr().out
+
+
+def test_the_training_loss_that_is_shown_is_a_running_mean(finished, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert tiny_script.run([*finished[1], "--out", str(out)]) == 0
+    shown = re.findall(r"training (\S+) bits per byte", capsys.readouterr().out)
+    bits = [loss / math.log(2) for _, loss, _ in losses(out) if loss is not None]
+    expected = []
+    for n in (6, 12, 18, 24):
+        weights = [0.95 ** (n - 1 - i) for i in range(n)]
+        expected.append(sum(w * b for w, b in zip(weights, bits, strict=False)) / sum(weights))
+    assert [float(value) for value in shown] == pytest.approx(expected, abs=6e-4)
+
+
 def start(arguments, out, sleep, stop_at=0):
     """The script in a process of its own, after the step to stop it at: by default a random one."""
     environment = {**os.environ, "TINY_SLEEP": str(sleep), "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -115,10 +141,13 @@ def test_stopped_and_resumed(finished, tmp_path, signum, status):
     step = losses(out)[-1][0]
     assert 0 < step < 24
     kept = f"the checkpoint of step {step} is kept in {out / 'checkpoints'}"
-    assert errors[-1].endswith(f"stopped at step {step} of 24; {kept}; continue with --resume")
+    hint = f"stopped at step {step} of 24; {kept}; continue with: "
+    assert hint in errors[-1]
     assert not any("Traceback" in line for line in errors)
     assert (out / "loss.png").exists()
-    assert tiny_script.run([*arguments, "--out", str(out), "--resume"]) == 0
+    typed = errors[-1].partition(hint)[2]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run(typed, shell=True, env=environment, capture_output=True).returncode == 0, typed
     assert losses(out) == losses(whole)
 
 
@@ -133,7 +162,8 @@ def test_stopped_in_the_final_measurements(finished, tmp_path, monkeypatch, sign
     errors = process.communicate()[1]
     assert process.returncode == status
     kept = f"the checkpoint of step 24 is kept in {out / 'checkpoints'}"
-    assert errors.strip().endswith(f"stopped in the final measurements; {kept}; continue with --resume")
+    assert f"stopped in the final measurements; {kept}; continue with: " in errors
+    assert errors.endswith(f"tiny_script.py --out {out} --resume\n")
     assert "Traceback" not in errors
     assert not (out / "result.json").exists()
     assert list(tmp_path.rglob("*.part")) == list(tmp_path.rglob("*.lock")) == []

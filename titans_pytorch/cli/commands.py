@@ -48,7 +48,7 @@ share_or_none = number(float, "a number from 0 to 1", lambda x: 0 <= x <= 1)
 def parser_for(prog: str, description: str) -> ArgumentParser:
     """A parser with the options that all these commands share."""
     parser = OneLineParser(prog, description, threads=True)
-    parser.add_argument("run", metavar="RUN", help="the folder of a run of titans train")
+    parser.add_argument("run", metavar="RUN", help="the folder of a run of titans train or train_mac.py")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or another of torch [auto]")
     return parser
 
@@ -100,6 +100,7 @@ def evaluate_options() -> ArgumentParser:
     found.add_argument("--text", metavar="FILE", help=TEXT)
     found.add_argument("--length", type=whole, nargs="+", metavar="N", help="tokens of a row [those of training]")
     found.add_argument("--rows", type=whole, default=200, metavar="N", help="rows of a task [200]")
-    found.add_argument("--limit", type=whole, metavar="N", help="only the first bytes of the text, this many")
+    limit = "only the first bytes of the text, this many [of the run's own text its eval_limit, of --text all]"
+    found.add_argument("--limit", type=whole, metavar="N", help=limit)
     found.add_argument("--json", metavar="FILE", help="also write the result here")
     return found

@@ -45,7 +45,7 @@ def on_task(
     if wrong := [length for length in lengths if length < task.shortest]:
         raise TrainingError(f"length must be at least {task.shortest} for this task, got {wrong[0]}")
     subject = TaskSubject(task, run.training, replace(data, first_len=0, test_rows=rows))
-    found = []
+    found: list[dict[str, Any]] = []
     for length in lengths:
         on, off = subject.scores(model, length, device, autocast_for(device, run.training))
         found.append({"length": length, "accuracy": on.accuracy, "exact": on.exact, "chance": task.chance})
@@ -55,7 +55,8 @@ def on_task(
 
 def on_text(run: RunConfig, model, lengths: list[int], options, device) -> list[dict[str, Any]]:
     need_bytes(run)
-    text = held_out_text(run, options.text, max(lengths), options.limit or 0)
+    limit = options.limit or (run.report.eval_limit if options.text is None else 0)
+    text = held_out_text(run, options.text, max(lengths), limit)
 
     def bits(length: int) -> float:
         size = max(1, run.report.eval_batch_size * run.training.seq_len // length)

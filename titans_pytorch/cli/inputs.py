@@ -2,14 +2,15 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from titans_pytorch.analysis.storing import memories_of
-from titans_pytorch.cli.runs import load_run
 from titans_pytorch.common.threads import choose_threads
-from titans_pytorch.models.language_model import LanguageModel
+from titans_pytorch.models.config import TitansConfig
+from titans_pytorch.models.runs import load_run
 from titans_pytorch.training.config import RunConfig, TaskConfig
 from titans_pytorch.training.data import load_data, load_text
 from titans_pytorch.training.device import resolve_device
@@ -24,17 +25,18 @@ __all__ = [
 ]
 
 
-def opened(options: argparse.Namespace) -> tuple[torch.device, RunConfig, LanguageModel]:
+def opened(options: argparse.Namespace) -> tuple[torch.device, RunConfig, Any]:
     """The device, and the run with its model on it, that the options of `commands.parser_for` name. Sets threads."""
     device = resolve_device(options.device)
-    run, model = load_run(Path(options.run), device)
+    run, model = load_run(options.run, device)
     choose_threads(options.threads, run.model.width)
     return device, run, model
 
 
-def need_memory(run: RunConfig, model: LanguageModel, name: str) -> None:
+def need_memory(run: RunConfig, model: nn.Module, name: str) -> None:
     if not memories_of(model):
-        raise TrainingError(f"{name}: a {run.model.variant} model has no memory")
+        kind = f"a {run.model.variant} model" if isinstance(run, TitansConfig) else "a model trained with --no-memory"
+        raise TrainingError(f"{name}: {kind} has no memory")
 
 
 def need_bytes(run: RunConfig, tokens: int = 256) -> None:
@@ -71,6 +73,6 @@ def held_out_text(run: RunConfig, file: str | None, length: int, limit: int = 0)
             raise TrainingError(f"the run's own text: {error}; give a file with --text") from error
     found = found[:limit] if limit else found
     if len(found) <= length:
-        what = f"the first {limit} bytes of it (--limit)" if limit else f"{len(found)} bytes"
+        what = f"the first {limit} bytes of it (--limit)" if len(found) == limit else f"{len(found)} bytes"
         raise TrainingError(f"text must have more than length = {length} bytes, got {what}; give a smaller --length")
     return found

@@ -50,5 +50,6 @@ def sample_command(options: Namespace) -> None:
             temperature=options.temperature,
             filter_fn=partial(filtered, options=options),
             use_cache=True,
+            show_progress=False,
         )
     print(readable(list(prompt[-200:])) + readable([code for code in written[0].tolist() if code < 256]))

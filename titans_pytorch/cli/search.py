@@ -13,9 +13,9 @@ from argparse import ArgumentParser, ArgumentTypeError
 from pathlib import Path
 from typing import Any
 
-from titans_pytorch.cli.runs import model_of
 from titans_pytorch.cli.settings import NAMED, listed, replaced, start_of, start_options
 from titans_pytorch.common.files import write_json
+from titans_pytorch.models.runs import model_of
 from titans_pytorch.tasks.subject import checked_task, subject_of
 from titans_pytorch.training.checkpoint import Saved, read_last
 from titans_pytorch.training.config import RunConfig, TaskConfig
@@ -24,6 +24,7 @@ from titans_pytorch.training.folder import claimed
 from titans_pytorch.training.options import option_for, read_arguments, whole_numbers
 from titans_pytorch.training.run import Run, finished_run, train_claimed
 from titans_pytorch.training.start import check_start
+from titans_pytorch.training.stopping import Interrupted
 
 __all__ = ["search_command"]
 
@@ -61,7 +62,11 @@ def search_command(argv: list[str]) -> None:
         check_start(run, out)
         checked_task(run)
     with claimed(out):
-        searched(given.run, points, seeds, report, out)
+        try:
+            searched(given.run, points, seeds, report, out)
+        except Interrupted as stopped:
+            message = f"{stopped}; the same command goes on from there"
+            raise Interrupted(stopped.signum, str(stopped) and message) from stopped
 
 
 def searched(run: RunConfig, points: list[dict[str, Any]], seeds: tuple, report: tuple, out: Path) -> None:

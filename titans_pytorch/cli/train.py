@@ -9,15 +9,17 @@ torchrun --nproc-per-node 2 -m titans_pytorch.cli train ... # several processes,
 """
 
 import shlex
+import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 import torch
 
-from titans_pytorch.cli.runs import model_of
 from titans_pytorch.cli.settings import NAMED, start_of, start_options
 from titans_pytorch.models.config import TitansConfig
+from titans_pytorch.models.runs import config_of, model_of
 from titans_pytorch.tasks.subject import TaskSubject, checked_task, subject_of
+from titans_pytorch.training.again import started_as
 from titans_pytorch.training.config import RunConfig, TaskConfig
 from titans_pytorch.training.errors import TrainingError
 from titans_pytorch.training.run import TrainProgram
@@ -59,10 +61,11 @@ def train_command(argv: list[str]) -> None:
         add_options=add_options,
         start=start_of,
         resume_from=resume_from,
-        saved_config=lambda options, saved: TitansConfig.from_dict(saved.state["about"]["config"]),
+        saved_config=lambda options, saved: config_of(saved.state["about"]["config"]),
         build_model=model_of,
         make_subject=subject_of,
         named=NAMED,
         check=check,
+        started_as=lambda: started_as() if Path(sys.argv[0]).stem == "titans-train" else f"{started_as()} train",
     )
     program.run(argv, shlex.join(["titans", "train", *argv]))

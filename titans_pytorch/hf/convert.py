@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from titans_pytorch.cli.runs import load_run
 from titans_pytorch.common.files import read_json, replacing_folder, write_text
 from titans_pytorch.models.config import TitansConfig
+from titans_pytorch.models.runs import load_run
 from titans_pytorch.training.checkpoint import WEIGHTS, write_weights
 from titans_pytorch.training.errors import TrainingError
 from titans_pytorch.training.run import in_a_line
@@ -34,12 +34,14 @@ def convert(run: Path, out: Path) -> None:
         out: a new or an empty folder.
 
     Raises:
-        TrainingError: if `run` holds no run, or `out` is not empty.
+        TrainingError: if `run` holds no run of `titans train`, or `out` is not empty.
     """
     from titans_pytorch.hf import TitansForCausalLM, TitansHFConfig
 
     check_new(out)
-    saved, trained = load_run(run, torch.device("cpu"))
+    saved, trained = load_run(run)
+    if not isinstance(saved, TitansConfig):
+        raise TrainingError(f"conversion needs a run of titans train, {run} is one of train_mac.py")
     model = TitansForCausalLM(TitansHFConfig.of(saved.model))
     model.model.load_state_dict(trained.state_dict())
     with replacing_folder(out) as part:

@@ -9,9 +9,10 @@ from torch import nn
 
 from titans_pytorch.analysis.storing import memories_of, storing_off
 from titans_pytorch.tasks.registry import build_task
-from titans_pytorch.tasks.task import Task
+from titans_pytorch.tasks.task import Score, Task
 from titans_pytorch.training.config import RunConfig, TaskConfig, TrainConfig
 from titans_pytorch.training.errors import TrainingError
+from titans_pytorch.training.plots import draw_accuracy, draw_loss_curve
 from titans_pytorch.training.rows import Rows
 from titans_pytorch.training.subjects import Context
 from titans_pytorch.training.text import text_of
@@ -20,13 +21,16 @@ __all__ = ["TaskSubject", "checked_task", "subject_of", "task_of"]
 
 
 class TaskSubject:
-    """Trains on rows of a task, and measures `<task>_accuracy` on held-out rows at each validation."""
+    """Trains on rows of a task. At each validation it measures `<task>_accuracy` on held-out rows and, if there is a
+    memory, `<task>_accuracy_storing_off`: the same with writing switched off.
+    """
 
     unit, counted = "answer", "tokens"
 
     def __init__(self, task: Task, config: TrainConfig, data: TaskConfig | None = None):
         data = data or TaskConfig(task.name)
         self.task, self.config, self.row_len, self.fingerprint = task, config, task.length, repr(task)
+        self.accuracy = f"{task.name}_accuracy"
         self.test_times, self.test_rows, self.test_batch_size = data.test_times, data.test_rows, data.test_batch_size
         self.first_len = data.first_len
         if self.first_len and not task.shortest <= self.first_len <= task.length:
@@ -59,9 +63,9 @@ class TaskSubject:
         return f"task: {task}, chance {task.chance:.1%}"
 
     def measure(self, model: nn.Module, device: torch.device, autocast: Context) -> dict[str, float]:
-        size = self.config.batch_size
-        score = self.task.score(model, self.config.validate_sequences, None, size, device, autocast)
-        return {f"{self.task.name}_accuracy": score.accuracy}
+        on, off = self.on_and_off(model, self.config.validate_sequences, None, self.config.batch_size, device, autocast)
+        name = self.accuracy
+        return {name: on.accuracy} if off is None else {name: on.accuracy, f"{name}_storing_off": off.accuracy}
 
     def on_step(self, model: nn.Module, step: int, device: torch.device, autocast: Context) -> None:
         pass
@@ -76,15 +80,22 @@ class TaskSubject:
             line = f"  length {length:>6}: {on.accuracy:.1%}"
             if off is not None:
                 scores[-1]["storing_off"] = off.accuracy
-                line += f", with storing switched off {off.accuracy:.1%}"
+                line += f" with the memory writing, {off.accuracy:.1%} with writing switched off"
             print(line)
         return {"task": repr(task), "chance": task.chance, "test_rows": self.test_rows, "scores": scores}
 
-    def scores(self, model: nn.Module, length: int, device: torch.device, autocast: Context):
+    def scores(
+        self, model: nn.Module, length: int, device: torch.device, autocast: Context
+    ) -> tuple[Score, Score | None]:
         """Return (score, score with writing switched off; None without a memory)."""
 
-        def score():
-            return self.task.score(model, self.test_rows, length, self.test_batch_size, device, autocast)
+        return self.on_and_off(model, self.test_rows, length, self.test_batch_size, device, autocast)
+
+    def on_and_off(self, model: nn.Module, *how: Any) -> tuple[Score, Score | None]:
+        """Return the same. how: further arguments of `Task.score`."""
+
+        def score() -> Score:
+            return self.task.score(model, *how)
 
         on = score()
         if not memories_of(model):
@@ -92,8 +103,12 @@ class TaskSubject:
         with storing_off(model):
             return on, score()
 
-    def levels(self, found: dict[str, Any]) -> dict[str, float]:
-        return {}
+    def draw(self, out: Path, found: dict[str, Any]) -> list[str]:
+        metrics, scores = out / "metrics.jsonl", found.get("scores", ())
+        title = f"{out}: {self.task.name}, rows of {self.task.length} tokens"
+        drawn = draw_accuracy(metrics, out / "accuracy.png", title, self.accuracy, self.task.chance, scores)
+        draw_loss_curve(metrics, out / "loss.png", str(out), self.unit)
+        return ["accuracy.png", "loss.png"] if drawn else []
 
 
 def task_of(data: TaskConfig, train: TrainConfig) -> Task:

@@ -222,6 +222,7 @@ class ReportConfig:
     """Evaluation and sampled text."""
 
     eval_stride: int = setting(0, "bytes by which the final evaluation moves its window (0: half a sequence)")
+    eval_limit: int = setting(100_000, "most held-out bytes in the final evaluation, the first ones (0: all)")
     eval_batch_size: int = setting(16, "windows in one forward pass of an evaluation")
     sample_every: int = setting(0, "steps between samples of text (0: only at the end)")
     sample_len: int = setting(512, "bytes of text to sample")
@@ -231,7 +232,9 @@ class ReportConfig:
     def __post_init__(self):
         typed(self)
         positive(self, "eval_batch_size", "sample_len", "prime_len")
-        positive(self, "eval_stride", "sample_every", "temperature", zero=True)
+        positive(self, "eval_stride", "eval_limit", "sample_every", "temperature", zero=True)
+        if self.eval_limit == 1:  # its one byte has nothing before it
+            raise wrong("eval_limit", 1, "0 (all) or at least 2")
         at_most(self, sample_len=MOST_TOKENS, prime_len=MOST_TOKENS)
 
 

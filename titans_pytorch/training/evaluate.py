@@ -3,6 +3,7 @@
 import gzip
 import lzma
 import math
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
@@ -47,6 +48,7 @@ def bits_per_byte(
     device: torch.device | str = "cpu",
     autocast: Context = nullcontext,
     progress: bool = False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> float:
     """Return the mean bits per byte of a text, each byte counted once.
 
@@ -62,6 +64,7 @@ def bits_per_byte(
         device: device of the model.
         autocast: returns the autocast context of each forward pass.
         progress: show a progress bar.
+        say: called with a line that estimates the seconds, if there are more than two forward passes.
 
     Raises:
         ValueError: for a stride out of range, or fewer than two bytes.
@@ -71,10 +74,14 @@ def bits_per_byte(
     if len(data) < 2:
         raise ValueError(f"data must have at least 2 bytes, got {len(data)}")
     spans = windows(len(data), context, stride)
-    bits = torch.tensor(8.0, dtype=torch.float64)
+    bits, began = torch.tensor(8.0, dtype=torch.float64), 0.0
     with evaluating(model):
         for begin in tqdm(range(0, len(spans), batch_size), desc="evaluation", disable=None if progress else True):
             group = spans[begin : begin + batch_size]
+            if begin == 2 * batch_size:  # the first pass is slower than the others
+                left = (time.perf_counter() - began) * (len(spans) - begin) / batch_size
+                say(f"evaluation of {len(data):,} bytes in {len(spans):,} windows, about {math.ceil(left)} s")
+            began = time.perf_counter()
             rows = torch.stack([data[start : start + inputs + 1] for start, inputs, _ in group]).long().to(device)
             with autocast():
                 logits = model(rows[:, :-1])

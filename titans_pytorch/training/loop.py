@@ -23,7 +23,7 @@ from titans_pytorch.training.checkpoint import Progress, Saved, load_checkpoint,
 from titans_pytorch.training.config import TrainConfig
 from titans_pytorch.training.device import autocast_for
 from titans_pytorch.training.errors import Diverged, TrainingError
-from titans_pytorch.training.metrics import MetricsLog
+from titans_pytorch.training.metrics import MetricsLog, RunningMean
 from titans_pytorch.training.optim import build_optimizer, learning_rate, set_learning_rate
 from titans_pytorch.training.processes import Alone
 from titans_pytorch.training.rows import Rows, answers_in, loss_on
@@ -71,6 +71,7 @@ class Trainer:
         self.stages = Stages(model, config)
         self.called = model  # wrapped for several processes
         self.progress = Progress()
+        self.shown_loss, self.shown = RunningMean(), 0.0  # of one step the loss depends on its rows
         self.saved_step: int | None = None
         self.resumed = False
 
@@ -144,13 +145,11 @@ class Trainer:
         """
         config, step = self.config, self.progress.step
         bar.update()
-        unit = self.subject.unit
-        bar.set_postfix_str(
-            f"{record['loss'] / math.log(2):.3f} bits/{unit}, {record['tokens_per_second']:.0f} tokens/s"
-        )
+        self.shown = self.shown_loss.add(record["loss"]) / math.log(2)
+        bar.set_postfix_str(f"{self.shown:.3f} bits/{self.subject.unit}, {record['tokens_per_second']:.0f} tokens/s")
         try:
             if config.validate_every and (due(step, config.validate_every) or step == config.steps):
-                log.write(self.validate(record, bar))
+                log.write(self.validate(bar))
             self.on_step(step)
         except Diverged as error:
             raise Diverged(f"step {step}: {error}; {self.kept()}") from error
@@ -200,19 +199,20 @@ class Trainer:
         }
         return record | {"stage": self.stages.now} if config.core_steps else record
 
-    def validate(self, record: dict[str, Any], bar: tqdm) -> dict[str, Any]:
-        """Measure on held-out rows, and show the result beside the step's `record` on the `bar`."""
+    def validate(self, bar: tqdm) -> dict[str, Any]:
+        """Measure on held-out rows, and show the result on the `bar` beside the running mean of the training loss."""
         found = self.subject.measure(self.model, self.device, self.autocast)
         for name, value in found.items():
             if not math.isfinite(value):
                 raise Diverged(f"{name} is {value}")
-        train = record["loss"] / math.log(2)
         steps = self.config.steps
         shown = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in found.items())
         if switches := page_switches(self.model):
             shown += f", page switches {list(switches.values())}"
         where = f"step {self.progress.step:>{len(str(steps))}}/{steps}"
-        bar.write(f"{where}: training {train:.3f} bits per {self.subject.unit}, {shown}, {self.progress.seconds:.0f} s")
+        bar.write(
+            f"{where}: training {self.shown:.3f} bits per {self.subject.unit}, {shown}, {self.progress.seconds:.0f} s"
+        )
         return {"step": self.progress.step, **found} | ({"page_switches": switches} if switches else {})
 
     def save(self) -> None:

@@ -109,6 +109,11 @@ class MacConfig:
         """Features of a token."""
         return self.dim
 
+    @property
+    def vocab_size(self) -> int:
+        """Values of a byte."""
+        return 256
+
     def memory_kwargs(self) -> dict[str, Any]:
         """Return the keywords of NeuralMemory."""
         gated = self.use_symplectic_gating or self.num_pages > 1
@@ -151,7 +156,7 @@ def build_mac(config: MacConfig, device: torch.device) -> nn.Module:
             }
         flex = config.use_flex_attn and device.type == "cuda"
         settings = named(config, OF_TRANSFORMER) | with_memory
-        model = MemoryAsContextTransformer(num_tokens=256, use_flex_attn=flex, **settings)
+        model = MemoryAsContextTransformer(num_tokens=config.vocab_size, use_flex_attn=flex, **settings)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise TrainingError(f"the model cannot be built: {error}") from error
     return model.to(device)

@@ -6,7 +6,7 @@ from typing import Any
 from titans_pytorch.common.files import appending, json_text, parse_json, write_text
 from titans_pytorch.training.errors import TrainingError
 
-__all__ = ["MetricsLog", "read_metrics"]
+__all__ = ["MetricsLog", "RunningMean", "read_metrics"]
 
 
 class MetricsLog:
@@ -22,6 +22,23 @@ class MetricsLog:
 
     def close(self) -> None:
         self.file.close()
+
+
+class RunningMean:
+    """An exponential moving average, corrected for its start: the first values count as much as later ones.
+
+    Args:
+        memory: factor of a value's weight at each later value; 0.95 averages over about 20 values.
+    """
+
+    def __init__(self, memory: float = 0.95):
+        self.memory, self.total, self.weight = memory, 0.0, 0.0
+
+    def add(self, value: float) -> float:
+        """Add the newest `value` and return the average."""
+        self.total = self.memory * self.total + (1 - self.memory) * value
+        self.weight = self.memory * self.weight + (1 - self.memory)
+        return self.total / self.weight
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

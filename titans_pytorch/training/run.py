@@ -21,6 +21,7 @@ from titans_pytorch.analysis.storing import page_switches
 from titans_pytorch.common.checks import MissingPackage
 from titans_pytorch.common.files import parse_json, read_json, replacing, write_json, write_text
 from titans_pytorch.common.threads import choose_threads
+from titans_pytorch.training.again import started_as
 from titans_pytorch.training.checkpoint import SUMS, WEIGHTS, Saved, read_last, remove, write_sums, write_weights
 from titans_pytorch.training.config import RunConfig, from_dict, settings_of
 from titans_pytorch.training.device import describe_device, resolve_device
@@ -28,7 +29,6 @@ from titans_pytorch.training.errors import Diverged, TrainingError
 from titans_pytorch.training.folder import claimed, prepare_folder
 from titans_pytorch.training.loop import Trainer
 from titans_pytorch.training.options import read_arguments
-from titans_pytorch.training.plots import draw_loss_curve
 from titans_pytorch.training.processes import first_process, processes_here
 from titans_pytorch.training.start import check_start
 from titans_pytorch.training.stopping import Interrupted, on_stop, signal_of, stop_now
@@ -120,6 +120,7 @@ def main(
         build_model=build_model,
         make_subject=make_subject,
         named={"presets": presets},
+        started_as=lambda: started_as(script),
     )
     return one_line(trainer.prog, lambda: trainer.run(arguments, shlex.join(["python", script, *arguments])))
 
@@ -138,7 +139,7 @@ def one_line(name: str, work: Callable[[], Any]) -> int:
         return 1
     except Interrupted as stopped:
         if str(stopped):
-            print(f"{name}: {stopped}; continue with --resume", file=sys.stderr)
+            print(f"{name}: {stopped}", file=sys.stderr)
         return 128 + stopped.signum
     except KeyboardInterrupt as stop:
         if first_process():
@@ -190,6 +191,7 @@ class TrainProgram:
     build_model, make_subject: as in `train`.
     named: how `read_arguments` names settings.
     check(run, out): replaces training under --check, if the program has that option.
+    started_as(): returns the command that starts the program again, without its options.
     """
 
     prog: str
@@ -202,6 +204,7 @@ class TrainProgram:
     make_subject: MakeSubject
     named: dict[str, Any]
     check: Callable[[RunConfig, Path], None] | None = None
+    started_as: Callable[[], str] = started_as
 
     def run(self, argv: list[str], command: str) -> None:
         """Train as the command line `argv` says. command: for the record."""
@@ -229,7 +232,11 @@ class TrainProgram:
                 return
             if saved is None:
                 claim.enter_context(claimed(out))
-            train_claimed(Run(run, out, saved, command), self.build_model, self.make_subject)
+            try:
+                train_claimed(Run(run, out, saved, command), self.build_model, self.make_subject)
+            except Interrupted as stopped:
+                again = f"{self.started_as()} --out {shlex.quote(str(out))} --resume"
+                raise Interrupted(stopped.signum, str(stopped) and f"{stopped}; continue with: {again}") from stopped
 
     def config_of(self, options: argparse.Namespace, saved: Saved) -> RunConfig:
         """Return the configuration of the checkpoint `saved`. TrainingError if another program wrote it. options: as
@@ -321,7 +328,8 @@ def train_claimed(run: Run, build_model: BuildModel, make_subject: MakeSubject) 
         result = concluded(run, trainer)
         result |= {"parameters": parameters, "total_seconds": round(time.perf_counter() - began, 1)}
         write_json(run.out / "result.json", result)
-        say(f"total {result['total_seconds']:.0f} s; {run.out}/ holds the weights, result.json and the loss curve")
+        holds = ", ".join(("the weights", "result.json", *result["pictures"]))
+        say(f"total {result['total_seconds']:.0f} s; {run.out}/ holds {holds}")
         return result
     except OSError as error:
         raise TrainingError(f"{run.out}: {error.strerror or error}; {trainer.kept()}") from error
@@ -341,7 +349,7 @@ def fit(run: Run, trainer: Trainer) -> None:
         trainer.fit()
     except (TrainingError, Interrupted):
         with contextlib.suppress(OSError, TrainingError):
-            draw(run, {})
+            trainer.subject.draw(run.out, {})
         raise
 
 
@@ -370,8 +378,11 @@ def conclude(run: Run, trainer: Trainer) -> dict[str, Any]:
     write_sums(run.out, (WEIGHTS,))
     if note := overshoot_note(gains):
         print(note)
-    draw(run, trainer.subject.levels(found))
+    pictures = trainer.subject.draw(run.out, found)
+    if not pictures:
+        print("matplotlib is not installed: nothing was drawn")
     return found | {
+        "pictures": pictures,
         "training_seconds": round(trainer.progress.seconds, 1),
         "steps": trainer.progress.step,
         "memory_gains": gains.finite(),
@@ -402,8 +413,3 @@ def numbers_in(found: Any, name: str = "") -> Iterator[tuple[str, float]]:
 def tokens_seen(trainer: Trainer) -> int:
     size = trainer.config.batch_size
     return sum(trainer.subject.tokens(at, size) for at in range(0, trainer.progress.position, size))
-
-
-def draw(run: Run, levels: dict[str, float]) -> None:
-    if not draw_loss_curve(run.out / "metrics.jsonl", run.out / "loss.png", str(run.out), levels):
-        print("matplotlib is not installed: no loss curve drawn")

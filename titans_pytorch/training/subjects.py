@@ -51,5 +51,7 @@ class Subject(Protocol):
         autocast: as in `measure`.
         """
 
-    def levels(self, found: dict[str, Any]) -> dict[str, float]:
-        """Return lines to draw beside the loss curve, in bits, from `found`, the result of `conclude`."""
+    def draw(self, out: Path, found: dict[str, Any]) -> list[str]:
+        """Draw the pictures of a run in its folder `out`. Returns their file names, none if matplotlib is not installed.
+        found: the result of `conclude`, empty if training was stopped.
+        """

@@ -15,6 +15,7 @@ from titans_pytorch.training.config import DataConfig, ReportConfig, RunConfig, 
 from titans_pytorch.training.data import ByteData, Windows, load_data
 from titans_pytorch.training.errors import Diverged
 from titans_pytorch.training.evaluate import bits_per_byte, compressors, estimate_bits_per_byte, sample_text
+from titans_pytorch.training.plots import draw_loss_curve
 from titans_pytorch.training.subjects import Context
 
 __all__ = ["Text", "text_of"]
@@ -73,37 +74,44 @@ class Text:
 
     def conclude(self, model: nn.Module, out: Path, device: torch.device, autocast: Context) -> dict[str, Any]:
         context = self.config.seq_len
+        text, whole = self.data.held_out[: self.report.eval_limit or None], len(self.data.held_out)
+        part = f"all {whole:,}" if len(text) == whole else f"the first {len(text):,} of {whole:,}"
         began = time.perf_counter()
         bits = bits_per_byte(
             model,
-            self.data.held_out,
+            text,
             context=context,
             stride=self.report.eval_stride or max(1, context // 2),
             batch_size=self.report.eval_batch_size,
             device=device,
             autocast=autocast,
             progress=True,
+            say=print,
         )
         if not math.isfinite(bits):
             raise Diverged(f"the final held_out_bits_per_byte is {bits}")
         seconds = time.perf_counter() - began
-        others = compressors(self.data.held_out)
-        print(f"\nbits per byte on all {len(self.data.held_out):,} held-out bytes, each counted once")
+        others = compressors(text)
+        print(f"\nbits per byte on {part} held-out bytes, each counted once ({seconds:.0f} s)")
         for name, value in {"this model": bits, **others}.items():
             print(f"  {name:<16} {value:.3f}")
-        print("  (the model has learned from the other part of the data; gzip and xz see the held-out bytes alone)")
+        print("  (the model has learned from the other part of the data; gzip and xz see these bytes alone)")
         prime, written = self.sample(model, self.config.steps, device, autocast)
         print(f"\nsampled text, after {prime[-60:]!r}:\n{written}\n")
         write_text(out / "sample.txt", f"{prime}\n--- written by the model ---\n{written}\n")
         return {
             "held_out_bits_per_byte": bits,
             "compared_with": others,
+            "evaluated_bytes": len(text),
             "evaluation_seconds": round(seconds, 1),
             "data": self.data.describe(),
         }
 
-    def levels(self, found: dict[str, Any]) -> dict[str, float]:
-        return {name: value for name, value in found["compared_with"].items() if name != "order-0 entropy"}
+    def draw(self, out: Path, found: dict[str, Any]) -> list[str]:
+        others = found.get("compared_with", {})
+        levels = {name: value for name, value in others.items() if name != "order-0 entropy"}
+        drawn = draw_loss_curve(out / "metrics.jsonl", out / "loss.png", str(out), self.unit, levels)
+        return ["loss.png"] if drawn else []
 
 
 def text_of(config: RunConfig) -> Text:
