@@ -52,6 +52,6 @@ class Subject(Protocol):
         """
 
     def draw(self, out: Path, found: dict[str, Any]) -> list[str]:
-        """Draw the pictures of a run in its folder `out`. Returns their file names, none if matplotlib is not installed.
+        """Draw the pictures of a run in its folder `out`. Returns their names, none without matplotlib.
         found: the result of `conclude`, empty if training was stopped.
         """
