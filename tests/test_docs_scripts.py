@@ -48,7 +48,7 @@ def test_formulas():
     formulas = script("formulas")
     inline = r'a <span class="arithmatex">\(x &lt; y\)</span> b'
     page = formulas.on_page_content(inline + r'<div class="arithmatex">\[x_0\]</div>' + inline, None)
-    assert re.findall('<svg class="formula (inline|block)"', page) == ["inline", "block", "inline"]
+    assert re.findall('<svg class="formula formula-(inline|block)"', page) == ["inline", "block", "inline"]
     assert page.count('aria-label="x &lt; y"') == 2
     drawn = re.findall('<symbol id="(.*?)"', page)
     assert sorted(set(drawn)) == sorted(drawn) != []  # one of each
@@ -111,6 +111,10 @@ def test_the_site(tmp_path):
         assert re.findall(r'<link rel="stylesheet"[^>]* href="(?:https?:)?//[^"]*"', page) == [], name
         assert "arithmatex" not in page, name
     assert pages["concepts.html"].count('<svg class="formula') > 10
+    theme = "".join(path.read_text() for path in (tmp_path / "assets" / "stylesheets").glob("*.css"))
+    classes = {name for page in pages.values() for found in re.findall(r'<svg class="(.*?)"', page) for name in found.split()}
+    assert "formula" in classes
+    assert [name for name in classes if re.search(rf"\.{name}(?![\w-])", theme)] == []  # the theme has other uses for them
     # from disk a page can read a script, and neither JSON nor a Worker
     assert (tmp_path / "search" / "search_index.js").read_text().startswith("var __index = {")
     assert 'src="../iframe-worker.js"' in pages["api/memory.html"]

@@ -41,7 +41,7 @@ def drawing(tex: str, display: str) -> str:
         style += f"; vertical-align: {-(top + height) / SIZE:.3f}em"
     label = html.escape(" ".join(tex.split()))
     box = f'viewBox="{left} {top} {width} {height}" role="img" aria-label="{label}"'
-    return HEAD.sub(lambda _: f'<svg class="formula {display}" style="{style}" {box}>', svg, count=1)
+    return HEAD.sub(lambda _: f'<svg class="formula formula-{display}" style="{style}" {box}>', svg, count=1)
 
 
 def each_once(content: str) -> str:
