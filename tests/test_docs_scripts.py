@@ -73,6 +73,7 @@ def test_a_subscript_lies_below_the_line():
     [
         ("gates.md", "../benchmarks/README.md#b", "benchmarks/README.md#b"),
         ("api/gates.md", "../../benchmarks/x.png", "../benchmarks/x.png"),
+        ("index.md", "../examples/x.py", "examples/x.py"),
         ("gates.md", "paper.md", "paper.md"),
         ("benchmarks/README.md", "../docs/paper.md", "../paper.md"),
         ("benchmarks/README.md", "results/x.png", "results/x.png"),
@@ -112,9 +113,9 @@ def test_the_site(tmp_path):
         assert "arithmatex" not in page, name
     assert pages["concepts.html"].count('<svg class="formula') > 10
     theme = "".join(path.read_text() for path in (tmp_path / "assets" / "stylesheets").glob("*.css"))
-    classes = {name for page in pages.values() for found in re.findall(r'<svg class="(.*?)"', page) for name in found.split()}
-    assert "formula" in classes
-    assert [name for name in classes if re.search(rf"\.{name}(?![\w-])", theme)] == []  # the theme has other uses for them
+    classes = set(" ".join(re.findall(r'<svg class="(formula .*?)"', "".join(pages.values()))).split())
+    assert classes == {"formula", "formula-inline", "formula-block"}
+    assert [name for name in classes if f".{name}" in theme] == []  # the theme gives others a meaning of its own
     # from disk a page can read a script, and neither JSON nor a Worker
     assert (tmp_path / "search" / "search_index.js").read_text().startswith("var __index = {")
     assert 'src="../iframe-worker.js"' in pages["api/memory.html"]
