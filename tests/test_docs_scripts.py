@@ -8,6 +8,7 @@ import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import torch
 
 from .documents import ROOT
 
@@ -39,6 +40,25 @@ def test_what_diverges_is_named():
     bare = {"init_decay_bias": -6.0, "mem_model_norm_add_residual": False}
     found = stability.cell(lambda: stability.NeuralMemory(64, 16, batch_size=16, **bare), 512, 1)
     assert found == "lost by 512 (one token)"
+
+
+def test_a_window_of_attention():
+    """It sees the last tokens, and none that are later or farther back."""
+    attention = script("own_model").WindowAttention(8, window=3).double()
+    x = torch.randn(1, 9, 8, dtype=torch.float64)
+    for changed in range(9):
+        other = x.clone()
+        other[:, changed] += 1
+        seen = (attention(other) != attention(x)).any(dim=-1)[0].nonzero().flatten().tolist()
+        assert seen == [at for at in range(changed, changed + 3) if at < 9]
+
+
+def test_accuracies_of_own_models(capsys):
+    assert script("own_model").main(["--table", "rates", "--seeds", "1", "--steps", "1"]) == 0
+    title, *lines = capsys.readouterr().out.splitlines()
+    assert title.startswith("rates: accuracy")
+    assert [line.split("|")[1].strip() for line in lines] == ["lr=0.002", "lr=0.006", "lr=0.02", "lr=0.06"]
+    assert all(float(line.split("|")[2].split()[0]) < 0.15 for line in lines)
 
 
 def test_formulas():

@@ -120,7 +120,9 @@ class StateShape:
     def _check_waiting(self, state: NeuralMemState) -> None:
         waiting, mask = state.cache_store_segment, state.cache_store_mask
         if waiting is not None:
-            shape = tuple(waiting.shape)
+            shape, rows = tuple(waiting.shape), self.width[-2]
+            if waiting.ndim == len(self.width) + 1 and shape[-3] != rows:
+                raise wrong("state", Words(f"one of {shape[-3]} rows"), f"one of {rows} rows, as seq has")
             if (*shape[:-2], shape[-1]) != self.width or shape[-2] >= self.chunk:
                 takes = f"{(*self.width[:-1], 'k', self.width[-1])} with k < {self.chunk}, the store chunk size"
                 raise wrong("state.cache_store_segment", shape, takes)
