@@ -1,9 +1,9 @@
 """A memory in a model of your own: embedding, memory, output. It learns to recall values by their keys.
 
-A row gives 8 keys with their values, pauses, and asks for all of them. Only the memory connects tokens, so accuracy is at
-chance with writing switched off. docs/in_your_own_model.md explains every choice.
+A row gives 8 keys with their values, pauses, and asks for all of them. Only the memory connects tokens, so accuracy is
+at chance with writing switched off. docs/in_your_own_model.md explains every choice.
 
-python examples/own_model.py                              # half a minute of one core
+python examples/own_model.py                              # about a minute of one core
 python examples/own_model.py --steps 100 --seed 1 --threads 2
 """
 
@@ -27,7 +27,7 @@ class OwnModel(nn.Module):
     def __init__(self, tokens: int, dim: int = 32, segment: int = 16):
         super().__init__()
         self.embed = nn.Embedding(tokens, dim)
-        self.memory = NeuralMemory.paper(dim, segment, max_step=1 / segment)  # begins with an RMSNorm
+        self.memory = NeuralMemory.paper(dim, segment, heads=2, max_step=1 / segment)
         self.out = nn.Sequential(nn.RMSNorm(dim), nn.Linear(dim, tokens))
 
     def forward(self, ids: Tensor, state=None):
@@ -36,7 +36,7 @@ class OwnModel(nn.Module):
         return self.out(x + read), state
 
 
-def train(model: nn.Module, task: Recall, steps: int, rows: int = 32, lr: float = 2e-2) -> None:
+def train(model: nn.Module, task: Recall, steps: int, rows: int = 32, lr: float = 1e-2) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
     for step in range(steps):
         batch = task.batch(step * rows, rows)  # ids, and targets: -100 where nothing is asked
@@ -70,7 +70,7 @@ def streaming_error(model: nn.Module, ids: Tensor, cut: int, path: Path) -> floa
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=400, help="training steps [400]")
+    parser.add_argument("--steps", type=int, default=500, help="training steps [500]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; more gain nothing at this size [1]")
     options = parser.parse_args(argv)

@@ -57,7 +57,7 @@ def test_accuracies_of_own_models(capsys):
     assert script("own_model").main(["--table", "rates", "--seeds", "1", "--steps", "1"]) == 0
     title, *lines = capsys.readouterr().out.splitlines()
     assert title.startswith("rates: accuracy")
-    assert [line.split("|")[1].strip() for line in lines] == ["lr=0.002", "lr=0.006", "lr=0.02", "lr=0.06"]
+    assert [line.split("|")[1].strip() for line in lines] == ["lr=0.001", "lr=0.003", "lr=0.01", "lr=0.03"]
     assert all(float(line.split("|")[2].split()[0]) < 0.15 for line in lines)
 
 
