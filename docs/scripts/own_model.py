@@ -39,7 +39,6 @@ def paper(**changes) -> NeuralMemory:
 # settings of `arm`; attention in front joins key and value where the memory has no convolution
 CONSTRUCTORS = {
     "`NeuralMemory.paper(dim, 16, heads=2, max_step=1 / 16)`": {"build": paper},
-    "the same, one head": {"build": lambda: paper(heads=1)},
     "`NeuralMemory(dim, 8, heads=2)`, attention in front": {
         "build": lambda: NeuralMemory(DIM, 8, heads=HEADS),
         "window": 8,
