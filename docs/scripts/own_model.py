@@ -1,7 +1,7 @@
 """Measure what docs/in_your_own_model.md recommends: the model of examples/own_model.py with another memory, another
 place for the memory, another learning rate.
 
-python docs/scripts/own_model.py             # all tables, three seeds: 9 minutes of one core
+python docs/scripts/own_model.py             # all tables, three seeds: 12 minutes of one core
 python docs/scripts/own_model.py --table constructors
 """
 
