@@ -1,11 +1,11 @@
-"""Which codebook in the gate, if any, helps a memory with motifs that come back?
+"""Which codebook in the gate, if any, helps a memory with motifs that return?
 
 python benchmarks/benchmark_codebook_sweep.py --output-json runs/codebooks.json --output-png runs/codebooks.png
 python benchmarks/benchmark_codebook_sweep.py --quick
 
 A grid of mixes, sizes and top-k is tried on selection seeds, and as many codebooks drawn at random from the ranges that
-the grid spans. What won each search, and the gate without a codebook, are then measured on the reported seeds. Without
-a mix, size and top-k mean nothing: that cell is one arm, tried once. Task: tasks/motifs.py.
+the grid spans. The winner of each search, and the gate without a codebook, are then measured on the reported seeds.
+Without a mix, size and top-k have no effect: that cell is one arm, tried once. Task: tasks/motifs.py.
 """
 
 import argparse
@@ -28,13 +28,29 @@ def flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--batch-size", type=whole(1), default=8)
     p.add_argument("--chunk-size", type=whole(1), default=8)
     p.add_argument("--pages", type=whole(2), default=2)
-    p.add_argument("--mixes", type=numbers, default=numbers("0,0.5,0.7"), help="shares of the codebook, with commas")
-    p.add_argument("--sizes", type=sizes, default=sizes("8,16,24"), help="entries of it, with commas")
-    p.add_argument("--topks", type=sizes, default=sizes("none,2,4"), help="entries used, or none for all; with commas")
-    p.add_argument("--boundary-weight", type=float, default=0.7, help="of mse_boundary, in [0, 1]; the rest: mse_total")
-    p.add_argument("--latency-weight", type=float, default=0.0, help="per millisecond of a training step; shown apart")
-    p.add_argument("--switch-rate", type=float, default=0.5, help="switches per opportunity the threshold is set for")
-    p.add_argument("--search-seeds", type=whole(1), default=2, help="seeds that codebooks are chosen on")
+    p.add_argument(
+        "--mixes", type=numbers, default=numbers("0,0.5,0.7"), help="weights of the codebook score, with commas"
+    )
+    p.add_argument("--sizes", type=sizes, default=sizes("8,16,24"), help="numbers of codebook entries, with commas")
+    p.add_argument(
+        "--topks",
+        type=sizes,
+        default=sizes("none,2,4"),
+        help="numbers of entries used per token (none: all), with commas",
+    )
+    p.add_argument(
+        "--boundary-weight", type=float, default=0.7, help="weight of mse_boundary, in [0, 1]; mse_total has the rest"
+    )
+    p.add_argument(
+        "--latency-weight",
+        type=float,
+        default=0.0,
+        help="penalty per millisecond of a training step, reported separately",
+    )
+    p.add_argument(
+        "--switch-rate", type=float, default=0.5, help="switch rate that the threshold is set for, per opportunity"
+    )
+    p.add_argument("--search-seeds", type=whole(1), default=2, help="seeds on which codebooks are chosen")
 
 
 def sizes(text: str) -> list[int | None]:
@@ -68,7 +84,7 @@ def grid(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def drawn(args: argparse.Namespace, source: random.Random) -> dict[str, Any]:
-    """From the ranges that the grid spans."""
+    """Draw a codebook from the ranges that the grid spans."""
     size = source.randint(min(args.sizes), max(args.sizes))
     most = max((k for k in args.topks if k is not None), default=0)
     topk = source.choice([None, *range(1, min(most, size) + 1)])
@@ -100,7 +116,7 @@ def plan(args: argparse.Namespace, session) -> Plan:
 
 
 def fields(result: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    """best and trials as they were on the selection seeds: what can be said of the best is in `versus`."""
+    """best and trials: values on the selection seeds. Verdicts about the best are in `versus`."""
     ms = result["timing"]["arms"].get("grid_best", {}).get("train_ms")
     trials = [{**trial, "stats": trial["stats"]["multi_motif"]} for trial in result["grid"]["trials"]]
     latency = None if ms is None else args.latency_weight * ms

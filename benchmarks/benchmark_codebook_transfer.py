@@ -3,8 +3,8 @@
 python benchmarks/benchmark_codebook_transfer.py --output-json runs/codebook.json --output-png runs/codebook.png
 python benchmarks/benchmark_codebook_transfer.py --quick
 
-codebook_champion_paging is phase_quorum_paging with a codebook of 16 entries for half of its score. Both turn pages by
-phase angle. Tasks and score: tasks/transfer.py; codebooks are chosen by benchmark_codebook_sweep.py.
+codebook_champion_paging is phase_quorum_paging with a codebook of 16 entries for half of its score. Both choose pages
+by phase angle. Tasks and score: tasks/transfer.py; codebooks are chosen by benchmark_codebook_sweep.py.
 """
 
 import argparse

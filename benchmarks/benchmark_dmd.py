@@ -3,8 +3,8 @@
 python benchmarks/benchmark_dmd.py --output-json runs/dmd.json --output-png runs/dmd.png
 python benchmarks/benchmark_dmd.py --quick
 
-Every score has a control NAME_shuffled, in which the tokens of all sequences stand in another order: there is nothing
-to tell, and its area under the ROC curve is 0.5. See tasks/detect.py.
+Every score has a control NAME_shuffled, in which the tokens of all sequences are reordered: no score can tell them
+apart, and its area under the ROC curve is 0.5. See tasks/detect.py.
 """
 
 import argparse
@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from titans_pytorch import DynamicModeDecomposition, SymplecticGating
 
-LINES = tuple(COLOURS[i] for i in (0, 1, 3, 4))  # the third is as grey as controls
+LINES = tuple(COLOURS[i] for i in (0, 1, 3, 4))  # the third colour is grey, as controls are
 
 
 class DmdError(nn.Module):
-    """[b n d] -> [b]."""
+    """DMD error of sequences [b n d] -> [b]."""
 
     def __init__(self, dim: int, rank: int | None = None):
         super().__init__()
@@ -35,7 +35,7 @@ class DmdError(nn.Module):
 
 
 class Complexity(nn.Module):
-    """Mean over tokens: [b n d] -> [b]. Maps as they are at the start, drawn from the seed."""
+    """Mean complexity over tokens: [b n d] -> [b]. The maps are untrained, drawn from the seed."""
 
     def __init__(self, dim: int, **options: Any):
         super().__init__()
@@ -50,7 +50,9 @@ def flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--seq-len", type=whole(8), default=32)
     p.add_argument("--modes", type=whole(1), default=2, help="pairs of modes of the linear systems")
     p.add_argument("--batch-size", type=whole(2), default=128, help="sequences of each class in a batch")
-    p.add_argument("--noises", type=numbers, default=numbers("0.1,0.3,1,3"), help="over the signal's size, with commas")
+    p.add_argument(
+        "--noises", type=numbers, default=numbers("0.1,0.3,1,3"), help="noise over the signal's size, with commas"
+    )
 
 
 def scores(modes: int) -> list[tuple[str, dict[str, Any], Any, str]]:
@@ -75,7 +77,7 @@ def plan(args: argparse.Namespace, session) -> Plan:
 
 
 def fields(result: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    """detection: task -> score -> area, mean scores of both classes. ms: of one batch."""
+    """detection: task -> score -> area, mean scores of both classes. ms: milliseconds for one batch."""
     names = [name for name, *_ in scores(args.modes)]
     detection = {
         task: {name: {metric: got["mean"] for metric, got in record["arms"][name]["metrics"].items()} for name in names}

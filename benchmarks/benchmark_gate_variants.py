@@ -1,12 +1,12 @@
-"""Ten gates and ways to turn pages, on curves with noise, with what each gate does there.
+"""Ten gates and ways to switch pages, on noisy curves, with statistics of each gate.
 
 python benchmarks/benchmark_gate_variants.py --output-json runs/gates.json --output-png runs/gates.png    # minutes
 python benchmarks/benchmark_gate_variants.py --quick                                                      # seconds
 
-Every variant runs beside a plain memory with as many heads and parameters, and beside pages that never turn. It is
-compared with constant_gate too, which calls every token equally complex: what a variant has over it comes from where
-its gate is high, not from fading less everywhere. Gate statistics are taken after training, on held-out data, of the
-very tokens that the memory hands to its gate.
+Every variant runs beside a plain memory with as many heads and parameters, and beside pages that never switch. It is
+also compared with constant_gate, which scores all tokens equally: a gain over it comes from telling tokens apart, not
+from a smaller forget gate everywhere. Gate statistics are taken after training, on held-out data, from the tokens that
+the memory passes to its gate.
 """
 
 import argparse
@@ -29,14 +29,14 @@ NAMES = ("complexity_mean", "complexity_max", "codebook_mean", "quorum_mean", "q
 
 @dataclass(frozen=True)
 class FollowGated(Follow):
-    """Follow, with statistics of the gate."""
+    """The task Follow, with statistics of the gate."""
 
     def notes(self, model: nn.Module, batch: Curves) -> Mapping[str, float]:
         return gate_statistics(model, batch.noisy[:, :-1])
 
 
 class ConstantGate(nn.Module):
-    """Says the same of every token; how much of it counts is learned, as with other gates."""
+    """A gate with the same score for every token; its scale is learned, as with other gates."""
 
     context = 0
 
@@ -49,7 +49,9 @@ def constant_gate_memory(**keywords: Any) -> NeuralMemory:
 
 
 def gate_statistics(memory: nn.Module, seq: torch.Tensor) -> dict[str, float]:
-    """What its gate says of a sequence [b n d]; of codebook, quorum, budget and sparse k only where it has them."""
+    """Return statistics of the gate on a sequence [b n d]; codebook, quorum, budget and sparse k only where it
+    has them.
+    """
     gate = getattr(memory, "symplectic_gate", None)
     if not isinstance(gate, SymplecticGating):
         return {}
@@ -113,9 +115,15 @@ def flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--seq-len", type=whole(4), default=48, help="tokens of a curve, a multiple of two chunks")
     p.add_argument("--batch-size", type=whole(1), default=8)
     p.add_argument("--chunk-size", type=whole(1), default=8)
-    p.add_argument("--pages", type=whole(1), default=2, help="of all but hierarchical_route, which has at least four")
-    p.add_argument("--switch-rate", type=float, default=0.5, help="switches per opportunity the thresholds are set for")
-    p.add_argument("--variants", type=chosen_names, default=list(variants(16, 2)), help="names with commas")
+    p.add_argument(
+        "--pages", type=whole(1), default=2, help="pages of all variants; hierarchical_route has at least four"
+    )
+    p.add_argument(
+        "--switch-rate", type=float, default=0.5, help="switch rate that the thresholds are set for, per opportunity"
+    )
+    p.add_argument(
+        "--variants", type=chosen_names, default=list(variants(16, 2)), help="names of variants, with commas"
+    )
 
 
 def plan(args: argparse.Namespace, session) -> Plan:

@@ -1,4 +1,5 @@
-"""Do gates and pages help to close brackets? What an inner bracket of the same kind has covered must come back.
+"""Do gates and pages help to close brackets? A value that an inner bracket of the same kind has overwritten must be
+read again.
 
 python benchmarks/benchmark_grammar.py --output-json runs/grammar.json --output-png runs/grammar.png    # minutes
 python benchmarks/benchmark_grammar.py --quick                                                          # seconds
@@ -18,16 +19,18 @@ from tasks.grammar import Grammar
 
 
 def flags(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--dim", type=whole(2), default=32, help="of a token: a key and a value")
-    p.add_argument("--kinds", type=whole(1), default=4, help="of brackets")
-    p.add_argument("--depth", type=whole(2), default=3, help="how many may be open at once")
+    p.add_argument("--dim", type=whole(2), default=32, help="features of a token: a key and a value")
+    p.add_argument("--kinds", type=whole(1), default=4, help="kinds of brackets")
+    p.add_argument("--depth", type=whole(2), default=3, help="largest nesting depth")
     p.add_argument("--seq-len", type=whole(4), default=32)
     p.add_argument("--batch-size", type=whole(1), default=8)
     p.add_argument("--chunk-size", type=whole(1), default=1)
-    p.add_argument("--memory-batch", type=whole(1), default=8, help="tokens between updates of the anchor weights")
+    p.add_argument("--memory-batch", type=whole(1), default=8, help="tokens of a mini-batch")
     p.add_argument("--pages", type=whole(2), default=2)
-    p.add_argument("--threshold", type=float, help="what turns a page (default: set for --switch-rate)")
-    p.add_argument("--switch-rate", type=float, default=0.5, help="switches per opportunity the thresholds are set for")
+    p.add_argument("--threshold", type=float, help="complexity that switches a page (default: set for --switch-rate)")
+    p.add_argument(
+        "--switch-rate", type=float, default=0.5, help="switch rate that the thresholds are set for, per opportunity"
+    )
 
 
 def plan(args: argparse.Namespace, session) -> Plan:
@@ -45,7 +48,9 @@ def plan(args: argparse.Namespace, session) -> Plan:
 
 
 def fields(result: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    """strategies: final_loss is the error at closings; improvement_pct that over the best control, of its error."""
+    """strategies: final_loss is the error at closings; improvement_pct: the gain over the best control, in
+    percent of its error.
+    """
     found = {
         name: {
             "final_loss": arm["metrics"]["error"]["mean"],

@@ -1,11 +1,11 @@
-"""Does coupling step and decay (kinetics) help a gated memory? A sweep of the coupling's mix.
+"""Does coupling learning rate and forget gate (kinetics) help a gated memory? A sweep of the coupling's mix.
 
 python benchmarks/benchmark_kinetics_sweep.py --output-json runs/kinetics.json --output-png runs/kinetics.png  # minutes
 python benchmarks/benchmark_kinetics_sweep.py --quick                                                          # seconds
 
-The mix is chosen by the transfer score on seeds of their own, then runs on the reported ones beside a plain memory and
-beside itself with mix 0. Every other mix is shown on the reported seeds too, with its difference from mix 0; no winner
-is taken from those. The memory has a gate of phases and a quorum, and one page unless --pages says more.
+The mix is chosen by the transfer score on selection seeds, then runs on the reported seeds beside a plain memory and
+beside itself with mix 0. All other mixes are shown on the reported seeds too, with their difference from mix 0; no
+winner is chosen from those. The memory has a gate of phases and a quorum, and one page unless --pages says more.
 """
 
 import argparse
@@ -24,9 +24,16 @@ CHOSEN = "chosen"
 def flags(p: argparse.ArgumentParser) -> None:
     transfer.flags(p, pages=1)
     transfer.phase_flags(p)
-    p.add_argument("--mixes", type=numbers, default=numbers("0,0.25,0.5,0.75,1"), help="with commas; 0 is always there")
-    p.add_argument("--selection-seeds", type=whole(1), default=2, help="how many seeds the mix is chosen on")
-    p.add_argument("--switch-rate", type=float, default=0.5, help="with --pages: what the threshold is set for")
+    p.add_argument(
+        "--mixes",
+        type=numbers,
+        default=numbers("0,0.25,0.5,0.75,1"),
+        help="strengths of the coupling, with commas; 0 is always included",
+    )
+    p.add_argument("--selection-seeds", type=whole(1), default=2, help="number of seeds on which the mix is chosen")
+    p.add_argument(
+        "--switch-rate", type=float, default=0.5, help="with --pages: switch rate that the threshold is set for"
+    )
 
 
 def arm_of(mix: float, args: argparse.Namespace, name: str | None = None, **more: Any) -> Arm:

@@ -4,8 +4,8 @@ python benchmarks/benchmark_lengths.py --config configs/needle.yaml --output-jso
     --output-png runs/lengths.png
 python benchmarks/benchmark_lengths.py --config configs/needle.yaml --models mac,baseline --seeds 5 --steps 500
 
-Every model with a memory is tested twice, the second time with storing switched off. --test-times of the configuration
-says at which lengths. Finished runs in --out are kept, so that the same command goes on after an interruption.
+Every model with a memory is tested twice, the second time with writing switched off. --test-times of the configuration
+sets the lengths. Finished runs in --out are kept, so that the same command continues after an interruption.
 """
 
 import argparse
@@ -35,15 +35,15 @@ from titans_pytorch.training.run import one_line
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("--config", required=True, help="a configuration with a task in its data section")
-    found.add_argument("--models", default=",".join(VARIANTS), help="which, with commas [all]")
-    found.add_argument("--seeds", type=whole(1), default=3, help="how many [3]")
-    found.add_argument("--seed", type=int, default=0, help="the first of them [0]")
+    found.add_argument("--models", default=",".join(VARIANTS), help="models, with commas [all]")
+    found.add_argument("--seeds", type=whole(1), default=3, help="number of seeds [3]")
+    found.add_argument("--seed", type=int, default=0, help="the first seed [0]")
     found.add_argument("--steps", type=int, help="training steps [the configuration's]")
-    found.add_argument("--test-rows", type=int, help="rows of a score [the configuration's]")
+    found.add_argument("--test-rows", type=int, help="rows of each score [the configuration's]")
     found.add_argument("--device", help="auto, cpu, cuda [the configuration's]")
-    found.add_argument("--out", default="runs/lengths", help="where the runs are kept [runs/lengths]")
-    found.add_argument("--output-json", metavar="FILE", help="the result")
-    found.add_argument("--output-png", metavar="FILE", help="the curves")
+    found.add_argument("--out", default="runs/lengths", help="folder of the runs [runs/lengths]")
+    found.add_argument("--output-json", metavar="FILE", help="JSON file of the result")
+    found.add_argument("--output-png", metavar="FILE", help="PNG file of the curves")
     return found
 
 
@@ -67,14 +67,14 @@ def models_of(text: str) -> list[str]:
 
 
 def result_of(base: RunConfig, variant: str, seed: int, out: Path) -> dict[str, Any]:
-    """Of one training run, or of an earlier one in this folder with the same settings."""
+    """Return the result of one training run, or of an earlier one in this folder with the same settings."""
     run = replace(base, model=replace(base.model, variant=variant), training=replace(base.training, seed=seed))
     folder, label = out / f"{variant}-{seed}", f"{variant}, seed {seed}"
     return kept_run(run, folder, label, "benchmark_lengths.py", model_of, subject_of)
 
 
 def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Over the seeds of one model: accuracy at every length, with storing on and off."""
+    """Summarise the seeds of one model: accuracy at every length, with writing on and off."""
     curves = []
     for rows in zip(*(result["scores"] for result in results), strict=True):
         point: dict[str, Any] = {"length": rows[0]["length"]}
@@ -102,7 +102,7 @@ def shown(models: dict[str, dict[str, Any]], chance: float) -> str:
 
 
 def draw(result: dict[str, Any], path: str) -> None:
-    """One line per model over length, its seeds as points, storing off dashed; chance as a gray line."""
+    """Draw one line per model over length, with seeds as points, writing off dashed, and chance as a gray line."""
     names = {"mac": "MAC", "mag": "MAG", "mal": "MAL", "lmm": "LMM", "baseline": "plain transformer"}
     with style():
         figure = new_figure(7.2, 4.2)

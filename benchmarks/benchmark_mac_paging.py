@@ -22,11 +22,15 @@ from tasks.text import Text
 
 def flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--data", default="stdlib", help="a file (plain, .gz or .zip); default Python's standard library")
-    p.add_argument("--data-dir", default="data", help="where unpacked bytes are kept")
+    p.add_argument("--data-dir", default="data", help="folder of unpacked bytes")
     p.add_argument("--steps", type=whole(0), default=100, help="training steps")
     p.add_argument("--pages", type=whole(2), default=2)
-    p.add_argument("--threshold", type=float, default=0.2, help="what turns a page")
-    p.add_argument("--switch-rate", type=float, help="switches per opportunity; then --threshold is not looked at")
+    p.add_argument("--threshold", type=float, default=0.2, help="complexity that switches a page")
+    p.add_argument(
+        "--switch-rate",
+        type=float,
+        help="set the threshold for this switch rate per opportunity, in place of --threshold",
+    )
     p.add_argument("--dim", type=whole(4), default=48)
     p.add_argument("--depth", type=whole(1), default=2)
     p.add_argument("--seq-len", type=whole(2), default=128, help="bytes of a sequence")
@@ -47,7 +51,7 @@ def plan(args: argparse.Namespace, session) -> Plan:
 
 def fields(result: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     """variants: losses in nats per byte; milliseconds of a training step; switches of each memory layer over the seeds.
-    val_delta: of gating_paging less that of its best control."""
+    val_delta: loss of gating_paging minus that of its best control."""
     arms, times = result["tasks"]["text"]["arms"], result["timing"]["arms"]
     found = {}
     for name, arm in arms.items():

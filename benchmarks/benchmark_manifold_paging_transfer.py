@@ -1,10 +1,10 @@
-"""Which page to turn to: the next one, or the one that the phase angle names?
+"""Which page to switch to: the next one, or the one that the phase angle selects?
 
 python benchmarks/benchmark_manifold_paging_transfer.py --output-json runs/manifold.json --output-png runs/manifold.png
 python benchmarks/benchmark_manifold_paging_transfer.py --quick
 
-threshold_paging and manifold_keyed_paging differ in that alone, and are compared with each other, seed by seed. When to
-turn is up to a threshold set for --switch-rate, or --threshold. Tasks and score: tasks/transfer.py.
+threshold_paging and manifold_keyed_paging differ only in this choice, and are compared with each other, seed by seed.
+Both switch above a threshold set for --switch-rate, or above --threshold. Tasks and score: tasks/transfer.py.
 """
 
 import argparse
@@ -21,7 +21,7 @@ VERSUS = (("manifold_keyed_paging", "threshold_paging"),)
 
 def flags(p: argparse.ArgumentParser) -> None:
     transfer.paging_flags(p)
-    p.add_argument("--threshold", type=float, help="what turns a page (default: set for --switch-rate)")
+    p.add_argument("--threshold", type=float, help="complexity that switches a page (default: set for --switch-rate)")
 
 
 def arms(args: argparse.Namespace) -> list[Arm]:

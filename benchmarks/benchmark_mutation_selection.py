@@ -4,8 +4,8 @@ python benchmarks/benchmark_mutation_selection.py --output-json runs/mutation.js
 python benchmarks/benchmark_mutation_selection.py --quick
 
 Fitness, lower is better, is the mean error on spiral and helix_drift over the selection seeds; with
---use-transfer-fitness partly the transfer score (tasks/transfer.py). The search by mutation, a random search that tried
-as many different candidates, and the candidate made by hand each send one arm to the reported seeds. --seed starts both
+--use-transfer-fitness partly the transfer score (tasks/transfer.py). The search by mutation, a random search over
+as many different candidates, and the candidate made by hand each plan one arm on the reported seeds. --seed starts both
 searches. benchmark_mutation_transfer.py --champion FILE tests the champion of a result on other tasks.
 """
 
@@ -22,7 +22,7 @@ from tasks import transfer
 from tasks.curves import curve_tasks
 
 VERSUS = (("mutation_champion", "random_champion"), ("mutation_champion", "by_hand"))
-WRITING = 8  # tokens of a writing of interference
+WRITING = 8  # tokens of one write of interference
 
 
 def flags(p: argparse.ArgumentParser) -> None:
@@ -31,22 +31,37 @@ def flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--batch-size", type=whole(1), default=8)
     p.add_argument("--chunk-size", type=whole(1), default=8)
     p.add_argument("--pages", type=whole(2), default=2)
-    p.add_argument("--hier-pages", type=whole(2), default=4, help="of hierarchical candidates")
+    p.add_argument("--hier-pages", type=whole(2), default=4, help="pages of hierarchical candidates")
     p.add_argument("--population", type=whole(2), default=8)
     p.add_argument("--generations", type=whole(1), default=4)
-    p.add_argument("--elites", type=whole(1), default=3, help="how many of a generation the next one is bred from")
-    p.add_argument("--mutation-prob", type=float, default=0.35, help="of each gene")
-    p.add_argument("--search-seeds", type=whole(1), default=2, help="seeds that candidates are chosen on")
-    p.add_argument("--switch-rate", type=float, default=0.5, help="switches per opportunity the thresholds are set for")
-    p.add_argument("--latency-weight", type=float, default=0.0, help="per millisecond of a training step; shown apart")
-    p.add_argument("--use-transfer-fitness", action="store_true", help="else the flags below change nothing")
-    p.add_argument("--transfer-weight", type=float, default=0.5, help="of the transfer score, in [0, 1]")
-    p.add_argument("--long-seq-len", type=whole(24), default=48, help="tokens of the three parts of a long horizon")
+    p.add_argument(
+        "--elites", type=whole(1), default=3, help="parents: best candidates of a generation that are mutated"
+    )
+    p.add_argument("--mutation-prob", type=float, default=0.35, help="probability of mutating each gene")
+    p.add_argument("--search-seeds", type=whole(1), default=2, help="seeds on which candidates are chosen")
+    p.add_argument(
+        "--switch-rate", type=float, default=0.5, help="switch rate that the thresholds are set for, per opportunity"
+    )
+    p.add_argument(
+        "--latency-weight",
+        type=float,
+        default=0.0,
+        help="penalty per millisecond of a training step, reported separately",
+    )
+    p.add_argument(
+        "--use-transfer-fitness",
+        action="store_true",
+        help="include the transfer score in the fitness; without it the flags below have no effect",
+    )
+    p.add_argument("--transfer-weight", type=float, default=0.5, help="weight of the transfer score, in [0, 1]")
+    p.add_argument(
+        "--long-seq-len", type=whole(24), default=48, help="tokens of the three parts of a long horizon together"
+    )
     transfer.phase_flags(p)
 
 
 def evolve(search: Search, args: argparse.Namespace, source: random.Random) -> list[dict[str, Any]]:
-    """Generation by generation, the best of each. What is tried again is not measured again."""
+    """Run the generations; return the best of each. Repeated candidates are not measured again."""
     people: list[Candidate] = [BY_HAND, *(drawn(source) for _ in range(args.population - 1))]
     history = []
     for generation in range(args.generations):

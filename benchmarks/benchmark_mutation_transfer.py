@@ -38,11 +38,17 @@ VERSUS = tuple((CHAMPION, name) for name in MANUAL)
 def flags(p: argparse.ArgumentParser) -> None:
     transfer.paging_flags(p)
     p.add_argument("--hier-pages", type=whole(2), default=4)
-    p.add_argument("--champion", type=champion, default=KNOWN, metavar="FILE", help="result of a search by mutation")
+    p.add_argument(
+        "--champion",
+        type=champion,
+        default=KNOWN,
+        metavar="FILE",
+        help="result file of benchmark_mutation_selection.py",
+    )
 
 
 def champion(path: str) -> Candidate:
-    """`best.candidate` of a result file."""
+    """Read `best.candidate` from a result file."""
     try:
         found = read_json(path)["best"]["candidate"]
     except OSError as error:
@@ -62,7 +68,7 @@ def arms(args: argparse.Namespace) -> list[Arm]:
         Arm(MANUAL[1], {**symplectic(**gate), **pages}, "phase and quorum", **rate),
         Arm(MANUAL[2], {**symplectic(**budget), **pages}, "phase, quorum and budget", **rate),
         Arm(MANUAL[3], {**symplectic(**gate), **hierarchy(args.hier_pages)}, "coarse and fine pages", **rate),
-        arm_of(args.champion, CHAMPION, args.dim, args.pages, args.hier_pages, args.switch_rate, "of a search"),
+        arm_of(args.champion, CHAMPION, args.dim, args.pages, args.hier_pages, args.switch_rate, "winner of a search"),
     ]
 
 

@@ -1,10 +1,10 @@
-"""Do gates and pages keep a needle? A few pairs are written, then distractors; then the needles are asked for.
+"""Do gates and pages keep a needle? A few pairs are written, then distractors; then the needles are read.
 
 python benchmarks/benchmark_needle.py --output-json runs/needle.json --output-png runs/needle.png    # minutes
 python benchmarks/benchmark_needle.py --quick                                                        # seconds
 
 symplectic: a gate on one page. symplectic_paging: --pages pages, their threshold set for --switch-rate. Each runs
-beside a plain memory with as many heads and parameters and beside pages that never turn. See tasks/needle.py.
+beside a plain memory with as many heads and parameters and beside pages that never switch. See tasks/needle.py.
 """
 
 import argparse
@@ -19,13 +19,15 @@ from tasks.needle import Needle
 
 
 def flags(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--dim", type=whole(2), default=32, help="of a token: a key and a value")
+    p.add_argument("--dim", type=whole(2), default=32, help="features of a token: a key and a value")
     p.add_argument("--needles", type=whole(1), default=7, help="pairs to remember; with a marking token, whole chunks")
     p.add_argument("--seq-len", type=whole(1), default=24, help="distractors after them, a multiple of the chunk")
     p.add_argument("--batch-size", type=whole(1), default=8)
     p.add_argument("--chunk-size", type=whole(1), default=8)
     p.add_argument("--pages", type=whole(2), default=2)
-    p.add_argument("--switch-rate", type=float, default=0.5, help="switches per opportunity the threshold is set for")
+    p.add_argument(
+        "--switch-rate", type=float, default=0.5, help="switch rate that the threshold is set for, per opportunity"
+    )
 
 
 def plan(args: argparse.Namespace, session) -> Plan:
@@ -40,7 +42,7 @@ def plan(args: argparse.Namespace, session) -> Plan:
 
 
 def fields(result: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    """final_loss: error of the needles; improvement_pct: the gain over the best control, of that control's error."""
+    """final_loss: error of the needles; improvement_pct: the gain over the best control, in percent of its error."""
     found = {
         name: {
             "final_loss": arm["metrics"]["error"]["mean"],

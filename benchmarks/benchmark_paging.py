@@ -1,4 +1,4 @@
-"""Do pages protect what was stored? Two tasks with the same keys and other values, written one after the other.
+"""Do pages reduce forgetting? Two tasks with the same keys and other values, written one after the other.
 
 python benchmarks/benchmark_paging.py --output-json runs/paging.json --output-png runs/paging.png    # minutes
 python benchmarks/benchmark_paging.py --quick                                                        # seconds
@@ -6,14 +6,14 @@ python benchmarks/benchmark_paging.py --quick                                   
 Arms, all with --pages pages (choose with --arms):
 
   paging             the defaults: the next page, where the gate's complexity passes a threshold; all pages are read
-  recognised         a gate taught, in training, what the tasks' contexts look like; the active page alone is read
+  recognised         a gate trained with labels of the tasks' contexts; only the active page is read
   recognised_pooled  the same, but all pages are read
   told               an oracle in place of the gate: an upper bound
-  keyed              (if asked for) nothing taught: at the first chunk of every writing or asking, the page that an
-                     untrained phase angle of it names; the active page alone is read
+  keyed              (only with --arms) untrained: the phase angle of the first chunk of every write or read selects
+                     the page; only the active page is read
 
 paging, recognised and keyed run beside a plain memory with as many heads and parameters, trained alike on the same
-data, and beside themselves with pages that never turn. See tasks/interference.py for the task, tasks/routers.py for
+data, and beside themselves with pages that never switch. See tasks/interference.py for the task, tasks/routers.py for
 the gates.
 """
 
@@ -40,16 +40,24 @@ def names(text: str) -> list[str]:
 
 
 def flags(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--dim", type=whole(2), default=32, help="of a token: a key and a value")
-    p.add_argument("--seq-len", "--seq_len", type=whole(2), default=16, help="tokens of one writing, with its context")
+    p.add_argument("--dim", type=whole(2), default=32, help="features of a token: a key and a value")
+    p.add_argument(
+        "--seq-len", "--seq_len", type=whole(2), default=16, help="tokens of one write, including its context"
+    )
     p.add_argument("--context", type=whole(1), help="tokens of context before the pairs (default: a chunk)")
     p.add_argument("--batch", "--batch-size", type=whole(1), default=16)
     p.add_argument("--chunk-size", "--chunk_size", type=whole(1), default=8)
     p.add_argument("--pages", type=whole(2), default=2)
-    p.add_argument("--arms", type=names, default=list(DEFAULT), help="with commas")
-    p.add_argument("--threshold", type=float, help="what turns a page in `paging` (default: set for --switch-rate)")
-    p.add_argument("--switch-rate", type=float, default=0.5, help="switches per opportunity the threshold is set for")
-    p.add_argument("--context-strength", type=float, default=0.0, help="context in each pair and question")
+    p.add_argument("--arms", type=names, default=list(DEFAULT), help="arms to run, with commas")
+    p.add_argument(
+        "--threshold", type=float, help="complexity that switches a page in `paging` (default: set for --switch-rate)"
+    )
+    p.add_argument(
+        "--switch-rate", type=float, default=0.5, help="switch rate that the threshold is set for, per opportunity"
+    )
+    p.add_argument(
+        "--context-strength", type=float, default=0.0, help="share of the context added to each pair and query"
+    )
 
 
 def arms(args: argparse.Namespace) -> list[Arm]:
@@ -100,7 +108,7 @@ def plan(args: argparse.Namespace, session) -> Plan:
 
 
 def fields(result: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    """Losses are relative errors of the carried, frozen memory; improvements are those over the best control."""
+    """Losses are relative errors of the carried, frozen memory; improvements are relative to the best control."""
     task = result["tasks"]["interference"]
     metrics = {
         "pre_a_loss": "error_a_before",

@@ -1,12 +1,12 @@
-"""How exact: every engine in float64, float32 and under bfloat16 autocast, against the reference engine in float64.
+"""How exact is every engine in float64, float32 and under bfloat16 autocast, against the sequential engine in float64?
 
 python benchmarks/benchmark_precision.py                                    # a minute on one core
 python benchmarks/benchmark_precision.py --cases readme --tokens 1024 --output-json runs/precision.json
 python benchmarks/benchmark_precision.py --quick
 
 The named memories of benchmark_speed.py, parameters moved off their start values, on one sequence. Errors are the
-largest difference over the largest wanted value, of the output and of the input's gradient. Where the reference engine
-itself loses as much in float32, it is the rule that amplifies rounding, and no engine that adds it.
+largest difference over the largest expected value, of the output and of the input's gradient. If the sequential engine
+has the same error in float32, the rule amplifies rounding, not an engine.
 """
 
 import argparse
@@ -31,7 +31,7 @@ CASES = {case.name: case for case in NAMED if case.kind == "memory"}
 
 
 def measure(case: Case, tokens: int, seed: int, device: str) -> dict[str, dict[str, dict[str, float]]]:
-    """engine -> dtype -> errors."""
+    """Measure a case: engine -> dtype -> errors."""
     tokens = min(tokens, case.tokens) // case.chunk * case.chunk
     given = case.as_dict()
     exact = Setup(device, "float64", seed, "reference")
@@ -41,7 +41,7 @@ def measure(case: Case, tokens: int, seed: int, device: str) -> dict[str, dict[s
     out = {}
     for engine in ENGINES:
         if engine == "dual" and case.kwargs.get("spectral_norm_surprises"):
-            continue  # it needs built updates
+            continue  # the rule needs built updates
         for dtype in DTYPES:
             setup = replace(exact, dtype=dtype, engine=engine)
             module = build_module(given, setup)
@@ -66,13 +66,15 @@ def report(results: dict) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--cases", nargs="+", choices=tuple(CASES), default=list(CASES), help="default: all")
-    p.add_argument("--tokens", type=int, default=512, help="at most (default: 512)")
+    p.add_argument(
+        "--cases", nargs="+", choices=tuple(CASES), default=list(CASES), help="names of cases (default: all)"
+    )
+    p.add_argument("--tokens", type=int, default=512, help="largest number of tokens (default: 512)")
     p.add_argument("--quick", action="store_true", help="one case, 64 tokens")
-    p.add_argument("--threads", type=int, help="default: torch's choice")
+    p.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     p.add_argument("--device", default="cpu", help="cpu or cuda")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--output-json", metavar="FILE", help="every number, and how to get it again")
+    p.add_argument("--output-json", metavar="FILE", help="JSON file of every number and the command")
     args = p.parse_args(argv)
     if args.tokens < 64:
         p.error(f"--tokens must be 64 or more, got {args.tokens}")

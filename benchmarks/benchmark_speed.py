@@ -12,18 +12,18 @@ python -m venv peer && peer/bin/pip install torch titans-pytorch==0.5.5
 Every arm runs in a process of its own, and they take turns, so that a noisy machine hits all of them. Measured are
 forward (no gradients), train (forward and backward), memory (the most that a training step takes over idle, in a fresh
 process: resident set, on CUDA torch's allocator) and decode (tokens one at a time). Reported is the best of all calls;
-the result file has every call. Nothing is timed before its answer was compared with the reference engine's and with the
-peer's (speed/gate.py). "of matmul": the operations that the algorithm needs (harness/operations.py) per second, as a
+the result file has every call. Nothing is timed before its output was compared with the sequential engine's and with
+the peer's (speed/gate.py). "of matmul": the operations that the algorithm needs (harness/operations.py) per second, as
+a
 share of the rate of a large matrix product in the same process.
 
-The result file is written after each case, and the same command goes on where it was interrupted: cases that it holds,
+The result file is written after each case, and the same command continues an interrupted run: its cases, if
 measured in the same way and without failures of ours, are kept (--fresh measures them again).
 
-On a machine that others use, --threads 1 is steadier: threads that wait for each other wait for the others' work too.
-With --clock process the others' time is not counted at all.
+On a shared machine, --threads 1 is steadier: threads that wait for each other also wait for other processes. With
+--clock process the time of other processes is not counted.
 
-Exit status: 0, also where goals are missed or the peer fails; 1 where ours fails or answers wrongly; 2 for bad
-arguments.
+Exit status: 0, even if goals are missed or the peer fails; 1 if ours fails or its output is wrong; 2 for bad arguments.
 """
 
 import argparse
@@ -52,24 +52,34 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--peer", metavar="PYTHON", help="python of an environment that holds titans-pytorch 0.5.5")
     p.add_argument("--cases", nargs="+", metavar="NAME", help="named, sweep, or names of cases (default: named sweep)")
-    p.add_argument("--lengths", nargs="+", type=positive, help=f"of the sweep (default: {numbers(DEFAULT_LENGTHS)})")
-    p.add_argument("--chunks", nargs="+", type=positive, help=f"of the sweep (default: {numbers(DEFAULT_CHUNKS)})")
-    p.add_argument("--quantities", nargs="+", choices=QUANTITIES, default=list(QUANTITIES), help="what to measure")
-    p.add_argument("--quick", action="store_true", help="a few cases at a hundred tokens, once; judges no goal")
+    p.add_argument(
+        "--lengths", nargs="+", type=positive, help=f"lengths of the sweep (default: {numbers(DEFAULT_LENGTHS)})"
+    )
+    p.add_argument(
+        "--chunks", nargs="+", type=positive, help=f"chunk sizes of the sweep (default: {numbers(DEFAULT_CHUNKS)})"
+    )
+    p.add_argument(
+        "--quantities", nargs="+", choices=QUANTITIES, default=list(QUANTITIES), help="quantities to measure"
+    )
+    p.add_argument("--quick", action="store_true", help="a few cases at a hundred tokens, once, without goals")
     p.add_argument("--repeats", type=positive, help="turns of each arm (default: 5)")
-    p.add_argument("--min-seconds", type=float, help="least time of a turn, filled with calls (default: 0.2)")
+    p.add_argument("--min-seconds", type=float, help="shortest time of a turn, filled with calls (default: 0.2)")
     p.add_argument("--timeout", type=float, default=900, help="seconds that an arm may take for one case")
     p.add_argument(
         "--memory-limit", type=float, metavar="GB", help="an arm may ask for (default: 90%% of what is free)"
     )
-    p.add_argument("--engine", default="auto", choices=("auto", "dual", "matrix", "reference"), help="of our memory")
-    p.add_argument("--threads", type=positive, help="of each arm (default: torch's choice)")
+    p.add_argument(
+        "--engine", default="auto", choices=("auto", "dual", "matrix", "reference"), help="engine of our memory"
+    )
+    p.add_argument("--threads", type=positive, help="CPU threads of each arm (default: torch's choice)")
     p.add_argument("--clock", default="wall", choices=CLOCKS, help="process: CPU time, with --threads 1")
     p.add_argument("--device", default="cpu", help="cpu or cuda")
     p.add_argument("--dtype", default="float32", choices=DTYPES, help="bfloat16 is autocast")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--fresh", action="store_true", help="keep nothing of an earlier --output-json")
-    p.add_argument("--output-json", metavar="FILE", help="every number, and how to get it again")
+    p.add_argument(
+        "--fresh", action="store_true", help="measure everything again, whatever an earlier --output-json holds"
+    )
+    p.add_argument("--output-json", metavar="FILE", help="JSON file of every number and the command")
     p.add_argument("--output-png", metavar="FILE")
     return p
 
@@ -125,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measure_all(cases: list[Case], arms: list[Arm], options: Options, result: dict, output: str | None) -> bool:
-    """Fills result["cases"], the file being written after each. True if interrupted: what was measured stays."""
+    """Fill result["cases"], and write the file after each. Returns whether it was interrupted; measured cases stay."""
     kept = {record["name"] for record in result["cases"]}
     cases = [case for case in cases if case.name not in kept]
     total = sum(steps(case, arms, options) for case in cases)
@@ -149,7 +159,7 @@ def measure_all(cases: list[Case], arms: list[Arm], options: Options, result: di
 
 
 def kept_cases(path: str, result: dict, cases: list[Case]) -> list[dict]:
-    """The records of an earlier, interrupted run that measured as this one does: options, arms, versions, threads."""
+    """Return the records of an earlier, interrupted run with the same options, arms, versions and threads."""
     try:
         earlier = read_json(path)
         if earlier.get("complete") or how_measured(earlier) != how_measured(result):
@@ -161,7 +171,7 @@ def kept_cases(path: str, result: dict, cases: list[Case]) -> list[dict]:
 
 
 def how_measured(result: dict) -> str:
-    """What must agree for records to stand in one file; limits on time and memory may differ."""
+    """Return the settings that all records of one file share; limits on time and memory may differ."""
     options = {k: v for k, v in result["options"].items() if k not in ("timeout", "memory_limit")}
     run = {k: result["run"][k] for k in ("versions", "device", "threads")}
     return json.dumps([result["schema"], options, result["arms"], run], sort_keys=True)
@@ -185,9 +195,9 @@ def options_of(args: argparse.Namespace) -> Options:
 
 
 def check_arms(arms: list[Arm], case: Case, options: Options) -> None:
-    """Fills their descriptions. ValueError if the peer's environment holds this library instead."""
+    """Fill the arms' descriptions. ValueError if the peer's environment holds this library instead."""
     for arm in arms:
-        if arm.name == "attention":  # it runs where ours does
+        if arm.name == "attention":  # attention runs in the environment of ours
             arm.description = arms[0].description
             continue
         try:

@@ -1,12 +1,12 @@
-"""A million tokens through one memory, piece by piece: is the speed flat, is the memory constant?
+"""A million tokens through one memory, piece by piece: are speed and memory constant?
 
 python benchmarks/benchmark_stream.py --output-json runs/stream.json --output-png runs/stream.png    # 1,048,576 tokens
 python benchmarks/benchmark_stream.py --quick                                                        # seconds
 
 NeuralMemory(64, chunk_size = 8, batch_size = 64, qk_rmsnorm = True, default_step_transform_max_lr = 0.1) reads random
-tokens without gradients, the state carried from piece to piece. In turns with it, a control reads the same pieces with
-the state that the stream had after its first piece: what the machine does to one it does to the other, so the ratio of
-their speeds shows what the length of the stream does. Each twentieth of the stream is marked with the speed of its
+tokens without gradients, the state carried from piece to piece. A control reads the same pieces in
+alternation, with the state of the stream after its first piece. Noise of the machine affects both, so the ratio of
+their speeds shows the effect of the stream's length. Recorded for each twentieth of the stream: the speed of its
 fastest and of its median piece, that ratio (median over the pieces), the resident memory, the bytes of the carried
 state and the size of the outputs.
 
@@ -72,14 +72,14 @@ def stream(
         x = torch.randn(1, min(piece, tokens - index * piece), DIM, generator=generator)
         x = x.to(setup.device, setup.parameter_dtype)
         before, control = state, None
-        if early is not None and index % 2:  # who goes first finds the caches cold: they take turns at that too
+        if early is not None and index % 2:  # the first to run finds cold caches, so the order alternates
             control = timed_read(memory, setup, x, early)[0]
         took, out, state = timed_read(memory, setup, x, before)
         if early is not None and control is None:
             control = timed_read(memory, setup, x, early)[0]
         early = early or state
         seconds += took
-        if x.shape[1] == piece or not part.speeds:  # a shorter last piece has a speed of its own
+        if x.shape[1] == piece or not part.speeds:  # a shorter last piece has another speed
             part.speeds.append(x.shape[1] / took)
             part.ratios += [] if control is None else [control / took]
         part.squares.append(out.double().square().mean().item())
@@ -87,14 +87,14 @@ def stream(
         if index + 1 not in ends:
             yield done, None
             continue
-        # of the state that this piece began with: it is built already, and counting it costs the next one nothing
+        # of the state before this piece: it is built already, so counting it does not slow the next one
         carried = state_bytes(state if before is None else before)
         yield done, part.mark(done, seconds, memory_now(setup), carried)
         part = Part()
 
 
 def timed_read(memory: nn.Module, setup: Setup, x: Tensor, state: Any) -> tuple[float, Tensor, Any]:
-    """(seconds, output, next state)"""
+    """Read a piece: (seconds, output, next state)."""
     result = []
 
     def read():
@@ -106,7 +106,7 @@ def timed_read(memory: nn.Module, setup: Setup, x: Tensor, state: Any) -> tuple[
 
 @dataclass
 class Part:
-    """What the pieces between two marks showed."""
+    """Measurements of the pieces between two marks."""
 
     speeds: list[float] = field(default_factory=list)
     ratios: list[float] = field(default_factory=list)
@@ -124,7 +124,7 @@ def memory_now(setup: Setup) -> int:
 
 
 def state_bytes(state: Any) -> int:
-    """Of all tensors that a state carries, but for `updates`, the history of one call."""
+    """Return the bytes of all tensors in a state but `updates`, the history of one call."""
 
     def count(value) -> int:
         if isinstance(value, Tensor):
@@ -137,7 +137,7 @@ def state_bytes(state: Any) -> int:
 
 
 def verdict(marks: list[Mark], peak_over_idle: int) -> dict[str, Any]:
-    """Each claim with what was found and its limit."""
+    """Return each claim with its measurement and limit."""
     first = marks[1:] or marks  # the first mark still sees the allocator fill up
     growth = max(mark.resident for mark in first) - first[0].resident
     states = {mark.state for mark in marks}
@@ -155,7 +155,7 @@ def verdict(marks: list[Mark], peak_over_idle: int) -> dict[str, Any]:
 
 
 def spread(speeds: list[float]) -> float:
-    """By how much the fastest exceeds the slowest: 0.15 is 15 %."""
+    """Return by how much the fastest exceeds the slowest: 0.15 is 15 %."""
     return max(speeds) / min(speeds) - 1
 
 
@@ -193,7 +193,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--piece", type=int, help="tokens of one call (default: 1024, with --quick 512)")
     p.add_argument("--quick", action="store_true")
     p.add_argument("--engine", default="auto", choices=("auto", "dual", "matrix", "reference"))
-    p.add_argument("--threads", type=int, help="default: torch's choice")
+    p.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     p.add_argument("--device", default="cpu", help="cpu or cuda")
     p.add_argument("--dtype", default="float32", choices=DTYPES, help="bfloat16 is autocast")
     p.add_argument("--seed", type=int, default=0)
@@ -219,7 +219,7 @@ def main(argv: list[str] | None = None) -> int:
     setup = Setup(args.device, args.dtype, args.seed, engine=args.engine)
 
     for _ in stream(new_memory(setup), setup, 128, 64):
-        pass  # what is loaded on first use is not the stream's
+        pass  # loading on first use is not part of the stream
     memory = new_memory(setup)
     watermark, marks = Watermark(setup.device), []
     with tqdm(total=args.tokens, unit="token", unit_scale=True, file=sys.stderr, disable=None) as bar:

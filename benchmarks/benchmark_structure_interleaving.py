@@ -1,10 +1,10 @@
-"""Do pages keep a needle apart from a smooth background? It is written between two stretches of it, then asked for.
+"""Do pages keep a needle apart from a smooth background? It is written between two parts of the background, then read.
 
 python benchmarks/benchmark_structure_interleaving.py --output-json runs/structure.json    # minutes
 python benchmarks/benchmark_structure_interleaving.py --quick                              # seconds
 
-A gate that hears the needle in the background turns to another page there, and the background that follows could be
-written elsewhere. See tasks/interleaving.py.
+A gate that detects the needle in the background switches to another page there; the background that follows could then
+be written to another page. See tasks/interleaving.py.
 """
 
 import argparse
@@ -19,15 +19,17 @@ from tasks.interleaving import Interleaving
 
 
 def flags(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--dim", type=whole(4), default=32, help="of a token: a key and a value")
+    p.add_argument("--dim", type=whole(4), default=32, help="features of a token: a key and a value")
     p.add_argument("--needles", type=whole(1), default=7, help="pairs to remember; with a marking token, whole chunks")
     p.add_argument("--before", type=whole(1), default=16, help="tokens of the background before them, whole chunks")
     p.add_argument("--seq-len", type=whole(1), default=24, help="tokens of the background after them, whole chunks")
     p.add_argument("--batch-size", type=whole(1), default=8)
     p.add_argument("--chunk-size", type=whole(1), default=8)
     p.add_argument("--pages", type=whole(2), default=4)
-    p.add_argument("--threshold", type=float, help="what turns a page (default: set for --switch-rate)")
-    p.add_argument("--switch-rate", type=float, default=0.35, help="switches per opportunity it is set for")
+    p.add_argument("--threshold", type=float, help="complexity that switches a page (default: set for --switch-rate)")
+    p.add_argument(
+        "--switch-rate", type=float, default=0.35, help="switch rate that the threshold is set for, per opportunity"
+    )
 
 
 def plan(args: argparse.Namespace, session) -> Plan:
@@ -48,7 +50,9 @@ def plan(args: argparse.Namespace, session) -> Plan:
 
 
 def fields(result: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    """needle_loss: error of the needles at the end; improvement_pct: the gain over the best control, of its error."""
+    """needle_loss: error of the needles at the end; improvement_pct: the gain over the best control, in percent
+    of its error.
+    """
     arms = result["tasks"]["interleaving"]["arms"]
     losses = {name: arm["metrics"]["error"]["mean"] for name, arm in arms.items()}
     return {"needle_loss": losses, "improvement_pct": improvement_pct(arms["symplectic"], "error")}

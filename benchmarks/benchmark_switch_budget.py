@@ -20,8 +20,10 @@ def flags(p: argparse.ArgumentParser) -> None:
     budget.flags(p)
     p.add_argument("--page-threshold", type=float, default=0.1)
     p.add_argument("--budget-ratio", type=float, default=0.2, help="share of positions that keep their quorum")
-    p.add_argument("--switch-target", type=float, default=0.5, help="switches per opportunity")
-    p.add_argument("--entropy-target", type=float, default=0.5, help="of the pages written, 1: all alike")
+    p.add_argument("--switch-target", type=float, default=0.5, help="target switch rate, per opportunity")
+    p.add_argument(
+        "--entropy-target", type=float, default=0.5, help="target entropy of the pages written (1: all equally often)"
+    )
 
 
 def penalty(args: argparse.Namespace) -> SwitchBudget:

@@ -30,7 +30,7 @@ def flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--switch-targets", type=numbers, default=numbers("0.25,0.5"), help="with commas")
     p.add_argument("--entropy-targets", type=numbers, default=numbers("0.4,0.8"), help="with commas")
     p.add_argument("--budget-ratios", type=ratios, default=[0.2], help="with commas; none: no budget of the quorum")
-    p.add_argument("--search-seeds", type=whole(1), default=2, help="seeds that cells are chosen on")
+    p.add_argument("--search-seeds", type=whole(1), default=2, help="seeds on which cells are chosen")
 
 
 def ratios(text: str) -> list[float | None]:

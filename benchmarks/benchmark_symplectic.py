@@ -1,11 +1,12 @@
-"""The main regression benchmark: gates and pages on curves with noise, and on a curve that is left and comes back.
+"""The main regression benchmark: gates and pages on curves with noise, and on a curve that returns after an
+interruption.
 
 python benchmarks/benchmark_symplectic.py --output-json runs/symplectic.json --output-png runs/symplectic.png
 python benchmarks/benchmark_symplectic.py --quick
 
 spiral and helix_drift: the next vector of a curve whose plane is new in every row (tasks/curves.py); the helix turns
 faster and drifts. long_horizon_recovery: another curve in between, the state carried. Errors are those of a frozen
-memory on data it was not trained on, 1 for answering zero. Page thresholds are set for --switch-rate.
+memory on data it was not trained on, 1 for predicting zero. Page thresholds are set for --switch-rate.
 """
 
 import argparse
@@ -25,9 +26,13 @@ def flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--seq-len", type=whole(8), default=48, help="tokens of a curve")
     p.add_argument("--batch-size", type=whole(1), default=8)
     p.add_argument("--chunk-size", type=whole(1), default=8)
-    p.add_argument("--long-seq-len", type=whole(24), default=48, help="tokens of the three parts of a recovery")
+    p.add_argument(
+        "--long-seq-len", type=whole(24), default=48, help="tokens of the three parts of a recovery together"
+    )
     long_flags(p)
-    p.add_argument("--switch-rate", type=float, default=0.5, help="switches per opportunity the thresholds are set for")
+    p.add_argument(
+        "--switch-rate", type=float, default=0.5, help="switch rate that the thresholds are set for, per opportunity"
+    )
 
 
 def arms(dim: int, rate: float) -> list[Arm]:

@@ -7,8 +7,8 @@ Arms, paired by seed (the same initial draws, the same order of the data, the sa
   memory   the preset
   none     the same layers without the memory
   wider    without the memory, its feed-forwards widened until it has as many parameters as `memory`
-Every arm predicts all held-out bytes; `memory` a second time with storing switched off, so that what its weights learn
-at test time is seen apart from what its extra layer gives. Finished runs in --out are kept: the same command goes on.
+Every arm predicts all held-out bytes; `memory` a second time with writing switched off, which separates the effect of
+the writes from that of the extra layer. Finished runs in --out are kept: the same command continues.
 """
 
 import argparse
@@ -49,15 +49,15 @@ LABELS = {
 
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.add_argument("--data", help="a file, as of train_mac.py [auto]")
-    found.add_argument("--seeds", type=int, default=3, help="how many [3]")
-    found.add_argument("--seed", type=int, default=0, help="the first of them [0]")
+    found.add_argument("--data", help="data, as for train_mac.py [auto]")
+    found.add_argument("--seeds", type=int, default=3, help="number of seeds [3]")
+    found.add_argument("--seed", type=int, default=0, help="the first seed [0]")
     found.add_argument("--steps", type=int, help="training steps [the preset's]")
     found.add_argument("--seq-len", type=int, help="bytes of a sequence [the preset's]")
     found.add_argument("--device", help="auto, cpu, cuda [auto]")
-    found.add_argument("--out", default="runs/text", help="where the runs are kept [runs/text]")
-    found.add_argument("--output-json", metavar="FILE", help="the result")
-    found.add_argument("--output-png", metavar="FILE", help="the figure")
+    found.add_argument("--out", default="runs/text", help="folder of the runs [runs/text]")
+    found.add_argument("--output-json", metavar="FILE", help="JSON file of the result")
+    found.add_argument("--output-png", metavar="FILE", help="PNG file of the figure")
     return found
 
 
@@ -80,7 +80,7 @@ def parameters(config: MacConfig) -> int:
 
 
 def matching_ff_mult(config: MacConfig, wanted: int) -> float:
-    """The least, in sixteenths, with which the model has at least `wanted` parameters."""
+    """Return the smallest multiple of 1/16 with which the model has at least `wanted` parameters."""
     here = parameters(config)
     grown = parameters(replace(config, ff_mult=config.ff_mult + 1)) - here  # in proportion, but for rounding
     ff_mult = math.ceil(16 * (config.ff_mult + max(wanted - here, 0) / grown)) / 16
@@ -90,7 +90,7 @@ def matching_ff_mult(config: MacConfig, wanted: int) -> float:
 
 
 def measured(name: str, run: RunConfig, seed: int, out: Path) -> dict[str, Any]:
-    """What a run found, with the bits per byte of its memory switched off if it has one."""
+    """Return the results of a run, also with writing switched off if it has a memory."""
     run = replace(run, training=replace(run.training, seed=seed))
     folder = out / f"{name}-{seed}"
     found = kept_run(run, folder, f"{name}, seed {seed}", "benchmark_text.py", build_mac, text_of)
@@ -118,7 +118,7 @@ def bits_with_storing_off(run: RunConfig, folder: Path, device: torch.device) ->
 
 
 def summary(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Bits per byte of every arm over the seeds, and the differences that matter, seed by seed."""
+    """Summarise bits per byte of every arm over the seeds, and the paired differences of the memory."""
     bits = {name: [run["held_out_bits_per_byte"] for run in runs] for name, runs in found.items()}
     bits["storing_off"] = [run["storing_off"] for run in found["memory"]]
     arms = {name: {**asdict(spread(values)), "values": values} for name, values in bits.items()}
@@ -151,7 +151,7 @@ def interval(arm: dict[str, Any]) -> str:
 
 
 def draw(result: dict[str, Any], path: str) -> None:
-    """Means as bars from xz down, seeds as points."""
+    """Draw means as bars from xz down, seeds as points."""
     with style():
         figure = new_figure(7.2, 2.8)
         axes = figure.subplots()
@@ -195,7 +195,7 @@ def compare(argv: Sequence[str] | None = None) -> None:
     seeds = list(range(args.seed, args.seed + args.seeds))
     arms = arms_of(base)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
-    for seed in seeds:  # seed by seed: what is there after an interruption is paired
+    for seed in seeds:  # seed by seed: after an interruption the results are still paired
         for name, run in arms.items():
             found[name].append(measured(name, run, seed, Path(args.out)))
     first = found["memory"][0]

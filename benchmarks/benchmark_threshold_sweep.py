@@ -30,7 +30,7 @@ def flags(p: argparse.ArgumentParser) -> None:
 
 def plan(args: argparse.Namespace, session) -> Plan:
     shared = {"batch_size": args.batch_size, "chunk_size": args.chunk_size}
-    writing = args.chunk_size * math.ceil(8 / args.chunk_size)  # short, so that it is learned in these few steps
+    writing = args.chunk_size * math.ceil(8 / args.chunk_size)  # few pairs, so that they are learned in these few steps
     tasks = [
         Interference(dim=args.dim, pairs=writing - 4, **shared),
         Follow("spiral", dim=args.dim, length=args.seq_len, **shared),

@@ -1,13 +1,14 @@
 """A budget for switching pages: a penalty with a gradient, and what the budget runners share.
 
-A page is turned where the complexity c of a switch window exceeds the threshold: s is 1 or 0. Its gradient is that of
-p = sigmoid((c - threshold) / temperature), straight through, so that the penalty sees the rate that is counted: with p
-alone it is content with windows that all stay a little below the threshold. The mean of s is the switch rate. A row
-goes on to the next page with s, which gives the pages' shares; their entropy over log(pages) is 1 where all are alike.
+A page is switched where the complexity c of a switch window exceeds the threshold: s is 1 or 0. Its gradient is that of
+p = sigmoid((c - threshold) / temperature), straight through, so that the penalty acts on the counted rate. With p alone
+the penalty would be small if all windows stayed just below the threshold. The mean of s is the switch rate. A row
+goes on to the next page with s, which gives the pages' shares; their entropy over log(pages) is 1 if all shares are
+equal.
 
     penalty = switch_weight (rate - switch_target)^2 + entropy_weight (entropy - entropy_target)^2
 
-Pages follow each other here (no routing by phase): which page follows is then known without having turned.
+Pages follow each other here (no routing by phase), so the next page is known before the switch.
 
 Letters: b batch, m chunks, w switch windows, p pages.
 """
@@ -55,7 +56,7 @@ class SwitchBudget:
         return out
 
     def of(self, rate: float, shares: Sequence[float]) -> float:
-        """The same of a counted rate and counted shares."""
+        """Return the penalty of a counted rate and counted shares."""
         found = 0.0
         if self.switch_target is not None:
             found += self.switch_weight * (rate - self.switch_target) ** 2
@@ -65,7 +66,7 @@ class SwitchBudget:
 
 
 def soft_switches(call: Call, temperature: float) -> Tensor:
-    """[b w]: 1 where the window's complexity exceeds the threshold, else 0, with the gradient of a sigmoid."""
+    """Return [b w]: 1 where the window's complexity exceeds the threshold, else 0, with the gradient of a sigmoid."""
     highest = [call.complexity[:, call.windows == w].amax(dim=-1) for w in call.windows.unique()]
     excess = torch.stack(highest, dim=1) - call.memory.symplectic_page_threshold
     soft = (excess / temperature).sigmoid()
@@ -73,7 +74,7 @@ def soft_switches(call: Call, temperature: float) -> Tensor:
 
 
 def page_shares(call: Call, switches: Tensor) -> Tensor:
-    """Share of the windows that each page is written in: [b w] -> [p]."""
+    """Return the share of the windows in which each page is written: [b w] -> [p]."""
     pages = call.memory.num_pages
     before = (call.page[:, 0] - call.switched[:, 0].long()) % pages
     on, seen = nn.functional.one_hot(before, pages).to(switches.dtype), []
@@ -84,7 +85,7 @@ def page_shares(call: Call, switches: Tensor) -> Tensor:
 
 
 def entropy(shares: Tensor) -> Tensor:
-    """Of shares [p] that sum to 1, over log(p): in [0, 1]."""
+    """Return the entropy of shares [p] that sum to 1, over log(p): in [0, 1]."""
     return -torch.special.xlogy(shares, shares.clamp(min=1e-12)).sum() / math.log(len(shares))
 
 
@@ -99,8 +100,10 @@ def flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--pages", type=whole(2), default=4)
     p.add_argument("--switch-weight", type=float, default=1.0)
     p.add_argument("--entropy-weight", type=float, default=0.1)
-    p.add_argument("--temperature", type=float, default=0.1, help="of soft switches, in units of complexity")
-    p.add_argument("--carry-state", action="store_true", help="the memory is carried from each batch to the next")
+    p.add_argument(
+        "--temperature", type=float, default=0.1, help="temperature of soft switches, in units of complexity"
+    )
+    p.add_argument("--carry-state", action="store_true", help="carry the memory from each batch to the next")
 
 
 def tasks(args: argparse.Namespace) -> list[Task]:
@@ -109,7 +112,7 @@ def tasks(args: argparse.Namespace) -> list[Task]:
 
 
 def memory(args: argparse.Namespace, threshold: float, ratio: float | None) -> dict[str, Any]:
-    """Keywords of a paged memory whose quorum has a budget."""
+    """Return the keywords of a paged memory whose quorum has a budget."""
     gate = {**elementwise(), **phase(args.dim, 0.5), **QUORUM}
     if ratio is not None:
         gate |= {"budget_topk_ratio": ratio, "budget_window": max(16, args.chunk_size)}
@@ -117,7 +120,7 @@ def memory(args: argparse.Namespace, threshold: float, ratio: float | None) -> d
 
 
 def pair(args: argparse.Namespace, threshold: float, ratio: float | None, budget: SwitchBudget) -> tuple[Arm, Arm]:
-    """(unconstrained, constrained)."""
+    """Return the arms (unconstrained, constrained)."""
     keywords = memory(args, threshold, ratio)
     return (
         Arm("unconstrained", keywords, "no penalty"),
@@ -126,7 +129,9 @@ def pair(args: argparse.Namespace, threshold: float, ratio: float | None, budget
 
 
 def arm_fields(result: Mapping[str, Any], task: str, arm: str, budget: SwitchBudget) -> dict[str, Any]:
-    """recon_loss: error on held-out data; penalty: of what was counted there, whether or not it was trained with."""
+    """recon_loss: error on held-out data; penalty: computed from the counts there, whether or not the arm was
+    trained with it.
+    """
     record = result["tasks"][task]["arms"][arm]
     main = result["tasks"][task]["metrics"][0]["name"]
     recon, pages = record["metrics"][main]["mean"], record["pages"]
@@ -142,7 +147,7 @@ def arm_fields(result: Mapping[str, Any], task: str, arm: str, budget: SwitchBud
 
 
 def nearer(result: Mapping[str, Any], arm: str, other: str, budget: SwitchBudget) -> list[dict[str, Any]]:
-    """Verdicts: is the arm's switch rate nearer to the target than the other's, on each task?"""
+    """Judge on each task whether the arm's switch rate is nearer to the target than the other's."""
     out = []
     for name, task in result["tasks"].items():
         rates = (task["arms"][a]["pages"]["switch_rates"] for a in (arm, other))

@@ -30,9 +30,9 @@ def parser() -> argparse.ArgumentParser:
         epilog=rest,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("--baseline", required=True, metavar="FILE", help="of benchmark_symplectic")
+    p.add_argument("--baseline", required=True, metavar="FILE", help="baseline result of benchmark_symplectic")
     p.add_argument("--latest", required=True, metavar="FILE")
-    p.add_argument("--codebook-baseline", metavar="FILE", help="of benchmark_codebook_transfer")
+    p.add_argument("--codebook-baseline", metavar="FILE", help="baseline result of benchmark_codebook_transfer")
     p.add_argument("--codebook-latest", metavar="FILE")
     p.add_argument("--max-loss-regression-pct", type=percentage, default=5.0, metavar="PCT", help="default 5")
     p.add_argument("--max-time-regression-pct", type=percentage, default=10.0, metavar="PCT", help="default 10")

@@ -18,7 +18,7 @@ PAPER = "#ffffff"
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("png", nargs="?", default=str(REPOSITORY / "fig1.png"), help="where to [fig1.png]")
+    arguments.add_argument("png", nargs="?", default=str(REPOSITORY / "fig1.png"), help="output file [fig1.png]")
     path = arguments.parse_args(argv).png
     try:
         draw(path)
@@ -60,7 +60,7 @@ def draw_reading(axes) -> None:
     memory(axes, 1.5, 11.6, "fast weights before", "written with segments 1 to t - 1")
     memory(axes, 84.5, 11.6, "fast weights after", "also written with segment t")
 
-    # what attention sees
+    # the input of attention
     box(axes, 30, 20.2, 44, 8.2, PAPER, FAINT)
     axes.text(52, 29.9, "input of attention", ha="center", fontsize=9, color=GREY)
     tokens(axes, 32.2, 23.6, 4, PURPLE, label="persistent\ntokens", below=True)
@@ -85,7 +85,7 @@ def draw_reading(axes) -> None:
 
 
 def memory(axes, x: float, y: float, title: str, text: str) -> None:
-    """A stack of pages; the first is shown as a small network."""
+    """Draw a stack of pages, the first as a small network."""
     for back in (2, 1, 0):
         box(axes, x + 1.1 * back, y + 1.1 * back, 16.5, 15.5, PAPER, ORANGE if back == 0 else FAINT)
     layers = [(x + 2.8, 3), (x + 8.2, 5), (x + 13.6, 3)]

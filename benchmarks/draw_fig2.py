@@ -3,7 +3,7 @@
 python benchmarks/draw_fig2.py              # fig2.png of the repository, from benchmarks/results
 python benchmarks/draw_fig2.py --chunk 16 other.png
 
-Each result file says at "command" how it was measured: speed_sweep.json, text.json and paging.json.
+The entry "command" of each result file reproduces it: speed_sweep.json, text.json and paging.json.
 """
 
 import argparse
@@ -28,8 +28,8 @@ PAGING = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("png", nargs="?", default=str(REPOSITORY / "fig2.png"), help="where to [fig2.png]")
-    arguments.add_argument("--chunk", type=int, default=4, help="which chunk size of the sweep [4]")
+    arguments.add_argument("png", nargs="?", default=str(REPOSITORY / "fig2.png"), help="output file [fig2.png]")
+    arguments.add_argument("--chunk", type=int, default=4, help="chunk size of the sweep [4]")
     args = arguments.parse_args(argv)
     try:
         read = {name: read_json(RESULTS / f"{name}.json") for name in ("speed_sweep", "text", "paging")}
@@ -87,7 +87,7 @@ def draw_over_length(axes, cases, quantity: str, shown) -> None:
 
 
 def draw_interference(axes, task: dict) -> None:
-    """Error on task A, before and after task B was written with the same keys."""
+    """Draw the error on task A, before and after task B was written with the same keys."""
     places = range(len(PAGING))[::-1]
     for place, arm in zip(places, PAGING, strict=True):
         metrics = task["arms"][arm]["metrics"]

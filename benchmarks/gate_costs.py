@@ -37,7 +37,7 @@ def gate(**kwargs) -> dict:
 
 
 def pages(count: int, every: int | None = BATCH) -> dict:
-    """Few chunks' complexity does not exceed the threshold."""
+    """Keywords of a memory with pages, with a threshold that most chunks exceed."""
     return {
         "num_pages": count,
         "heads": HEADS // count,
@@ -106,7 +106,7 @@ def train_step(memory: nn.Module, seq: torch.Tensor):
 
 
 def measure(arms: dict[str, dict], repeats: int, spectral: bool, tokens: int, device: str = "cpu") -> list[dict]:
-    """For each arm the least seconds, their ratio to the plain memory's, and switches in a step."""
+    """Measure each arm: least seconds, their ratio to the plain memory's, and switches in a step."""
     seq = torch.randn(4, tokens, DIM, generator=torch.Generator().manual_seed(0)).to(device)
     memories = {name: build(options, spectral, device) for name, options in arms.items()}
     least, switches = dict.fromkeys(memories, math.inf), dict.fromkeys(memories, 0)
@@ -115,7 +115,7 @@ def measure(arms: dict[str, dict], repeats: int, spectral: bool, tokens: int, de
             for name, memory in memories.items():
                 memory.page_switch_events.zero_()
                 seconds = cpu_seconds(lambda memory=memory: train_step(memory, seq), device)
-                if turn:  # the first finds everything cold
+                if turn:  # the first call finds cold caches
                     least[name] = min(least[name], seconds)
                 switches[name] = int(memory.page_switch_events)
                 bar.update()
@@ -126,8 +126,8 @@ def measure(arms: dict[str, dict], repeats: int, spectral: bool, tokens: int, de
 
 
 def cost_flags(parser: argparse.ArgumentParser) -> None:
-    """Of every script that measures costs."""
-    parser.add_argument("--repeats", type=int, default=5, help="timed turns of each arm")
+    """Add the flags that all scripts for costs share."""
+    parser.add_argument("--repeats", type=int, default=5, help="timed rounds of each arm")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--quick", action="store_true", help="few tokens, one turn")
@@ -142,7 +142,7 @@ def write_costs(args: argparse.Namespace, schema: int, found: list[dict]) -> Non
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arms", default="", help="a regular expression; the plain memory is always there")
+    parser.add_argument("--arms", default="", help="a regular expression; the plain memory is always included")
     parser.add_argument("--spectral", action="store_true", help="with orthogonalised updates")
     cost_flags(parser)
     args = parser.parse_args()

@@ -35,7 +35,7 @@ def drawn(source: random.Random) -> Candidate:
 
 
 def mutated(candidate: Candidate, probability: float, source: random.Random) -> Candidate:
-    """Each gene is drawn anew with this probability, possibly as it was."""
+    """Draw each gene again with this probability; it may get the same value."""
     return {
         gene: source.choice(GENES[gene]) if source.random() < probability else value
         for gene, value in candidate.items()
@@ -43,7 +43,7 @@ def mutated(candidate: Candidate, probability: float, source: random.Random) -> 
 
 
 def arm_of(candidate: Candidate, name: str, dim: int, pages: int, hier_pages: int, rate: float, about: str = "") -> Arm:
-    """Genes that mean nothing beside the others are left out, so that arms that do the same are the same."""
+    """Make the arm of a set of genes. Genes without effect are left out, so that equal memories are equal arms."""
     gate, memory = dict(elementwise()), {"num_pages": pages}
     if candidate["phase_mix"] > 0:
         gate |= phase(dim, candidate["phase_mix"])
@@ -57,6 +57,6 @@ def arm_of(candidate: Candidate, name: str, dim: int, pages: int, hier_pages: in
 
 
 def hierarchy(pages: int, mix: float = 1.0) -> dict[str, Any]:
-    """Two coarse pages, each of as many fine ones."""
+    """Split pages into two coarse ones with equally many fine ones."""
     pages = max(2, pages + pages % 2)
     return {"num_pages": pages, "hierarchical_paging": True, "coarse_pages": 2, "hierarchy_mix": mix}

@@ -1,4 +1,4 @@
-"""How often a page threshold turns pages, for each gate, on a spiral and a helix in noise and on noise alone.
+"""How often a page threshold switches pages, for each gate, on a spiral and a helix in noise and on noise alone.
 
 python benchmarks/gate_thresholds.py                  # about a minute on one core
 python benchmarks/gate_thresholds.py --quick          # seconds, to see it run
@@ -28,7 +28,7 @@ WINDOWS, CHUNK, WIDTH, ROWS = 12, 32, 128, 4
 
 
 def spiral(n: int, generator: torch.Generator) -> Tensor:
-    """[rows n width]: cosine, sine, ramp, then noise."""
+    """Make sequences [rows n width]: cosine, sine, ramp, then noise."""
     return _curve(n, 4, 0.1, generator)
 
 
@@ -56,7 +56,7 @@ GATES = {
 
 
 def measure(seeds: list[int], thresholds=THRESHOLDS) -> list[dict]:
-    """Switches per row in 12 windows, for each gate, sequence and threshold."""
+    """Count switches per row in 12 windows, for each gate, sequence and threshold."""
     found = []
     for gate_name, options in tqdm(GATES.items(), unit="gate", file=sys.stderr, disable=None):
         for sequence, make in SEQUENCES.items():
@@ -93,8 +93,8 @@ def report(found: list[dict]) -> str:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0, help="the first")
-    parser.add_argument("--seeds", type=int, default=5, help="how many")
+    parser.add_argument("--seed", type=int, default=0, help="the first seed")
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds")
     parser.add_argument("--quick", action="store_true", help="one seed")
     parser.add_argument("--output-json")
     args = parser.parse_args()

@@ -5,7 +5,7 @@ python benchmarks/paper_costs.py --quick          # few tokens, to see it run
 
 Per-token rates with gradients at the start of each 64 tokens, 4 heads of 64 at dim 256, on 2 x 1024 tokens: forward
 without gradients, and forward and backward. Arms take turns; what counts is the least CPU time of all turns (on CUDA
-the least time). "written" is the share of pairs that a threshold lets through.
+the least time). "written" is the share of pairs whose inner loss exceeds the threshold.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def build(options: dict, seq: torch.Tensor) -> NeuralMemory:
 
 
 def measure(repeats: int, tokens: int, device: str = "cpu") -> list[dict]:
-    """For each arm the least seconds forward and in a training step, their ratios to the bare rule's, and the share of
+    """Measure each arm: least seconds forward and in a training step, their ratios to the bare rule's, and the share of
     pairs that were written."""
     seq = torch.randn(2, tokens, DIM, generator=torch.Generator().manual_seed(0)).to(device)
     memories = {name: build(options, seq) for name, options in ARMS.items()}
@@ -62,7 +62,7 @@ def measure(repeats: int, tokens: int, device: str = "cpu") -> list[dict]:
                 with torch.no_grad():
                     seconds = cpu_seconds(lambda memory=memory: memory(seq), device)
                 steps = cpu_seconds(lambda memory=memory: train_step(memory, seq), device)
-                if turn:  # the first finds everything cold
+                if turn:  # the first call finds cold caches
                     forward[name], train[name] = min(forward[name], seconds), min(train[name], steps)
                 bar.update()
     return [

@@ -1,6 +1,6 @@
 """One arm of benchmark_speed.py in a process of its own; started by it, with the Python of the arm's environment.
 
-Answers requests (harness/workers.py) about one case. In the peer's environment it needs torch and titans_pytorch alone.
+Serves requests (harness/workers.py) about one case. In the peer's environment it needs only torch and titans_pytorch.
 """
 
 import gc
@@ -23,7 +23,7 @@ class Arm:
         if threads is not None:
             torch.set_num_threads(threads)
         self.case, self.setup = case, Setup(**setup)
-        torch.empty(1, device=self.setup.device)  # says now if there is no such device
+        torch.empty(1, device=self.setup.device)  # fails now if there is no such device
         self.subject = None
         import titans_pytorch
 
@@ -45,7 +45,7 @@ class Arm:
         return gate.compare_with_reference(self.case, self.setup, **request)
 
     def prepare(self, what: str) -> None:
-        """Builds the module and runs `what` once: what is done on first use only is not timed."""
+        """Build the module and run `what` once, so that work of the first use is not timed."""
         self._build()
         if what == "decode":
             self.subject.prepare_decode()
@@ -56,7 +56,7 @@ class Arm:
         return {"calls": calls, "tokens": self.subject.decoded_tokens if what == "decode" else None}
 
     def memory(self) -> dict:
-        """Of one training step, over idle: module and inputs built, code loaded."""
+        """Measure the memory of one training step over idle, with module and inputs built and code loaded."""
         subject(tiny(self.case), self.setup).train()
         self._build()
         gc.collect()
@@ -68,7 +68,7 @@ class Arm:
         return matmul_rate(self.setup.device, self.setup.dtype, side, clock=self.setup.clock)
 
     def engines(self) -> list[str]:
-        """Which engine each memory of our library chose."""
+        """Return the engine that each memory of our library chose."""
         self._build()
         found = (getattr(module, "engine", None) for module in self.subject.module.modules())
         return [type(engine).__name__ for engine in found if engine is not None]

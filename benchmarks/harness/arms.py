@@ -3,7 +3,7 @@
 An arm is stated in keywords of NeuralMemory. Its controls follow from it:
 
     NAME/plain   a memory without gates and pages, with as many heads (heads x pages, so the same state) and at least as
-                 many parameters: what the gates have goes into a small map before the memory, which starts as nothing.
+                 many parameters: a small map before the memory, initially zero, has as many as the gates.
     NAME/never   the arm itself with a page threshold that nothing exceeds; for an arm without pages, the arm with
                  `off` (its idea switched off), if it names one.
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from titans_pytorch import NeuralMemory
 
-# keywords of gates, kinetics and pages: what a plain memory goes without
+# keywords of gates, kinetics and pages, which a plain memory lacks
 OPTIONAL = {
     "use_symplectic_gating",
     "symplectic_gate_kwargs",
@@ -64,8 +64,8 @@ NEVER = math.inf
 class Arm:
     """One memory of an experiment.
 
-    name: no "/" in it.
-    memory: keywords of NeuralMemory, over those that the task gives to every arm.
+    name: without "/".
+    memory: keywords of NeuralMemory; they override the task's.
     about: one line for the reader.
     off: keywords that switch the arm's idea off, for the control NAME/never of an arm without pages.
     switch_rate: switches per opportunity that the page threshold is set for, on training data, before and during
@@ -92,29 +92,29 @@ class Arm:
 
     @property
     def optional(self) -> bool:
-        """Whether it has gates, kinetics, pages or a penalty."""
+        """Whether the arm has gates, kinetics, pages or a penalty."""
         return bool(OPTIONAL & set(self.memory)) or self.penalty is not None
 
     def what(self) -> dict[str, Any]:
-        """All that its numbers depend on: not its name."""
+        """Everything that the arm's numbers depend on, so not its name."""
         known = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         said = {k: v for k, v in known.items() if k not in ("name", "about", "off", "controls", "like")}
         return {**described(said), "like": None if self.like is None else self.like.what()}
 
 
 def plain(arm: Arm) -> Arm:
-    """NAME/plain."""
+    """Return the control NAME/plain."""
     kept = {k: v for k, v in arm.memory.items() if k not in OPTIONAL}
     if arm.pages > 1:
         kept["heads"] = kept.get("heads", 1) * arm.pages
-    # arms that differ in other things than parameters share a plain memory, which is then run once
+    # arms with equal parameters share a plain memory, which is then run once
     sized = {k: v for k, v in arm.memory.items() if k not in WITHOUT_PARAMETERS}
     like = replace(arm, memory=sized, switch_rate=None, penalty=None)
     return Arm(f"{arm.name}/plain", kept, "as many heads and parameters, no gates, no pages", controls=False, like=like)
 
 
 def never(arm: Arm) -> Arm | None:
-    """NAME/never, or None for an arm that has nothing to switch off."""
+    """Return the control NAME/never, or None for an arm that has nothing to switch off."""
     off = dict(arm.off or {})
     if arm.pages > 1:
         off |= {"symplectic_page_threshold": NEVER, "page_threshold_quantile": None}
@@ -151,7 +151,7 @@ def _mapped(memory: NeuralMemory, args: tuple, kwargs: dict):
 
 
 def match_parameters(model: nn.Module, wanted: int) -> None:
-    """Gives each memory in the model a map before it, until the model has at least `wanted` parameters."""
+    """Give each memory in the model a map before it, until the model has at least `wanted` parameters."""
     lacking = wanted - parameters(model)
     memories = [m for m in model.modules() if isinstance(m, NeuralMemory)]
     if lacking <= 0 or not memories:
@@ -167,13 +167,13 @@ def parameters(model: nn.Module) -> int:
 
 
 def state_size(model: nn.Module) -> int:
-    """Numbers that the memories of the model carry for one row: their weights and momenta."""
+    """Count the numbers that the memories of the model carry for one row: fast weights and momenta."""
     memories = [m for m in model.modules() if isinstance(m, NeuralMemory)]
     return sum(w.numel() * (1 + m.engine.rule.slots) for m in memories for w in m.init_weights(1).values())
 
 
 def build(task, arm: Arm, seed: int, device: str = "cpu") -> nn.Module:
-    """The model of an arm on a task, its initial values drawn from the seed."""
+    """Build the model of an arm on a task, with initial values drawn from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = task.build(arm)
@@ -184,11 +184,11 @@ def build(task, arm: Arm, seed: int, device: str = "cpu") -> nn.Module:
     return model.to(device)
 
 
-# descriptions, for records and for telling whether a result is the one asked for
+# descriptions, for records and to recognise results of the same arm
 
 
 def described(value: Any) -> Any:
-    """In terms of JSON: functions and classes by their names, dataclasses by their fields."""
+    """Describe a value in JSON: functions and classes by name, dataclasses by field."""
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):

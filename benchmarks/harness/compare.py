@@ -1,4 +1,4 @@
-"""From the numbers of every seed to what may be said: spreads, gains over controls, verdicts, refusals, warnings."""
+"""Compares arms seed by seed: spreads, gains over controls, verdicts, rejected tasks, warnings."""
 
 import math
 import statistics
@@ -61,8 +61,8 @@ def arm_record(task: Task, arm: Arm, outcomes: Outcomes, refused: str | None) ->
 def gain(
     metric: Metric, mine: Sequence[Mapping], controls: Outcomes, refused: str | None = None, judged: bool = True
 ) -> dict[str, Any]:
-    """By how much the arm is better than the best of its controls (above zero: better), seed by seed, and a verdict
-    (None for a metric that is not judged).
+    """Return the arm's gain over the best of its controls (above zero: better), seed by seed, and a verdict (None for a
+    metric that is not judged).
 
     "better" needs an interval above zero against every control, "worse" one below zero against the best of them.
     """
@@ -88,33 +88,33 @@ def gain(
 
 
 def qualified(verdict: str | None, beside: str, side: int) -> str | None:
-    """A verdict "better" says how the metric beside it stands. side: above zero where that one is better too."""
+    """Qualify a verdict "better" by the metric beside it. side: above zero if that metric is better too."""
     if not (verdict or "").startswith("better") or side > 0:
         return verdict
     return f"{verdict}, but {beside} is {'worse' if side < 0 else 'no better'}"
 
 
 def difference(metric: Metric, mine: Sequence[Mapping], theirs: Sequence[Mapping]) -> Spread:
-    """Above zero: mine are better."""
+    """Return the paired difference; above zero: mine are better."""
     return advantage(of(mine, metric.name), of(theirs, metric.name), metric.better)
 
 
 def advantage(ours: Sequence[float], theirs: Sequence[float], better: str | None = "lower") -> Spread:
-    """Above zero: ours are better."""
+    """Return the advantage; above zero: ours are better."""
     return paired(ours, theirs) if better == "higher" else paired(theirs, ours)
 
 
 def between(
     what: str, arm: str, other: str, ours: Sequence[float], theirs: Sequence[float], better: str | None = "lower"
 ) -> dict[str, Any]:
-    """Arm against arm in numbers of each seed: their difference (above zero: `arm` is better) and a verdict."""
+    """Compare two arms seed by seed: their difference (above zero: `arm` is better) and a verdict."""
     seen = advantage(ours, theirs, better)
     verdict = {1: f"better than {other}", -1: f"worse than {other}"}.get(seen.side, NO_DIFFERENCE)
     return {"what": what, "arm": arm, "other": other, **asdict(seen), "verdict": verdict}
 
 
 def versus(name: str, task: Mapping[str, Any], pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    """`between` for pairs of arms in the judged metrics of a task's record; nothing where the task is refused."""
+    """Apply `between` to pairs of arms in the judged metrics of a task's record; nothing if the task is rejected."""
     if task["refused"]:
         return []
     known = {m["name"]: m for m in task["metrics"]}
@@ -135,8 +135,8 @@ def versus(name: str, task: Mapping[str, Any], pairs: Sequence[tuple[str, str]])
 
 
 def improvement_pct(record: Mapping[str, Any], metric: str) -> float | None:
-    """Gain of an arm (its record) in a metric of which lower is better, in percent of what its best control has; None
-    for an arm without controls."""
+    """Return the gain of an arm (its record), in percent of the value of its best control, for a metric of which lower
+    is better; None for an arm without controls."""
     if metric not in record["gains"]:
         return None
     gain = record["gains"][metric]["mean"]
@@ -152,7 +152,7 @@ def stated(values: Sequence[float]) -> dict[str, Any]:
 
 
 def pooled(pages: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
-    """Over the seeds: events (also of each layer) and opportunities added up, mean occupancy, the rate of each seed."""
+    """Pool page counts over the seeds: summed events and opportunities, mean occupancy, the rate of each seed."""
     seen = [p for p in pages if p]
     if not seen:
         return None

@@ -1,4 +1,4 @@
-"""CSV histories: one row per task, arm and metric of a run. A file of other columns is never appended to."""
+"""CSV histories: one row per task, arm and metric of a run. A file with other columns is rejected."""
 
 import csv
 import io
@@ -41,7 +41,7 @@ class OtherSchema(Exception):
 
 
 def check_columns(path: str | Path) -> None:
-    """Raises OtherSchema where the file exists with other columns."""
+    """Raise OtherSchema if the file exists with other columns."""
     path = Path(path)
     if not path.exists() or path.stat().st_size == 0:
         return
@@ -54,7 +54,7 @@ def check_columns(path: str | Path) -> None:
 
 
 def append_rows(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """All rows in one write, after the header where the file is new."""
+    """Append all rows in one write, after the header if the file is new."""
     check_columns(path)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

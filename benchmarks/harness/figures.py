@@ -1,4 +1,4 @@
-"""The picture of a result: for each task the main metric of every arm, and the gains over controls, with intervals."""
+"""Figure of a result: for each task the main metric of every arm, and the gains over controls, with intervals."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,7 +43,7 @@ def draw_values(axis, name: str, task: Mapping[str, Any]) -> None:
 
 
 def draw_gains(axis, name: str, task: Mapping[str, Any], versus: Sequence[Mapping[str, Any]]) -> None:
-    """Of arms over their best control, and of arms over the others that they were compared with."""
+    """Draw gains of arms over their best control, and over the arms they were compared with."""
     metric = task["metrics"][0]["name"]
     own = [(arm, r["gains"][metric]) for arm, r in task["arms"].items() if metric in r["gains"]]
     judged = [(f"{arm}\nover {gain['against'].partition('/')[2]}", gain) for arm, gain in own]

@@ -1,18 +1,18 @@
-"""Gates that more than one runner has arms of, as keywords of NeuralMemory and of its SymplecticGating."""
+"""Gates that several runners use, as keywords of NeuralMemory and of its SymplecticGating."""
 
 from typing import Any
 
-# of a gate that is switched on by several complex tokens in a row
+# quorum of a gate that needs several complex tokens in a row
 QUORUM = {"quorum_mix": 0.55, "quorum_window": 5, "quorum_threshold": 0.25, "quorum_temperature": 0.1}
 
 
 def symplectic(**gate: Any) -> dict[str, Any]:
-    """Keywords of NeuralMemory for a symplectic gate with these options."""
+    """Return keywords of NeuralMemory for a symplectic gate with these options."""
     return {"use_symplectic_gating": True, **({"symplectic_gate_kwargs": gate} if gate else {})}
 
 
 def elementwise(mode: str = "soft") -> dict[str, Any]:
-    """Options of a gate whose maps are elementwise."""
+    """Return options of a gate whose maps are elementwise."""
     return {"gated": True, "diag": True, "gate_mode": mode}
 
 
@@ -21,5 +21,7 @@ def phase(dim: int, mix: float) -> dict[str, Any]:
 
 
 def phase_quorum(dim: int) -> dict[str, Any]:
-    """Half of the score from phases, a quorum, soft elementwise maps: what transfer runners compare with."""
+    """Return the gate that transfer runners compare with: half of the score from phases, a quorum, soft
+    elementwise maps.
+    """
     return {**elementwise(), **phase(dim, 0.5), **QUORUM}

@@ -1,19 +1,20 @@
-"""How many operations a memory, attention and the transformer around them need. Pure arithmetic, no torch.
+"""Counts the operations that a memory, attention and the transformer around them need. Pure arithmetic, no torch.
 
 One operation is one floating-point multiplication or addition. Counted are matrix products, [m k] by [k n] being
 2 m k n, and elementwise work on tensors of a weight's shape. Not counted: norms, activations, softmaxes, rotations,
 residual streams, and whatever is paid per feature of a token. Causal products count the half that is not masked, and
-the form with the fewest operations is what a memory needs: an implementation that does more gets no credit for it.
+a memory needs the operations of its cheapest form: an implementation that does more gets no credit for it.
 
-For one weight matrix [d e] of a memory model, in one head (p tokens per chunk, o orders of momentum):
+For one weight matrix [d e] of a memory network, in one head (p tokens per chunk, o orders of momentum):
 
-surprise   the model forward at the anchor, 2 d e per stored pair, and backward, 2 d e for all but the first matrix
+surprise   the network forward at the mini-batch start weights, 2 d e per written pair, and backward, 2 d e for all but
+           the first matrix
 recurrent  each chunk's weights are built: the gradient, 2 d e per pair; per chunk, 2 d e for each order of momentum and
            for the memory; a read, 2 d e per query. With spectral norm, the iteration per chunk besides.
 dual       nothing is built within a window of T tokens (fast weights as attention): a read of what was carried in,
            2 d e (1 + o) per query; scores and values, 2 (d + e) for each stored pair that a query sees; memory and
            momentum at the window's end, 2 d e (1 + o) per pair and as much per window. T is a power of two of chunks,
-           at most what lies between two moves of the anchor; the best such T is taken.
+           at most one mini-batch; the cheapest such T is taken.
 
 A training step is three times the forward: each product has two more for the gradients of its factors.
 """
@@ -27,11 +28,11 @@ NEWTON_SCHULZ_STEPS = 5
 
 @dataclass(frozen=True)
 class MemoryShape:
-    """What of a NeuralMemory decides its operations.
+    """The sizes of a NeuralMemory that determine its operations.
 
-    weights: (d, e) of each matrix of one head's memory model, in the order they are applied.
-    anchor: tokens between moves of the anchor, None for never.
-    modulated: parameters of the memory model with a learned factor (0: none).
+    weights: (d, e) of each matrix of one head's memory network, in the order of application.
+    anchor: tokens of a mini-batch; None: all tokens.
+    modulated: parameters of the memory network with a learned factor (0: none).
     """
 
     dim: int
@@ -53,12 +54,12 @@ class MemoryShape:
 
 
 def product(m: int, k: int, n: int) -> int:
-    """[m k] by [k n]."""
+    """Count [m k] by [k n]."""
     return 2 * m * k * n
 
 
 def memory_operations(shape: MemoryShape, batch: int, tokens: int) -> dict[str, int]:
-    """Forward operations of storing and reading `tokens`: parts, whose sum is the need."""
+    """Count forward operations of writing and reading `tokens`, in parts."""
     rows, pairs = batch * shape.heads, tokens // shape.chunk * shape.chunk * shape.kv_per_token
     chunks = tokens // shape.chunk
     surprise = sum(pairs * 2 * d * e * (1 if i == 0 else 2) for i, (d, e) in enumerate(shape.weights))
@@ -74,7 +75,7 @@ def memory_operations(shape: MemoryShape, batch: int, tokens: int) -> dict[str, 
 
 
 def memory_forms(shape: MemoryShape, tokens: int) -> list[dict[str, int]]:
-    """For each weight matrix of one row and head: operations of each exact form of storing and reading."""
+    """Count the operations of each exact form of writing and reading, for each weight matrix of one row and head."""
     dual = not shape.spectral
     return [
         {"recurrent": recurrent_operations(shape, d, e, tokens)}
@@ -101,15 +102,16 @@ def dual_operations(shape: MemoryShape, d: int, e: int, tokens: int, window: int
 
 
 def visible_pairs(tokens: int, chunk: int) -> int:
-    """Sum over t < tokens of the tokens stored when t is read: floor((t + 1) / chunk) * chunk."""
+    """Sum over t < tokens of the tokens written when t is read: floor((t + 1) / chunk) * chunk."""
     chunks, rest = divmod(tokens, chunk)
     whole = chunk * chunk * (chunks - 1) * chunks // 2 + chunks * chunk
     return whole + rest * chunks * chunk
 
 
 def newton_schulz_operations(d: int, e: int, steps: int = NEWTON_SCHULZ_STEPS) -> int:
-    """Of one matrix: the plain iteration, or the same with all products but the first and last square in the smaller
-    side (one square for each polynomial, two to move the Gram matrix on, one to join the polynomials)."""
+    """Count operations for one matrix: the plain iteration, or the same with all products but the first and last square
+    in the smaller side (one square for each polynomial, two to move the Gram matrix on, one to join the
+    polynomials)."""
     small, large = min(d, e), max(d, e)
     plain = steps * (2 * product(small, large, small) + product(small, small, small))
     square = steps + 3 * (steps - 1)
@@ -117,14 +119,15 @@ def newton_schulz_operations(d: int, e: int, steps: int = NEWTON_SCHULZ_STEPS) -
 
 
 def attention_operations(dim: int, heads: int, dim_head: int, batch: int, tokens: int) -> int:
-    """Causal attention over everything before, with its four projections."""
+    """Count causal attention over all earlier tokens, with its four projections."""
     inner = heads * dim_head
     return batch * (4 * product(tokens, dim, inner) + 2 * product(1, inner, tokens * (tokens + 1) // 2))
 
 
 def transformer_operations(kwargs: Mapping[str, Any], memory: MemoryShape | None, batch: int, tokens: int) -> dict:
-    """Forward operations of MemoryAsContextTransformer(**kwargs) on `tokens` ids; `memory` is the shape of each of its
-    memories, None if it has none. Residual streams and the views' mixtures are not counted, their linear maps are."""
+    """Count forward operations of MemoryAsContextTransformer(**kwargs) on `tokens` ids; `memory` is the shape of each
+    of its memories, None if it has none. Residual streams and the views' mixtures are not counted, their linear maps
+    are."""
     dim, depth, segment = kwargs["dim"], kwargs["depth"], kwargs["segment_len"]
     longterm = kwargs.get("num_longterm_mem_tokens", 0)
     n = tokens + longterm * ((tokens - 1) // segment)
@@ -150,7 +153,7 @@ def transformer_operations(kwargs: Mapping[str, Any], memory: MemoryShape | None
 
 
 def training_operations(forward: int) -> int:
-    """Forward and backward."""
+    """Count forward and backward."""
     return 3 * forward
 
 
@@ -170,7 +173,7 @@ def _projections(shape: MemoryShape, batch: int, tokens: int) -> int:
 
 def _rates(shape: MemoryShape, batch: int, tokens: int) -> int:
     chunks = tokens // shape.chunk
-    per_token = shape.heads * shape.kv_per_token + (shape.heads if shape.heads > 1 else 0)  # step, read gate
+    per_token = shape.heads * shape.kv_per_token + (shape.heads if shape.heads > 1 else 0)  # learning rate, read gate
     per_token += shape.dim if shape.attn_pool and shape.chunk > 1 else 0
     per_chunk = shape.heads * (1 + shape.momentum_order + shape.modulated + shape.residual_mix)
     return batch * (product(tokens, shape.dim, per_token) + product(chunks, shape.dim, per_chunk))

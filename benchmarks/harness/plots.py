@@ -1,4 +1,4 @@
-"""Figures that read well on light and dark pages: their own pale ground, dark ink, colours that differ in lightness."""
+"""Figures for light and dark pages: a pale background, dark lines, colours that differ in lightness."""
 
 import importlib.util
 from pathlib import Path
@@ -33,13 +33,13 @@ STYLE = {
 
 
 def check_drawing() -> None:
-    """Raises MissingPackage, in one line, where pictures cannot be drawn."""
+    """Raise MissingPackage if figures cannot be drawn."""
     if importlib.util.find_spec("matplotlib") is None:
         raise missing("a picture", "matplotlib", "bench")
 
 
 def new_figure(width: float, height: float):
-    """A matplotlib figure in this style, in inches. Draw on it inside `with style():`."""
+    """Make a matplotlib figure in this style, in inches. Draw on it inside `with style():`."""
     check_drawing()
     from matplotlib.figure import Figure
 
@@ -54,7 +54,7 @@ def style():
 
 
 def plain(axis) -> None:
-    """Numbers in place of powers of ten on a logarithmic axis, at 1, 2 and 5 of each decade where there is room."""
+    """Label a logarithmic axis with plain numbers, at 1, 2 and 5 of each decade if they fit."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))

@@ -1,4 +1,4 @@
-"""The command line of every runner, and what becomes of its results.
+"""The command line of every runner, and the output of its results.
 
 A runner ends with
 
@@ -36,18 +36,18 @@ from .session import Session, with_controls
 from .store import Finished
 from .task import TEST_BATCHES, Setting, Task
 
-SCHEMA = 1  # of the common part of every result file
+SCHEMA = 1  # schema of the common part of every result file
 UNFINISHED = Path("runs/unfinished")
-# what does not change a result
+# flags that do not change a result
 APART = {"seeds", "output_json", "output_csv", "output_png", "tag", "repeats", "fresh", "threads"}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run does: every arm, with its controls, on every task.
+    """The plan of a run: every arm, with its controls, on every task.
 
-    timed: the task that times are taken on. versus: pairs of arms to compare with each other, in the judged metrics.
-    settings: task name -> its own Setting, where it is not the one of the command line.
+    timed: the task on which times are taken. versus: pairs of arms to compare with each other, in the judged metrics.
+    settings: task name -> its own Setting, in place of the command line's.
     """
 
     tasks: Sequence[Task]
@@ -62,11 +62,11 @@ class Plan:
 class Benchmark:
     """A runner.
 
-    name: of the result; its file is benchmark_NAME.py. about: the module's docstring, its first line the --help.
+    name: name of the result; the script is benchmark_NAME.py. about: the module's docstring, its first line the --help.
     plan(args, session): tasks and arms; a search measures candidates on session.selection_seeds(n) here.
     flags(parser): adds the runner's own flags. fields(result, args): more top-level entries of the result file.
     lines(result): further lines to print. picture(result, path): draws --output-png.
-    quick: values of flags for --quick, where the user gives none. steps, lr: defaults of the common flags.
+    quick: defaults of flags under --quick. steps, lr: defaults of the common flags.
     schema: raise it when the meaning of `fields` changes.
     """
 
@@ -89,20 +89,20 @@ class Benchmark:
         if self.flags is not None:
             self.flags(p)
         common = p.add_argument_group("common")
-        common.add_argument("--seeds", type=whole(1), default=5, metavar="N", help="how many seeds (default 5)")
-        common.add_argument("--seed", type=whole(0), default=0, help="the first of them (default 0)")
+        common.add_argument("--seeds", type=whole(1), default=5, metavar="N", help="number of seeds (default 5)")
+        common.add_argument("--seed", type=whole(0), default=0, help="the first seed (default 0)")
         own = {option for action in p._actions for option in action.option_strings}
         if "--steps" not in own:
             common.add_argument(
-                "--steps", type=whole(0), default=self.steps, help="training steps of the outer weights"
+                "--steps", type=whole(0), default=self.steps, help="training steps of the slow parameters"
             )
-        common.add_argument("--lr", type=float, default=self.lr, help="learning rate of the outer weights")
+        common.add_argument("--lr", type=float, default=self.lr, help="learning rate of the slow parameters")
         common.add_argument("--test-batches", type=whole(1), default=TEST_BATCHES, help="batches of held-out data")
         common.add_argument("--repeats", type=whole(0), default=5, help="timed calls after warm-up (0: no times)")
         common.add_argument("--device", default="cpu", help="cpu or cuda")
         common.add_argument("--threads", type=whole(1), default=1, help="torch threads (default 1)")
-        common.add_argument("--tag", default=self.name, help="a word of yours for the result files")
-        common.add_argument("--quick", action="store_true", help="seconds instead of minutes; shows that it runs")
+        common.add_argument("--tag", default=self.name, help="a label for the result files")
+        common.add_argument("--quick", action="store_true", help="a run of seconds that shows that the script works")
         common.add_argument("--fresh", action="store_true", help="do not continue an interrupted run")
         common.add_argument("--output-json", metavar="FILE")
         common.add_argument("--output-csv", metavar="FILE", help="rows are appended")
@@ -132,7 +132,7 @@ class Benchmark:
         if args.output_csv:
             check_columns(args.output_csv)
         if args.output_png:
-            check_drawing()  # before anything is measured
+            check_drawing()  # fail before anything is measured
         torch.set_num_threads(args.threads)
         session = self.session(args)
         try:
@@ -188,7 +188,7 @@ class Benchmark:
 
 
 class UsageError(Exception):
-    """One line for the user."""
+    """A wrong command line: one line for the user."""
 
 
 def whole(least: int) -> Callable[[str], int]:
@@ -196,7 +196,7 @@ def whole(least: int) -> Callable[[str], int]:
 
 
 def numbers(text: str) -> list[float]:
-    """A flag's comma-separated numbers, in order and without repeats."""
+    """Parse a flag's comma-separated numbers, in order and without repeats."""
     try:
         return sorted({float(part) for part in text.split(",")})
     except ValueError:
@@ -212,7 +212,7 @@ def checked_device(device: str) -> None:
 
 
 def code_version() -> str | None:
-    """The commit, and what differs from it: results of other code are never continued."""
+    """Identify the code: the commit and its local changes. Results of other code are never continued."""
     head = commit()
     if head is None or not head.endswith("+changes"):
         return head

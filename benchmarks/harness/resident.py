@@ -1,4 +1,4 @@
-"""Memory of this process, and on CUDA of its allocator: now, and the most since a moment. Units: bytes."""
+"""Memory of this process, and on CUDA of its allocator: now, and the peak since a reset. Units: bytes."""
 
 import resource
 import sys
@@ -9,19 +9,19 @@ STATUS = "/proc/self/status"
 
 
 def resident() -> int:
-    """Resident set now; where the system does not tell, its high-water mark."""
+    """Return the resident set; if the system does not report it, its high-water mark."""
     return _status("VmRSS") or high_water()
 
 
 def high_water() -> int:
-    """The largest resident set of this process so far, or since `reset_high_water`."""
+    """Return the largest resident set of this process so far, or since `reset_high_water`."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return _status("VmHWM") or (peak if sys.platform == "darwin" else peak * 1024)
 
 
 def reset_high_water() -> bool:
-    """Starts the mark again at the resident set of now. False where the system has no such thing: a mark from before
-    then still counts."""
+    """Reset the mark to the present resident set. Returns False if the system cannot: an earlier mark then still
+    counts."""
     try:
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")
@@ -42,7 +42,7 @@ def _status(field: str) -> int | None:
 
 
 def available_memory() -> int | None:
-    """What the system could still give to new processes, or None where it does not tell."""
+    """Return the bytes available to new processes, or None if unknown."""
     try:
         with open("/proc/meminfo") as file:
             for line in file:
@@ -68,7 +68,7 @@ def limit_memory(limit: int | None) -> None:
 
 
 class Watermark:
-    """Peak memory over idle: made while idle, read after the work.
+    """Peak memory over idle: create it while idle, read it after the work.
 
     On CPU the resident set and its high-water mark, on CUDA what torch has allocated and the most it had.
     """

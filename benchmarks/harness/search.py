@@ -1,7 +1,7 @@
-"""Searches over arms: settings are tried on selection seeds, never on those that results are reported on.
+"""Searches over arms: settings are tried on selection seeds, never on reported seeds.
 
-A search is fair against another if both try as many different arms on the same seeds (`budget`). What wins was lucky
-too: plan the winners as arms, which measures them again, on the reported seeds.
+A search is fair against another if both try as many different arms on the same seeds (`budget`). The winner's score is
+biased by the selection: plan the winners as arms, which measures them again on the reported seeds.
 """
 
 import math
@@ -21,8 +21,8 @@ Params = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Trial:
-    """Settings that were tried. values: seed by seed, lower is better; score: their mean, infinite where none.
-    outcomes: task name -> what Task.run gave for each seed."""
+    """One trial of settings. values: seed by seed, lower is better; score: their mean, infinite where none.
+    outcomes: task name -> results of Task.run for each seed."""
 
     params: Params
     values: Sequence[float]
@@ -39,7 +39,7 @@ class Trial:
 
 
 def task_stats(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means over the seeds of every metric, the training loss at the end, switches and their rate."""
+    """Average over the seeds every metric, the training loss at the end, switches and their rate."""
     metrics = {name: statistics.fmean(of(outcomes, name)) for name in outcomes[0]["metrics"]}
     pages = pooled([o["pages"] for o in outcomes]) or {}
     return {
@@ -52,9 +52,9 @@ def task_stats(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 @dataclass
 class Search:
-    """make(params): the arm with these settings. value(params, outcomes): the number to lower, from what Task.run gave
-    for one seed (task name -> outcome). settings: task name -> its own Setting, where it is not the session's. Arms
-    that are the same are tried once."""
+    """make(params): the arm with these settings. value(params, outcomes): the number to minimise, from the
+    results of Task.run for one seed (task name -> outcome). settings: task name -> its own Setting, in place of the
+    session's. Equal arms are tried once."""
 
     session: Session
     tasks: Sequence[Task]
@@ -82,11 +82,11 @@ class Search:
 
     @property
     def budget(self) -> int:
-        """How many different arms were tried."""
+        """Number of different arms tried."""
         return len(self.tried)
 
     def fresh(self) -> "Search":
-        """The same search, nothing tried."""
+        """Return a copy of the search without trials."""
         return Search(self.session, self.tasks, self.seeds, self.make, self.value, self.settings)
 
     def record(self) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class Search:
 
 
 def random_search(search: Search, draw: Callable[[random.Random], Params], budget: int, seed: int) -> Search:
-    """Tries `budget` different arms, with settings drawn at random; fewer if the draws repeat themselves."""
+    """Try `budget` different arms, with settings drawn at random; fewer if the draws repeat themselves."""
     source, draws = random.Random(seed), 0
     while search.budget < budget and draws < 100 * budget:
         search.trial(draw(source))

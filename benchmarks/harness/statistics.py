@@ -1,4 +1,4 @@
-"""Means, their intervals, and what may be said about a difference. Student's t, for whole degrees of freedom."""
+"""Means, their intervals, and paired differences. Student's t, for whole degrees of freedom."""
 
 import math
 import statistics
@@ -10,7 +10,7 @@ NO_DIFFERENCE = "no difference found"
 
 @dataclass(frozen=True)
 class Spread:
-    """n values: mean, standard deviation (n - 1), 95 % interval of the mean; None where one value has no spread."""
+    """n values: mean, standard deviation (n - 1), 95 % interval of the mean; None for a single value."""
 
     n: int
     mean: float
@@ -20,7 +20,7 @@ class Spread:
 
     @property
     def side(self) -> int:
-        """1 or -1 where the interval lies above or below zero, else 0."""
+        """1 or -1 if the interval lies above or below zero, else 0."""
         if self.low is None or self.high is None or not math.isfinite(self.low) or not math.isfinite(self.high):
             return 0
         return (self.low > 0) - (self.high < 0)
@@ -36,12 +36,12 @@ def spread(values: Sequence[float], level: float = 0.95) -> Spread:
 
 
 def paired(ours: Sequence[float], theirs: Sequence[float], level: float = 0.95) -> Spread:
-    """Of the differences ours - theirs, seed by seed."""
+    """Return the Spread of the differences ours - theirs, seed by seed."""
     return spread([a - b for a, b in zip(ours, theirs, strict=True)], level)
 
 
 def t_quantile(p: float, df: int) -> float:
-    """The t below which a share p of Student's distribution lies, 0 < p < 1."""
+    """Return the p-quantile of Student's t distribution, 0 < p < 1."""
     if p < 0.5:
         return -t_quantile(1.0 - p, df)
     low, high = 0.0, 1.0
@@ -54,8 +54,8 @@ def t_quantile(p: float, df: int) -> float:
 
 
 def t_probability(t: float, df: int) -> float:
-    """P(T <= t). With theta = atan(t / sqrt(df)) the probability of |T| <= t is a finite sum of powers of cos theta
-    (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
+    """Return P(T <= t). With theta = atan(t / sqrt(df)) the probability of |T| <= t is a finite sum of powers of cos
+    theta (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
     theta = math.atan(abs(t) / math.sqrt(df))
     cosine, odd = math.cos(theta), df % 2
     term, total = (cosine if odd else 1.0), 0.0

@@ -43,7 +43,7 @@ class Finished:
         return len(self.results)
 
     def add(self, key: str, result: Any) -> Any:
-        """On disk before it returns. Returns the result as a reader of the file would get it."""
+        """Write a result to disk. Returns the result as a reader of the file gets it."""
         line = json_text({"key": key, "result": packed(result)})
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,13 +55,13 @@ class Finished:
         return self.results[key]
 
     def close(self) -> None:
-        """The run is complete: the file goes."""
+        """Remove the file: the run is complete."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 
 
 def packed(value: Any) -> Any:
-    """With a number that is not finite, as of an arm that diverged, as a mapping that JSON can hold."""
+    """Replace numbers that are not finite (an arm that diverged) by mappings that JSON can hold."""
     if isinstance(value, float) and not math.isfinite(value):
         return {"not finite": str(value)}
     if isinstance(value, dict):

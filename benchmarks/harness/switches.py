@@ -1,4 +1,4 @@
-"""What pages do while a model is called: heard call by call, counted, and brought to a wanted rate.
+"""Observes page switches while a model is called, counts them, and sets thresholds for a target rate.
 
 Letters: b batch, m chunks, p pages.
 """
@@ -19,7 +19,7 @@ from titans_pytorch.gates.stages import Gated, Span, Stage
 
 @dataclass(frozen=True)
 class Call:
-    """One call of one paged memory (those that store no complete chunk are left out).
+    """One call of one paged memory (calls that write no complete chunk are left out).
 
     complexity [b m]: of each chunk, with the gate's gradient. page long, switched bool [b m]. windows long [m]: in
     which switch window each chunk lies. opportunities: switch windows that began in this call, for each row.
@@ -35,7 +35,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Listen(Stage):
-    """A last stage that changes nothing and tells what the one before it chose."""
+    """A last stage that changes nothing and reports the choice of the stage before it."""
 
     memory: NeuralMemory
     pages: Pages
@@ -54,7 +54,7 @@ class Listen(Stage):
 
 @contextmanager
 def heard(model: nn.Module, tell: Callable[[Call], object]) -> Iterator[None]:
-    """Within it, `tell` gets every Call of the model's paged memories."""
+    """Within this context, `tell` receives every Call of the model's paged memories."""
     kept = {}
     for module in model.modules():
         gates = gates_of(module) if isinstance(module, NeuralMemory) else None
@@ -71,8 +71,8 @@ def heard(model: nn.Module, tell: Callable[[Call], object]) -> Iterator[None]:
 
 @dataclass
 class Switches:
-    """events: switches; by_memory: those of each memory; opportunities: switch windows x rows; written: chunks that
-    each page was written with."""
+    """events: switches; by_memory: those of each memory; opportunities: switch windows x rows; written: chunks
+    written to each page."""
 
     events: int = 0
     by_memory: dict[NeuralMemory, int] = field(default_factory=dict)
@@ -101,7 +101,7 @@ class Switches:
 
 @contextmanager
 def watched(model: nn.Module) -> Iterator[Switches]:
-    """Counts what the paged memories of the model do while it is called."""
+    """Within this context, count the switches of the model's paged memories."""
     seen = Switches()
     with heard(model, seen.add):
         yield seen
@@ -109,7 +109,7 @@ def watched(model: nn.Module) -> Iterator[Switches]:
 
 @torch.no_grad()
 def set_thresholds(model: nn.Module, run: Callable[[], object], rate: float) -> None:
-    """Gives each paged memory the threshold with which it would switch at this share of the opportunities in run()."""
+    """Set each paged memory's threshold so that it switches at this share of the opportunities in run()."""
     highest: dict[NeuralMemory, list[Tensor]] = {}
 
     def note(call: Call) -> None:
@@ -123,7 +123,7 @@ def set_thresholds(model: nn.Module, run: Callable[[], object], rate: float) -> 
 
 
 def warning(name: str, record: dict[str, object] | None) -> str | None:
-    """One line where paging was not exercised."""
+    """Return a line if pages never or always switched."""
     if not record or not record["opportunities"]:
         return None
     if record["switch_rate"] > 0.0 and max(record["occupancy"], default=0.0) > 0.99:

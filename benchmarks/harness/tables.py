@@ -1,10 +1,12 @@
-"""Plain text: tables, and numbers as people read them."""
+"""Plain text: tables and formatted numbers."""
 
 from collections.abc import Sequence
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Columns as wide as their contents, the first `left` of them flush left, the others flush right."""
+    """Format a table: columns as wide as their contents, the first `left` of them flush left, the others flush
+    right.
+    """
     lines = [list(header), *(list(row) for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
 
@@ -30,7 +32,7 @@ def percent(value: float) -> str:
 
 
 def times(ratio: float) -> str:
-    """12.3x, or 1/12.3 below one."""
+    """Format a ratio: 12.3x, or 1/12.3 below one."""
     if ratio <= 0:
         return "0"
     return f"{ratio:.3g}x" if ratio >= 1 else f"1/{1 / ratio:.3g}"

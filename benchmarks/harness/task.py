@@ -1,4 +1,4 @@
-"""What a task is: data from a seed, a loss, and numbers that a frozen memory gets on data it was not trained on."""
+"""The interface of a task: data from a seed, a loss, and scores of a frozen memory on held-out data."""
 
 import hashlib
 import random
@@ -19,11 +19,11 @@ TEST_BATCHES = 4
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of a task.
+    """A metric of a task.
 
     better: "lower", "higher" or None (no gain is computed). judged: gains in it end in a verdict; those in a task's
-    first metric always do. Few should: with each, more is found by chance. beside: a metric without which this one says
-    little (one forgets less who never knew): a verdict "better" says how that one stands.
+    first metric always do. Judge few metrics: each one adds chance findings. beside: a metric needed to interpret this
+    one (a memory that learned nothing forgets nothing); a verdict "better" reports it.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Setting:
-    """How every arm of a run is trained and measured."""
+    """Training and measurement settings of every arm of a run."""
 
     steps: int
     lr: float = 1e-2
@@ -45,7 +45,7 @@ class Setting:
 
 
 def seed_of(*parts: Any) -> int:
-    """A seed that depends on all parts, the same in every process."""
+    """Return a seed that depends on all parts, the same in every process."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
 
 
@@ -60,16 +60,16 @@ class Task:
     no pages) must be seen to forget, mean above zero with its interval; else the task is refused, with the reason: too
     easy, or nothing was learned that could be forgotten.
 
-    A subclass says:
+    A subclass defines:
         memory()                    keywords of NeuralMemory that all arms share, `dim` among them
-        world(seed)                 what a seed fixes for training and test alike (default nothing)
+        world(seed)                 the part that training and test share for a seed (default nothing)
         batch(world, generator)     fresh data, made on the CPU
-        loss(model, batch)          what training lowers
-        scores(model, batch)        metric name -> number, under no_grad, outer weights frozen, state carried
-        constant(train, test)       the same metrics of the best constant answer, learned on batches of training data
-    and may say:
-        build(arm)                  the model, where it is not a NeuralMemory alone
-        notes(model, batch)         numbers that are shown and not judged, as `scores`; not every arm needs the same
+        loss(model, batch)          the training loss
+        scores(model, batch)        metric name -> number, under no_grad, slow parameters frozen, state carried
+        constant(train, test)       the same metrics of the best constant prediction, learned on training batches
+    and optionally:
+        build(arm)                  a model other than a single NeuralMemory
+        notes(model, batch)         numbers that are shown but not judged, as `scores`; arms may differ in them
     """
 
     name: str
@@ -114,8 +114,8 @@ class Task:
     # one arm, one seed
 
     def run(self, arm: Arm, seed: int, setting: Setting) -> dict[str, Any]:
-        """Trains the outer weights, freezes them, measures: metrics, notes, pages, parameters, state, training."""
-        torch.manual_seed(seed_of("run", seed))  # whatever a model draws
+        """Train the slow parameters, freeze them, and measure: metrics, notes, pages, parameters, state, training."""
+        torch.manual_seed(seed_of("run", seed))  # for random numbers drawn by the model
         random.seed(seed)
         model = build(self, arm, seed, setting.device)
         losses = self.train(model, arm, seed, setting)
@@ -137,7 +137,7 @@ class Task:
         }
 
     def train(self, model: nn.Module, arm: Arm, seed: int, setting: Setting) -> list[float]:
-        """Adam over all outer weights, a fresh batch each step. Returns the loss before each step."""
+        """Train all slow parameters with Adam, a fresh batch each step. Returns the loss before each step."""
         optimizer = torch.optim.Adam(model.parameters(), lr=setting.lr)
         losses, every = [], max(1, setting.steps // 4)
         model.train()
@@ -151,7 +151,7 @@ class Task:
         return losses
 
     def step(self, model, arm: Arm, batch, optimizer, setting: Setting) -> Tensor:
-        """One step; the task's own loss before it."""
+        """Take one step; return the task's own loss before it."""
         if arm.penalty is None:
             total = loss = self.loss(model, batch)
         else:
@@ -171,8 +171,8 @@ class Task:
     # time, apart from quality
 
     def times(self, arm: Arm, seed: int, setting: Setting, repeats: int) -> dict[str, Any]:
-        """fwd_ms, train_ms: milliseconds of one evaluation and of one training step on a batch, synchronised, medians
-        after warm-up; fwd_ms_calls, train_ms_calls: of each call."""
+        """Measure fwd_ms, train_ms: milliseconds of one evaluation and of one training step on a batch, synchronised,
+        medians after warm-up; fwd_ms_calls, train_ms_calls: of each call."""
 
         def calls(work: Callable[[], object]) -> list[float]:
             return [timed(work, setting.device) * 1e3 for _ in range(2 + repeats)][2:]
@@ -181,7 +181,7 @@ class Task:
         return {**{k: statistics.median(v) for k, v in found.items()}, **{f"{k}_calls": v for k, v in found.items()}}
 
     def works(self, arm: Arm, seed: int, setting: Setting) -> dict[str, Callable[[], object]]:
-        """What is timed: fwd_ms, train_ms."""
+        """Return the functions to time: fwd_ms, train_ms."""
         model = build(self, arm, seed, setting.device)
         optimizer = torch.optim.Adam(model.parameters(), lr=setting.lr)
         (batch,) = self.batches(seed, "train", 1, setting.device)
@@ -201,12 +201,12 @@ def mean_of(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def tail(losses: Sequence[float], count: int = 10) -> float | None:
-    """Mean of the last ten, or of as many as there are."""
+    """Return the mean of the last ten values, or of all if fewer."""
     return statistics.fmean(losses[-count:]) if losses else None
 
 
 def moved(batch: Any, device: str) -> Any:
-    """The tensors of a batch (a tensor, tuple, list or mapping) on a device."""
+    """Move the tensors of a batch (a tensor, tuple, list or mapping) to a device."""
     if isinstance(batch, Tensor):
         return batch.to(device)
     if isinstance(batch, Mapping):

@@ -15,7 +15,7 @@ def synchronise(device: str) -> None:
 
 
 def timed(work: Callable[[], object], device: str, clock: str = "wall") -> float:
-    """One call."""
+    """Time one call."""
     now = CLOCKS[clock]
     synchronise(device)
     began = now()
@@ -25,12 +25,12 @@ def timed(work: Callable[[], object], device: str, clock: str = "wall") -> float
 
 
 def cpu_seconds(work: Callable[[], object], device: str) -> float:
-    """One call, by the clock that other processes do not move; on CUDA by that of the wall."""
+    """Time one call in CPU seconds, which exclude other processes; on CUDA in wall-clock seconds."""
     return timed(work, device, "wall" if device.startswith("cuda") else "process")
 
 
 def timed_calls(work: Callable[[], object], device: str, min_seconds: float = 0.0, clock: str = "wall") -> list[float]:
-    """Every call's seconds: one call, then as many as it takes to fill `min_seconds`."""
+    """Return every call's seconds: one call, then as many as it takes to fill `min_seconds`."""
     calls, total = [], 0.0
     while not calls or total < min_seconds:
         calls.append(timed(work, device, clock))
@@ -39,7 +39,9 @@ def timed_calls(work: Callable[[], object], device: str, min_seconds: float = 0.
 
 
 def matmul_rate(device: str, dtype: str, side: int = 2048, min_seconds: float = 0.5, clock: str = "wall") -> float:
-    """Operations per second of a product of two square matrices, 2 side^3 operations: the best of several calls."""
+    """Measure operations per second of a product of two square matrices, 2 side^3 operations: the best of several
+    calls.
+    """
     a = torch.randn(side, side, device=device, dtype=DTYPES[dtype])
     b = torch.randn(side, side, device=device, dtype=DTYPES[dtype])
     out = torch.empty_like(a)

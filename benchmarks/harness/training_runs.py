@@ -1,4 +1,4 @@
-"""Training runs of a benchmark, kept in a folder, so that an interrupted benchmark goes on where it was."""
+"""Training runs of a benchmark, kept in a folder, so that an interrupted benchmark continues."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ def kept_run(
     build_model: BuildModel,
     make_subject: MakeSubject,
 ) -> dict[str, Any]:
-    """The result of a training run, or of an earlier one in this folder with the same settings."""
+    """Return the result of a training run, or of an earlier one in this folder with the same settings."""
     with claimed(folder):
         found = finished_run(folder, run)
         if found is not None:

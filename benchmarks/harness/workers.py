@@ -1,7 +1,7 @@
-"""A worker: a process of its own that answers requests, one line of JSON each way, and may fail without harm.
+"""A worker: a separate process that serves requests, one line of JSON each way, and may fail without harm.
 
 The parent sends {"do": ..., ...} and waits at most so long for {"ok": ...} or {"error": {"kind", "message"}}. Whatever
-happens to the process, the parent gets a WorkerFailure that says what: "failed", "out of memory", "timeout", "killed".
+happens to the process, the parent gets a WorkerFailure of one kind: "failed", "out of memory", "timeout", "killed".
 """
 
 import json
@@ -30,7 +30,7 @@ class WorkerFailure(Exception):
 
 
 class Worker:
-    """Runs `command`; `ask` gives its answers. Ends the process when left."""
+    """Runs `command`; `ask` sends a request. The process ends with the context."""
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str] | None = None, cwd: str | Path | None = None):
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process, closed with it
@@ -50,7 +50,7 @@ class Worker:
         return self._process.poll() is None
 
     def ask(self, request: Mapping[str, Any], timeout: float) -> Any:
-        """What the worker answers within `timeout` seconds; otherwise WorkerFailure, and after a timeout it is gone."""
+        """Return the worker's response within `timeout` seconds; otherwise WorkerFailure. A timeout ends the worker."""
         try:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
@@ -84,7 +84,7 @@ class Worker:
         self._process.wait()
         self._errors.close()
         self._process.stdout.close()
-        with suppress(OSError):  # what was left unsent has nobody to read it
+        with suppress(OSError):  # nobody reads what was left unsent
             self._process.stdin.close()
 
     def __enter__(self) -> "Worker":
@@ -95,7 +95,7 @@ class Worker:
 
 
 class Budget:
-    """Seconds that a piece of work may take altogether."""
+    """The seconds that remain for a piece of work."""
 
     def __init__(self, seconds: float):
         self.left = seconds
@@ -111,13 +111,13 @@ class Budget:
 
 
 def serve(handlers: Callable[[dict], Any]) -> None:
-    """The worker's side: answers requests from stdin until it closes. What else is printed goes to stderr."""
+    """Serve requests from stdin until it closes (the worker's side). Other output goes to stderr."""
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     for line in sys.stdin:
         try:
             answer = {"ok": handlers(json.loads(line))}
-        except Exception as error:  # whatever it is, the parent is told
+        except Exception as error:  # any error is reported to the parent
             answer = {"error": describe_error(error)}
         replies.write(json.dumps(answer) + "\n")
         replies.flush()

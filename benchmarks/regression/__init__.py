@@ -1,1 +1,1 @@
-"""What check_regression.py is made of."""
+"""The parts of check_regression.py."""

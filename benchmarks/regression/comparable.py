@@ -5,13 +5,13 @@ from typing import Any
 
 from .records import at
 
-# flags in whose place others stand in the configuration, or the device
+# flags that the configuration holds under other names, or the device
 APART = {"quick", "device"}
 FEWEST_CALLS = 3
 
 
 class NotComparable(Exception):
-    """One line for the user."""
+    """Two results cannot be compared: one line for the user."""
 
 
 def check_comparable(benchmark: str, baseline: Mapping[str, Any], latest: Mapping[str, Any]) -> None:
@@ -24,7 +24,7 @@ def check_comparable(benchmark: str, baseline: Mapping[str, Any], latest: Mappin
     for name in sorted((set(ours) | set(theirs)) - APART):
         if name not in ours or name not in theirs:
             raise NotComparable(f"configuration: only the {'baseline' if name in ours else 'latest'} result has {name}")
-        if ours[name] != theirs[name]:  # None is a value here
+        if ours[name] != theirs[name]:  # None is a valid value here
             raise NotComparable(f"configuration: {name}: baseline {ours[name]!r}, latest {theirs[name]!r}")
     same("seeds", *(at(r, "run", "seeds") for r in (baseline, latest)))
 
@@ -39,7 +39,7 @@ def same(what: str, baseline: Any, latest: Any, wanted: Any = None) -> None:
 
 
 def times_differ(baseline: Mapping[str, Any], latest: Mapping[str, Any]) -> str | None:
-    """Why times of the two say nothing about each other, or None."""
+    """Return why times of the two results cannot be compared, or None."""
     for what, path in (("machine class", ("run", "device", "class")), ("threads", ("run", "threads"))):
         ours, theirs = at(baseline, *path), at(latest, *path)
         if ours is None or ours != theirs:

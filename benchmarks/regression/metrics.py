@@ -1,4 +1,4 @@
-"""Which numbers are compared, and by how much each may be worse."""
+"""The numbers to compare, and the tolerance of each."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ Shares = Mapping[str, float]  # "lower", "higher", "time" -> share of the baseli
 
 @dataclass(frozen=True)
 class Check:
-    """worse: by how much the latest is worse (below zero: better); tolerance: by how much it may be."""
+    """worse: how much worse the latest is (below zero: better); tolerance: how much worse it may be."""
 
     name: str
     baseline: float
@@ -37,7 +37,7 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        return self.worse <= self.tolerance  # not a number: False
+        return self.worse <= self.tolerance  # False for NaN
 
 
 def check(name: str, spread: Mapping[str, Any] | None, latest: Any, better: str, share: float) -> Check:
@@ -51,12 +51,12 @@ def check(name: str, spread: Mapping[str, Any] | None, latest: Any, better: str,
 
 
 def chance(n: int, sd: float | None) -> float:
-    """What the means of two sets of n seeds differ by, one way, in no more than 1 of 100 cases; 0 for one seed."""
+    """Return the one-sided 99 % bound of the difference between means of two sets of n seeds; 0 for one seed."""
     return 0.0 if n < 2 or sd is None else t_quantile(LEVEL, n - 1) * sd * math.sqrt(2 / n)
 
 
 def number(name: str, which: str, value: Any) -> float:
-    """null, which stands for what is not finite in a result file, as not a number."""
+    """Return a number; null, which stands for values that are not finite in a result file, as NaN."""
     if value is None:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -67,7 +67,7 @@ def number(name: str, which: str, value: Any) -> float:
 def quality_checks(
     metrics: Mapping[str, Mapping[str, str]], baseline: Mapping[str, Any], latest: Mapping[str, Any], shares: Shares
 ) -> list[Check]:
-    """Of every arm that is no control."""
+    """Check the metrics of every arm but controls."""
     out = []
     for task, wanted in metrics.items():
         arms = [arm for arm in at(baseline, "tasks", task, "arms") or {} if "/" not in arm]
@@ -102,7 +102,7 @@ def codebook_checks(baseline: Mapping[str, Any], latest: Mapping[str, Any], shar
 
 
 def time_checks(benchmark: str, baseline: Mapping[str, Any], latest: Mapping[str, Any], shares: Shares) -> list[Check]:
-    """Forward and training step of one arm: the slowest call of the baseline is still no regression."""
+    """Check forward and training step of one arm; times up to the slowest call of the baseline pass."""
     out = []
     for kind in ("fwd_ms", "train_ms"):
         path = ("timing", "arms", TIMED[benchmark])

@@ -1,4 +1,4 @@
-"""Result files, read with one clear line about what is wrong with them."""
+"""Reads result files; errors are one clear line."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +8,7 @@ from titans_pytorch.common.files import read_json
 
 
 class Unreadable(Exception):
-    """One line for the user."""
+    """A file that cannot be read: one line for the user."""
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def at(record: Mapping[str, Any], *path: str) -> Any:
-    """The entry at a path, None if there is none."""
+    """Return the entry at a path; None if there is none."""
     for step in path:
         if not isinstance(record, Mapping) or step not in record:
             return None

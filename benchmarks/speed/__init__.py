@@ -1,1 +1,1 @@
-"""The parts of benchmark_speed.py: cases, what a worker does with them (arms.py, gate.py), measuring, reporting."""
+"""The parts of benchmark_speed.py: cases, the work of a worker (arms.py, gate.py), measuring, reporting."""

@@ -1,7 +1,7 @@
-"""A case, built and run: what a worker does in its own environment. Needs torch, titans_pytorch and the harness alone.
+"""Builds and runs a case, in a worker's own environment. Needs only torch, titans_pytorch and the harness.
 
-A subject answers forward() (no gradients), train() (forward and backward), and decode(): tokens one at a time, after
-prepare_decode() has read what comes before them. The sweep's decode begins after all of the case's tokens.
+A subject has forward() (no gradients), train() (forward and backward), and decode(): tokens one at a time, after
+prepare_decode() has read the tokens before them. The sweep's decode begins after all of the case's tokens.
 """
 
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ class Setup:
 
 
 def built(kwargs: Mapping[str, Any], engine: str | None) -> dict[str, Any]:
-    """Keyword arguments with memory models in the place of their descriptions, and the engine where there is one."""
+    """Return keyword arguments with memory networks in place of their descriptions, and the engine if there is one."""
     import titans_pytorch
 
     def value(x):
@@ -56,7 +56,7 @@ def built(kwargs: Mapping[str, Any], engine: str | None) -> dict[str, Any]:
 
 
 def build_module(case: Mapping[str, Any], setup: Setup) -> nn.Module:
-    """The module of the case with the seed's start values."""
+    """Build the module of the case with initial values drawn from the seed."""
     torch.manual_seed(setup.seed)
     if case["kind"] == "attention":
         module: nn.Module = FullAttention(**case["kwargs"])
@@ -69,7 +69,7 @@ def build_module(case: Mapping[str, Any], setup: Setup) -> nn.Module:
 
 
 def inputs(case: Mapping[str, Any], setup: Setup, batch: int, tokens: int) -> Tensor:
-    """[b n d], or ids [b n]: the same numbers in every environment."""
+    """Return [b n d], or ids [b n]: the same numbers in every environment."""
     generator = torch.Generator().manual_seed(setup.seed + 1)
     if case["kind"] == "transformer":
         ids = torch.randint(0, case["kwargs"]["num_tokens"], (batch, tokens), generator=generator)
@@ -79,7 +79,7 @@ def inputs(case: Mapping[str, Any], setup: Setup, batch: int, tokens: int) -> Te
 
 
 class FullAttention(nn.Module):
-    """One layer of causal attention over everything before: [b n d] -> [b n d]. decode() keeps keys and values."""
+    """One layer of causal attention over all earlier tokens: [b n d] -> [b n d]. decode() keeps keys and values."""
 
     def __init__(self, dim: int, heads: int, dim_head: int):
         super().__init__()
@@ -99,7 +99,7 @@ class FullAttention(nn.Module):
         return self.out(F.scaled_dot_product_attention(*self.qkv(x), is_causal=True))
 
     def decode(self, past: Tensor, tokens: Tensor) -> Tensor:
-        """The last output of `tokens` [b n d], read one at a time after `past` [b m d]."""
+        """Return the last output of `tokens` [b n d], read one at a time after `past` [b m d]."""
         m, n = past.shape[1], tokens.shape[1]
         _, k, v = self.qkv(past)
         k, v = (F.pad(x, (0, 0, 0, n)) for x in (k, v))
@@ -155,7 +155,7 @@ class MemorySubject(Subject):
     @property
     def decoded_tokens(self):
         chunk = self.case["kwargs"]["chunk_size"]
-        return -(-32 // chunk) * chunk  # whole chunks: their writing is part of it
+        return -(-32 // chunk) * chunk  # whole chunks, so that writes are included
 
     def prepare_decode(self):
         self.state = None
@@ -193,8 +193,8 @@ def subject(case: Mapping[str, Any], setup: Setup) -> Subject:
 
 
 def tiny(case: Mapping[str, Any]) -> dict[str, Any]:
-    """The case in miniature: the same code, next to no memory. Run before memory is measured, so that what a library
-    loads on first use is not counted."""
+    """Return a tiny version of the case: the same code, little memory. Run before memory is measured, so that code that
+    a library loads on first use is not counted."""
     kwargs = dict(case["kwargs"])
 
     def shrink(model):

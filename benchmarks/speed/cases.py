@@ -1,7 +1,7 @@
-"""What is measured: the named configurations with their goals, and the sweep over lengths and chunks.
+"""The cases: the named configurations with their goals, and the sweep over lengths and chunks.
 
 A case is plain data, so that a worker in any environment can build it: {"model": [name, kwargs]} in the keyword
-arguments stands for that memory model of titans_pytorch.
+arguments stands for that memory network of titans_pytorch.
 """
 
 from collections.abc import Sequence
@@ -58,7 +58,9 @@ class Case:
         return self.kwargs["chunk_size" if self.kind == "memory" else "neural_memory_segment_len"]
 
     def gate_tokens(self) -> int:
-        """A length that moves the anchor (or fills more than a window of any engine) and ends on a chunk."""
+        """Return a length of more than one mini-batch (or more than a solve window of any engine) that ends on a
+        chunk.
+        """
         window = self.anchor or 128
         whole = window + max(2 * self.chunk, window // 4)
         return min(self.tokens, -(-whole // self.chunk) * self.chunk)
@@ -201,14 +203,14 @@ NAMED = (
 
 
 def sweep_case(tokens: int, chunk: int) -> Case:
-    """The train_mac memory at another chunk size, one sequence; the anchor moves every 128 tokens, or every chunk."""
+    """Return the train_mac memory at another chunk size, one sequence; mini-batches of 128 tokens, or of one chunk."""
     kwargs = {**TRAIN_MAC_MEMORY, "chunk_size": chunk, "batch_size": -(-128 // chunk) * chunk}
     sweep = {"tokens": tokens, "chunk": chunk}
     return Case(f"sweep-{tokens}-{chunk}", f"{tokens} tokens, chunk {chunk}", "memory", kwargs, 1, tokens, sweep=sweep)
 
 
 def choose_cases(names: Sequence[str] | None, lengths: Sequence[int], chunks: Sequence[int]) -> list[Case]:
-    """By name; "named" and "sweep" stand for all of their kind. None: everything."""
+    """Return cases by name; "named" and "sweep" stand for all of their kind. None: everything."""
     named = {case.name: case for case in NAMED}
     swept = {case.name: case for case in (sweep_case(n, c) for c in chunks for n in lengths if n >= c)}
     groups = {"named": list(named), "sweep": list(swept)}
@@ -225,13 +227,13 @@ def choose_cases(names: Sequence[str] | None, lengths: Sequence[int], chunks: Se
 
 
 def shortened(case: Case, most: int = 128) -> Case:
-    """The same on one sequence of at most `most` tokens, whole chunks: to see that it runs."""
+    """Shorten a case to one sequence of at most `most` tokens, whole chunks, for a quick run."""
     tokens = max(min(case.tokens, most) // case.chunk, 1) * case.chunk
     return replace(case, batch=1, tokens=tokens, goals=())
 
 
 def as_attention(case: Case) -> Case:
-    """The third arm: full attention in the memory's place. For a memory, one layer of the same width; for a
+    """Return the third arm: full attention in place of the memory. For a memory, one layer of the same width; for a
     transformer, the same without memories and with one segment over all tokens."""
     kwargs = case.kwargs
     if case.kind == "memory":
@@ -244,7 +246,7 @@ def as_attention(case: Case) -> Case:
 
 
 def operations(case: Case) -> dict[str, int]:
-    """Forward operations needed, in parts (harness/operations.py says how they are counted)."""
+    """Count the forward operations needed, in parts (see harness/operations.py)."""
     if case.kind == "attention":
         k = case.kwargs
         return {"attention": attention_operations(k["dim"], k["heads"], k["dim_head"], case.batch, case.tokens)}
@@ -261,7 +263,7 @@ def operations(case: Case) -> dict[str, int]:
 
 
 def operations_by_form(case: Case) -> dict[str, int]:
-    """Of a memory's storing and reading, in each exact form: what an engine of that form has to do."""
+    """Count the operations of a memory's writes and reads in each exact form, as an engine of that form needs them."""
     if case.kind != "memory":
         return {}
     shape = memory_shape(case.kwargs)
@@ -270,7 +272,7 @@ def operations_by_form(case: Case) -> dict[str, int]:
 
 
 def memory_shape(kwargs: dict[str, Any]) -> MemoryShape:
-    """Of NeuralMemory(**kwargs) with an MLP for its memory model."""
+    """Return the MemoryShape of NeuralMemory(**kwargs) with an MLP as memory network."""
     dim_head = kwargs.get("dim_head", kwargs["dim"])
     model = kwargs.get("model", memory_model(dim_head, 2, 4.0))["model"][1]
     hidden = int(model["dim"] * model["expansion_factor"])

@@ -18,7 +18,7 @@ SWEPT = {
 
 
 def draw(records: Sequence[Mapping[str, Any]], path: str | Path, subtitle: str) -> bool:
-    """False where there is nothing to draw."""
+    """Draw the figure. Returns False if there is nothing to draw."""
     bars = _bars(records)
     swept = [record for record in records if record["case"]["sweep"]]
     chunks = sorted({record["case"]["sweep"]["chunk"] for record in swept})
@@ -39,7 +39,7 @@ def draw(records: Sequence[Mapping[str, Any]], path: str | Path, subtitle: str) 
 
 
 def _bars(records) -> list[tuple[str, float, float | None]]:
-    """(label, how many times better than the peer, the goal) of each ratio; memory as how many times less."""
+    """Return (label, factor over the peer, goal) of each ratio; for memory the factor of saving."""
     out = []
     for record in records:
         goals = {goal["quantity"]: goal["target"] for goal in record["goals"]}

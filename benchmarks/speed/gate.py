@@ -1,9 +1,9 @@
-"""The correctness gate: no arm is timed on an answer that is wrong.
+"""The correctness gate: an arm with a wrong output is not timed.
 
-The peer writes its weights, an input, what it made of it and a gradient; ours loads the weights and compares. Ours is
-also compared with its own reference engine in float64, peer or not. Parameters are moved off their start values, so
-that gates and norms that start at zero or one hide nothing. Errors are the largest difference over the largest wanted
-value; the gradient is that of the input, or of the embedding.
+The peer writes its weights, an input, its output and a gradient; ours loads the weights and compares. Ours is also
+compared with its own sequential engine in float64, with or without a peer. Parameters are moved off their initial
+values, so that gates and norms that start at zero or one hide no error. Errors are the largest difference over the
+largest expected value; the gradient is that of the input, or of the embedding.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ def randomise(module: nn.Module, seed: int) -> nn.Module:
 
 
 def answer(module: nn.Module, case: Mapping[str, Any], x: Tensor) -> dict[str, Tensor]:
-    """The output of x, and the gradient of a fixed projection of it."""
+    """Return the output of x, and the gradient of a fixed projection of it."""
     if case["kind"] == "transformer":
         out, leaf = module(x), module.token_emb.weight
     else:
@@ -41,7 +41,7 @@ def answer(module: nn.Module, case: Mapping[str, Any], x: Tensor) -> dict[str, T
 
 
 def write_answer(case: Mapping[str, Any], setup: Setup, batch: int, tokens: int, path: str) -> None:
-    """The peer's side."""
+    """Write output and gradient (the peer's side)."""
     setup = replace(setup, dtype="float32")
     module = randomise(build_module(case, setup), setup.seed)
     x = inputs(case, setup, batch, tokens)
@@ -49,7 +49,7 @@ def write_answer(case: Mapping[str, Any], setup: Setup, batch: int, tokens: int,
 
 
 def compare_with_peer(case: Mapping[str, Any], setup: Setup, path: str) -> dict[str, float]:
-    """Our side: errors against what the peer wrote."""
+    """Return the errors against the peer's output (our side)."""
     from titans_pytorch import load_peer_state_dict
 
     saved = torch.load(path, weights_only=True, map_location=setup.device)
@@ -59,7 +59,7 @@ def compare_with_peer(case: Mapping[str, Any], setup: Setup, path: str) -> dict[
 
 
 def compare_with_reference(case: Mapping[str, Any], setup: Setup, batch: int, tokens: int) -> dict[str, float]:
-    """Our engine against the reference engine, in float64."""
+    """Return the errors of our engine against the sequential engine, in float64."""
     setup = replace(setup, dtype="float64")
     x = inputs(case, setup, batch, tokens)
     module = randomise(build_module(case, setup), setup.seed)

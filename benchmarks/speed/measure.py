@@ -1,5 +1,5 @@
 """Measures a case: gate, then memory in fresh processes, then times, the arms taking turns so that a noisy machine hits
-all of them. What fails is a result: {"status": "out of memory", "message": ...} in place of {"status": "ok", ...}.
+all of them. A failure is a result, too: {"status": "out of memory", "message": ...} in place of {"status": "ok", ...}.
 """
 
 import json
@@ -28,8 +28,8 @@ FLOAT32_SPECTRAL = {"output": 2e-4, "gradient": 1e-3}
 
 @dataclass(frozen=True)
 class Options:
-    """How a run measures. timeout: seconds that an arm may take for one case; min_seconds: the least that one repeat
-    takes, filled with further calls; memory_limit: bytes that an arm may ask for."""
+    """Options of a measurement. timeout: seconds that an arm may take for one case; min_seconds: shortest time of one
+    repeat, filled with further calls; memory_limit: bytes that an arm may ask for."""
 
     setup: Mapping[str, Any]
     threads: int | None = None
@@ -95,7 +95,7 @@ class Measurement:
 
 
 def describe(arm: Arm, case: Case, options: Options) -> None:
-    """Starts the arm once and fills its description; WorkerFailure where its environment does not serve."""
+    """Start the arm once and fill its description; WorkerFailure if its environment is unusable."""
     with Measurement(arm, case, options) as measurement:
         measurement.start()
 
@@ -103,7 +103,7 @@ def describe(arm: Arm, case: Case, options: Options) -> None:
 def measure_case(
     case: Case, arms: list[Arm], options: Options, step: Callable[[str], None] = lambda text: None
 ) -> dict[str, Any]:
-    """Everything about one case. `step` is told what comes next, at most `steps(case, arms, options)` times."""
+    """Measure one case. `step` is called with the next step, at most `steps(case, arms, options)` times."""
     measurements = {arm.name: Measurement(arm, case, options) for arm in arms}
     quantities = [q for q in options.quantities if q in case.quantities]
     try:
@@ -150,7 +150,7 @@ def matmul_rate(ours: Measurement, step: Callable[[str], None]) -> float | None:
 
 
 class Clock:
-    """An arm's calls of one quantity. After a failure it asks no more; what was timed before stands."""
+    """An arm's calls of one quantity. After a failure no more calls are made; earlier times stay."""
 
     def __init__(self, measurement: Measurement, quantity: str, failure: dict[str, Any] | None = None):
         self.measurement, self.quantity, self.failure = measurement, quantity, failure
@@ -185,7 +185,7 @@ class Clock:
 
 
 def time_quantity(quantity: str, running: Mapping[str, Measurement], results: dict, repeats: int, step) -> None:
-    """Warm-up of every arm, then the repeats in turns: ours, peer, attention, ours, peer ..."""
+    """Warm up every arm, then time the repeats in turns: ours, peer, attention, ours, peer ..."""
     clocks = {}
     for name, m in running.items():
         step(f"{name} {quantity}")
@@ -213,7 +213,7 @@ def failed(kind: str, message: str) -> dict[str, Any]:
 
 
 def gate_case(case: Case, measurements: Mapping[str, Measurement]) -> dict[str, Any]:
-    """Our answer against our reference engine's in float64, and against the peer's in float32 with its weights."""
+    """Compare our output with our sequential engine's in float64, and with the peer's in float32 with its weights."""
     size = {"batch": min(case.batch, 2), "tokens": case.gate_tokens()}
     ours = measurements["ours"]
     float32 = FLOAT32_SPECTRAL if "spectral_norm_surprises" in json.dumps(case.kwargs) else FLOAT32
@@ -234,14 +234,14 @@ def gate_case(case: Case, measurements: Mapping[str, Measurement]) -> dict[str, 
 
 
 def judged(errors: Mapping[str, float], tolerance: Mapping[str, float]) -> dict[str, Any]:
-    """NaN is not within any tolerance."""
+    """Compare errors with tolerances; NaN is within none."""
     right = all(errors[name] <= tolerance[name] for name in tolerance)
     return {"status": "ok" if right else "wrong", "errors": dict(errors), "tolerance": dict(tolerance)}
 
 
 def refusals(gate: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Which arms are not timed, and why: ours unless it is shown to be right, nor the peer where the two disagree. A
-    peer that gave no answer says nothing against ours."""
+    """Return the arms that are not timed, with the reason: ours unless it is shown to be right, and the peer if the two
+    disagree. A peer without an output is no evidence against ours."""
     reference, peer = gate["reference"], gate.get("peer", {"status": "ok"})
     if peer["status"] not in ("ok", "no answer"):
         why = failed("refused", f"ours and the peer's answers differ, or cannot be compared: {_reason(peer)}")

@@ -1,4 +1,4 @@
-"""What the measurements say: ratios to the peer, goals met or not, the share of the matrix-product rate, a table."""
+"""Reports the measurements: ratios to the peer, goals, the share of the matrix-product rate, a table."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ SHOWN = {"forward": seconds, "train": seconds, "memory": size, "decode": lambda 
 
 
 def judge(record: dict[str, Any]) -> dict[str, Any]:
-    """The record of a case with `ratios`, `shares` and `goals`.
+    """Return the record of a case with `ratios`, `shares` and `goals`.
 
     ratios: of forward, train and decode how many times as fast as the peer, of memory the share of the peer's.
     shares: operations needed per second over the machine's matrix-product rate, measured in the same process.
@@ -29,7 +29,7 @@ def judge(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def value(record: Mapping[str, Any], arm: str, quantity: str) -> float | None:
-    """Seconds, bytes over idle, or tokens per second; None where it was not measured."""
+    """Return seconds, bytes over idle, or tokens per second; None if not measured."""
     result = record["arms"].get(arm, {}).get(quantity)
     return result[VALUE[quantity]] if result is not None and result["status"] == "ok" else None
 
@@ -42,7 +42,7 @@ def _ratio(record: Mapping[str, Any], quantity: str) -> float | None:
 
 
 def _goal(record: Mapping[str, Any], ratios: Mapping[str, float], quantity: str, target: float) -> dict[str, Any]:
-    """`met` is None where it could not be judged: not measured, or the peer gave no value."""
+    """Judge a goal. `met` is None if ours or the peer was not measured."""
     goal: dict[str, Any] = {"quantity": quantity, "target": target, "got": None, "met": None}
     measured = "memory" if quantity == "gigabytes" else quantity
     if measured not in record["arms"]["ours"]:
@@ -57,7 +57,7 @@ def _goal(record: Mapping[str, Any], ratios: Mapping[str, float], quantity: str,
 
 
 def rows(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Of the table: one for each quantity."""
+    """Return the rows of the table, one for each quantity."""
     out = []
     for quantity in QUANTITIES:
         if quantity not in record["arms"]["ours"]:
@@ -80,7 +80,7 @@ def rows(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def report(records: Sequence[Mapping[str, Any]]) -> str:
-    """The table, then what failed, then how many goals are met."""
+    """Return the table, the failures, and the number of goals met."""
     lines = [table(HEADER, [row for record in records for row in rows(record)], left=2)]
     lines += [f"{record['name']}: {text}" for record in records for text in _troubles(record)]
     goals = [goal for record in records for goal in record["goals"]]
@@ -91,7 +91,7 @@ def report(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def failures(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Where ours, or full attention, gave no result. What the peer cannot do is no failure."""
+    """Return the cases in which ours or full attention gave no result. Failures of the peer do not count."""
     return [
         f"{record['name']}: {name} {quantity}: {result['status']}"
         for record in records

@@ -1,1 +1,1 @@
-"""What the experiments' memories are asked to do. Every task subclasses harness.task.Task."""
+"""The tasks of the experiments. Every task subclasses harness.task.Task."""

@@ -1,9 +1,10 @@
-"""Sequences of vectors with noise: a curve in a plane that is new in every row, to be followed from what was just read.
+"""Sequences of vectors with noise: a curve in a plane that is new in every row, to be predicted from the tokens read so
+far.
 
     x_t = radius (cos a_t u + sin a_t v) + rise t/n w + noise e_t,    a_t = phase + 2 pi turns t / n
 
 u, v, w are random orthonormal directions of the row, so that the step from one vector to the next can only be learned
-while reading. The memory stores x_t -> x_{t+1} within a chunk (store_with_lookahead_value); its answer at t is compared
+at test time. The memory writes x_t -> x_{t+1} within a chunk (store_with_lookahead_value); its output at t is compared
 with x_{t+1} without the noise, in the later half of the sequence.
 
 Letters: b batch, n tokens, d features.
@@ -71,7 +72,7 @@ class Follow(Task):
         return Curves(clean + self.noise * torch.randn(b, n, d, generator=generator), clean)
 
     def errors(self, memory: nn.Module, curves: Curves, state=None) -> Tensor:
-        """[n]: of each answer."""
+        """Return the errors [n] of the outputs."""
         return relative(memory(curves.noisy[:, :-1], state=state)[0], curves.clean)
 
     def loss(self, model: nn.Module, batch: Curves) -> Tensor:
@@ -90,7 +91,7 @@ class Follow(Task):
 
 @dataclass(frozen=True)
 class FollowAnother(Follow):
-    """The same in the state that another curve, followed before, has left."""
+    """Follow, with the state left by another curve that was read before."""
 
     def batch(self, world: Any, generator: torch.Generator) -> tuple[Curves, Curves]:
         return super().batch(world, generator), super().batch(world, generator)
@@ -104,7 +105,7 @@ class FollowAnother(Follow):
 
 
 def curve_tasks(length: int, carry: bool = False, **shared: Any) -> list[Follow]:
-    """spiral, and helix_drift, which turns faster and drifts. carry: in the state that another curve has left."""
+    """spiral, and helix_drift, which turns faster and drifts. carry: start from the state left by another curve."""
     kind = FollowAnother if carry else Follow
     return [
         kind("spiral", length=length, **shared),
@@ -113,14 +114,16 @@ def curve_tasks(length: int, carry: bool = False, **shared: Any) -> list[Follow]
 
 
 def planes(rows: int, dim: int, generator: torch.Generator) -> Tensor:
-    """Three random orthonormal directions for each row: [b d 3]."""
+    """Draw three random orthonormal directions for each row: [b d 3]."""
     return torch.linalg.qr(torch.randn(rows, dim, 3, generator=generator)).Q
 
 
 def curve(
     plane: Tensor, phase: Tensor, turns_per_token: Tensor, tokens: int, rise: float, radius: float = 1.0
 ) -> Tensor:
-    """plane [b d 3]; phase in radians, turns_per_token [b 1] -> [b n d]. A circle has a mean square of 1."""
+    """Make a curve [b n d] from plane [b d 3], phase in radians and turns_per_token [b 1]. A circle has a mean
+    square of 1.
+    """
     t = torch.arange(tokens, device=plane.device, dtype=plane.dtype)
     angle = phase + 2 * math.pi * turns_per_token * t
     parts = torch.stack((radius * angle.cos(), radius * angle.sin(), (rise * t / tokens).expand_as(angle)), dim=-1)
@@ -129,8 +132,8 @@ def curve(
 
 @dataclass(frozen=True)
 class Recovery(Follow):
-    """A curve, another one in the same plane (faster, wider, ahead), and the first again, in one carried state: how
-    well is it followed right after its return? Each part has `length` tokens; errors are those of its last half
+    """A curve, another one in the same plane (faster, wider, ahead), and the first again, in one carried state.
+    How well is it predicted right after its return? Each part has `length` tokens; errors are those of its last half
     before, and of its first half after. Phase errors are angles in the plane, in radians."""
 
     label: str = "long_horizon_recovery"
@@ -199,14 +202,14 @@ class Recovery(Follow):
 
 
 def relative(answers: Tensor, clean: Tensor) -> Tensor:
-    """Mean squared error of each answer over the mean square of what is asked for, the next vector: [b n d] and
+    """Return the mean squared error of each output over the mean square of its target, the next vector: [b n d] and
     [b n+1 d] -> [n]."""
     wanted = clean[:, 1:]
     return (answers - wanted).square().mean(dim=(0, 2)) / wanted.square().mean()
 
 
 def angle_between(ours: Tensor, theirs: Tensor, plane: Tensor) -> Tensor:
-    """[b n d] x 2 and [b d 3] -> [b n]: between the projections on the first two directions, in [0, pi]."""
+    """Return angles [b n], in [0, pi], between two [b n d] projected on the first two directions of [b d 3]."""
     a, b = ((x @ plane[:, :, :2]) for x in (ours, theirs))
     cross, dot = a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0], (a * b).sum(dim=-1)
     return torch.atan2(cross, dot).abs()

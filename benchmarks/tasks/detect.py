@@ -1,14 +1,14 @@
-"""Is there order in a sequence? What a score of sequences can tell apart, with a control that has nothing to tell.
+"""Is there order in a sequence? Measures how well a score separates two kinds of sequences, with a control at chance.
 
-Half of the rows obey a linear system that is new in every row: pairs of modes that turn at speeds of their own, with
+Half of the rows obey a linear system that is new in every row: pairs of modes that each turn at their own speed, with
 noise. The other half is disturbed:
 
     disorder  their tokens stand in another order (so every token's distribution is as before)
     change    at a token of the middle half the speeds change
 
 area: the share of pairs of an ordered and a disturbed row in which the disturbed one has the higher score (the area
-under the ROC curve): 1 told apart, 0.5 chance, 0 told apart the wrong way round. In the control (`shuffled`) the tokens
-of all rows stand in another order first, so that its area is 0.5 whatever the score. Nothing is trained.
+under the ROC curve): 1 separated, 0.5 chance, 0 separated in the wrong direction. In the control (`shuffled`) the
+tokens of all rows are reordered first, so that its area is 0.5 for every score. Nothing is trained.
 
 Letters: b batch, n tokens, d features, m modes.
 """
@@ -28,8 +28,8 @@ KINDS = ("disorder", "change")
 
 @dataclass(frozen=True)
 class Detect(Task):
-    """kind: how rows are disturbed. noise: its size, over that of the signal. An arm's model gives sequences [b n d] a
-    score each, [b]; `shuffled` in its keywords makes it the control."""
+    """kind: how rows are disturbed. noise: its size, over that of the signal. An arm's model maps sequences [b n d]
+    to scores [b]; `shuffled` in its keywords makes it the control."""
 
     kind: str = "disorder"
     noise: float = 0.1
@@ -66,7 +66,7 @@ class Detect(Task):
         return model
 
     def batch(self, world: Any, generator: torch.Generator) -> Mapping[str, Tensor]:
-        """ordered, disturbed [b n d]; orders long [2 b n]: random orders for the control."""
+        """Return ordered, disturbed [b n d]; orders long [2 b n]: random orders for the control."""
         b, n = self.rows, self.length
         kept = self.systems(generator, changes=False)
         other = self.systems(generator, changes=self.kind == "change")
@@ -75,7 +75,7 @@ class Detect(Task):
         return {"ordered": kept, "disturbed": other, "orders": torch.stack([orders(b, n, generator) for _ in range(2)])}
 
     def systems(self, generator: torch.Generator, changes: bool) -> Tensor:
-        """Rows of modes that turn, [b n d], with a mean square of about 1 without their noise."""
+        """Make rows of turning modes [b n d], with a mean square of about 1 without noise."""
         b, n, m = self.rows, self.length, self.modes
         plane = torch.linalg.qr(torch.randn(b, self.dim, 2 * m, generator=generator)).Q
         speed = 0.2 + 1.2 * torch.rand(b, 2, m, generator=generator)  # radians per token: before, after a change
@@ -99,7 +99,7 @@ class Detect(Task):
         return {"area": 0.5, "score_linear": 0.0, "score_disturbed": 0.0}
 
     def run(self, arm: Arm, seed: int, setting: Setting) -> dict[str, Any]:
-        """Nothing is trained."""
+        """Measure the areas; nothing is trained."""
         model = build(self, arm, seed, setting.device).eval()
         with torch.no_grad():
             batches = self.batches(seed, "test", setting.test_batches, setting.device)
@@ -108,7 +108,7 @@ class Detect(Task):
         return {"metrics": metrics, "pages": None, "parameters": parameters(model), "state": None, "training": training}
 
     def works(self, arm: Arm, seed: int, setting: Setting) -> dict[str, Callable[[], object]]:
-        """A score, and a score with its gradient with respect to the sequence."""
+        """Return the functions to time: a score, and a score with its gradient with respect to the sequence."""
         model = build(self, arm, seed, setting.device)
         (batch,) = self.batches(seed, "test", 1, setting.device)
         seq = batch["ordered"].clone().requires_grad_()
@@ -132,6 +132,8 @@ def in_order(seq: Tensor, order: Tensor) -> Tensor:
 
 
 def area(low: Tensor, high: Tensor) -> float:
-    """Share of pairs (one of each) in which `high` is higher, equal ones counting half. [b] x 2 -> number."""
+    """Return the share of pairs (one of each) in which `high` is higher, equal ones counting half. [b] x 2 ->
+    number.
+    """
     above = high[:, None] - low[None, :]
     return ((above > 0).double() + 0.5 * (above == 0)).mean().item()

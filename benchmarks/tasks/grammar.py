@@ -1,9 +1,9 @@
-"""A grammar of brackets: what was opened last, of its kind and not yet closed, is what a closing asks for.
+"""A grammar of brackets: a closing must return the value of the opening that it closes.
 
 A sequence of openings and closings, nested. An opening is a pair: the key of its kind and a value of its own, drawn
-anew each time. A closing is a question: the key of its kind. Its answer is the value of the opening that it closes, so
-a memory has to bring back what an inner bracket of the same kind has covered. Kinds and their keys are fixed by the
-seed; values cannot be known from training. Everything is read in one carried state; nothing is learned from closings.
+anew each time. A closing is a query: the key of its kind. The target is the value of the opening that it closes, so a
+memory must return a value after an inner bracket of the same kind has overwritten it. Kinds and their keys are fixed by
+the seed; values cannot be known from training. Everything is read in one carried state; closings are not written.
 
 Letters as in `pairs`.
 """
@@ -22,8 +22,7 @@ from tasks.pairs import unit_rows
 
 class Brackets(NamedTuple):
     """tokens [b n d]; opening, asked bool [b n] (asked: a closing whose opening lies in a chunk before its own);
-    deep bool [b n]: asked, and the same kind was opened again in between; answers [b n v], zero where nothing is
-    asked."""
+    deep bool [b n]: asked, and the same kind was opened again in between; answers [b n v], zero without a query."""
 
     tokens: Tensor
     opening: Tensor
@@ -34,7 +33,7 @@ class Brackets(NamedTuple):
 
 @dataclass(frozen=True)
 class Grammar(Task):
-    """kinds of brackets; depth: how many may be open at once; length: tokens."""
+    """kinds: kinds of brackets; depth: largest nesting depth; length: tokens."""
 
     dim: int = 32
     kinds: int = 4
@@ -48,7 +47,7 @@ class Grammar(Task):
     name = "grammar"
     forgetting = "covering"
     metrics = (
-        Metric("error", "lower", "of the answers at closings, 1: answering zero"),
+        Metric("error", "lower", "error of the outputs at closings, 1: predicting zero"),
         Metric("error_deep", "lower", "where the same kind was opened again in between"),
         Metric("covering", "lower", "error_deep less the error at the other closings", beside="error"),
     )
@@ -57,7 +56,7 @@ class Grammar(Task):
         return small_memory(self.dim, self.chunk_size, self.max_step, batch_size=self.memory_batch)
 
     def world(self, seed: int) -> Tensor:
-        """The keys of the kinds: [kinds k]."""
+        """Return the keys of the kinds: [kinds k]."""
         return unit_rows(self.kinds, self.dim // 2, generator=generator("kinds", seed))
 
     def batch(self, world: Tensor, generator: torch.Generator) -> Brackets:
@@ -86,7 +85,7 @@ class Grammar(Task):
         return Brackets(tokens, opening, asked, deep & asked, answers)
 
     def squares(self, memory: nn.Module, batch: Brackets) -> Tensor:
-        """Mean squared error of each answer over the mean square of values (which is 1): [b n]."""
+        """Return the mean squared error of each output over the mean square of values (which is 1): [b n]."""
         out, _ = memory(batch.tokens, store_mask=batch.opening)
         return (out[..., self.dim // 2 :] - batch.answers).square().mean(dim=-1)
 

@@ -1,10 +1,10 @@
-"""Interference: two tasks with the same keys and other values; what is left of the first after the second is written.
+"""Interference: two tasks with the same keys and other values. Is the first still known after the second is written?
 
-    write A, ask A (before), write B, ask A (after), ask B
+    write A, read A (before), write B, read A (after), read B
 
-in one carried state. Each writing and each asking begins with its task's context tokens, two fixed sequences of vectors
-for each seed, so that a router can tell the tasks apart; nothing is learned from context tokens and questions. Outer
-weights are trained on fresh pairs (all five parts), then frozen.
+in one carried state. Each write and each read begins with its task's context tokens, two fixed sequences of vectors for
+each seed, so that a router can tell the tasks apart; context tokens and queries are not written. Slow parameters are
+trained on fresh pairs (all five parts), then frozen.
 
 Letters as in `pairs`.
 """
@@ -33,9 +33,9 @@ class Episode(NamedTuple):
 
 @dataclass(frozen=True)
 class Interference(Task):
-    """dim: of a token, half of it the key. pairs: of each task. context: tokens of it. context_strength: how much of
-    the context each pair and question has in it besides (0: they look alike in both tasks). A writing is
-    context + pairs tokens, a multiple of the chunk."""
+    """dim: features of a token, half of them the key. pairs: pairs of each task. context: context tokens.
+    context_strength: how much of the context is added to each pair and query (0: they look alike in both tasks). A
+    write is context + pairs tokens, a multiple of the chunk."""
 
     dim: int = 32
     pairs: int = 12
@@ -74,7 +74,7 @@ class Interference(Task):
         return Episode(world, keys, a, b)
 
     def errors(self, memory: nn.Module, episode: Episode) -> tuple[dict[str, Tensor], Tensor]:
-        """Errors of A before, A after, B; and the answers to A after B [b u v]."""
+        """Return the errors of A before, A after, B; and the outputs for A after B [b u v]."""
         c, k = self.context, self.dim // 2
 
         def tokens(which: int, values: Tensor | None) -> Tensor:

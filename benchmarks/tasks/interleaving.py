@@ -1,8 +1,9 @@
-"""A needle in a smooth background: the background is read, needles are written, the background goes on, needles are
-asked for.
+"""A needle in a smooth background: the background is read, needles are written, the background continues, needles
+are read.
 
 The background is a circle in a plane that is new in every row, with a little noise; needles are those of `needle`.
-Going on, the background is written over what holds them. Nothing but their first token's novelty tells where they are.
+The second part of the background is written to the same fast weights. Only the change at their first token marks the
+needles.
 
 Letters as in `pairs`.
 """
@@ -35,7 +36,7 @@ class Interleaving(Needle):
             raise ValueError(f"before must be a multiple of the chunk, {self.chunk_size}, got {self.before}")
 
     def batch(self, world: Any, generator: torch.Generator) -> Haystack:
-        """As Needle's, hay being the whole background."""
+        """Make a batch as Needle does, with the background as hay."""
         data = super().batch(world, generator)
         b, n = self.batch_size, self.before + self.length
         phase = 2 * math.pi * torch.rand(b, 1, generator=generator)

@@ -4,7 +4,7 @@ from typing import Any
 
 
 def small_memory(dim: int, chunk_size: int, max_step: float, **more: Any) -> dict[str, Any]:
-    """Keywords of NeuralMemory: an MLP of two layers, whose anchor moves with every chunk."""
+    """Return keywords of NeuralMemory: an MLP of two layers, mini-batches of one chunk."""
     return {
         "dim": dim,
         "dim_head": dim,

@@ -1,8 +1,8 @@
-"""Motifs that come back: segments of two curves in turns, both new in every row, and scored in a part held out.
+"""Motifs that return: alternating segments of two curves, both new in every row.
 
 A row draws two circles, each in a plane of its own with a speed of its own, and shows segments A, B, A, B, ... with
-noise, each going on where it left off. The next vector is asked for at every token; training lowers the error over all
-of them, scores are taken in the last third, when both motifs have been seen, on rows that were not trained on.
+noise, each continuing where it stopped. The target at every token is the next vector. Training uses all tokens; scores
+are taken in the last third, when both motifs have been seen, on held-out rows.
 
 Letters: b batch, n tokens, d features.
 """
@@ -21,7 +21,7 @@ from tasks.memories import small_memory
 
 
 class Motifs(NamedTuple):
-    """noisy, clean [b n+1 d]; boundary bool [n]: the answer at this token is one of the first of a segment."""
+    """noisy, clean [b n+1 d]; boundary bool [n]: the target of this token is among the first of a segment."""
 
     noisy: Tensor
     clean: Tensor
@@ -31,7 +31,7 @@ class Motifs(NamedTuple):
 @dataclass(frozen=True)
 class MultiMotif(Task):
     """segments of length // segments tokens; turns: (fewest, most) radians per token, drawn for each motif; boundary:
-    how many answers after a change count as near it (the first, which nothing announces, does not)."""
+    number of targets after a change that count as near it (without the first, which cannot be predicted)."""
 
     dim: int = 16
     length: int = 96
@@ -69,7 +69,7 @@ class MultiMotif(Task):
         step = self.length // self.segments
         second = (torch.arange(n) // step % 2).bool()
         clean = torch.where(second[:, None], motifs[1], motifs[0])
-        since = torch.arange(1, n) % step  # of the vector that is asked for
+        since = torch.arange(1, n) % step  # of the target vector
         boundary = (since > 0) & (since <= self.boundary) & (torch.arange(1, n) >= step)
         return Motifs(clean + self.noise * torch.randn(b, n, d, generator=generator), clean, boundary)
 

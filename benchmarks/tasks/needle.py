@@ -1,10 +1,10 @@
-"""A needle in a stretch of other things: it is written, distractors are written, then it is asked for.
+"""A needle among distractors: it is written, distractors are written, then it is read.
 
-    write: needles (key, value), distractors (other keys, other values);  ask: the needles' keys
+    write: needles (key, value), distractors (other keys, other values);  read: the needles' keys
 
-in one carried state, scored at the questions alone. Needles are fresh in every row, so the outer weights, trained on
-other rows and frozen, can know nothing of them. Where in the first part a needle stands, and how many distractors
-follow, sets the distance.
+in one carried state, scored at the queries alone. Needles are new in every row, so the slow parameters, trained on
+other rows and frozen, cannot contain them. The distance of a needle is given by its position and the number of
+distractors.
 
 Letters as in `pairs`.
 """
@@ -23,7 +23,7 @@ from tasks.pairs import ask, chosen_right, relative_error, tokens_of, unit_rows,
 
 class Haystack(NamedTuple):
     """keys [b u k], values [b u v] of the needles; hay [b n d], read after them; mark [1 d], before needles and
-    questions."""
+    queries."""
 
     keys: Tensor
     values: Tensor
@@ -33,7 +33,7 @@ class Haystack(NamedTuple):
 
 @dataclass(frozen=True)
 class Needle(Task):
-    """needles: pairs to remember, after one marking token; length: distractors after them, each a pair of its own."""
+    """needles: pairs to remember, after one marking token; length: distractors after them, each another pair."""
 
     dim: int = 32
     needles: int = 7
@@ -72,7 +72,9 @@ class Needle(Task):
         return Haystack(keys, values, hay, mark)
 
     def answers(self, memory: nn.Module, data: Haystack, state=None) -> tuple[Tensor, Tensor]:
-        """To the questions right after writing, and after the distractors: [b u v]. state: of what was read before."""
+        """Return the outputs [b u v] right after the write, and after the distractors. state: state of earlier
+        tokens.
+        """
         half = self.dim // 2
         state = write(memory, tokens_of(data.mark, data.keys, data.values), 1, state)
         questions = tokens_of(data.mark, data.keys, None)

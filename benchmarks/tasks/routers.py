@@ -1,4 +1,4 @@
-"""Gates that say which page to turn to, for arms of experiments.
+"""Gates that select a page, for arms of experiments.
 
 Letters: b batch, n tokens, p pages, w tokens seen together, d features.
 """
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from titans_pytorch import NeuralMemory
 
-SHARPNESS = 8.0  # of a recogniser: how fast it learns beside the memory, with the same learning rate
+SHARPNESS = 8.0  # of a recogniser: factor of its learning speed relative to the memory, at the same learning rate
 
 
 class Told(nn.Module):
-    """An oracle: it is told which page the task at hand has. Every chunk may turn to it (complexity 0, so that decay is
-    left as it is; the threshold is to lie below)."""
+    """An oracle: it is given the page of the current task. Every chunk may switch to it (complexity 0, so that the
+    forget gate stays unchanged; the threshold must lie below)."""
 
     context, causal = 0, True
 
@@ -36,8 +36,8 @@ class Recogniser(nn.Module):
     """Recognises contexts: a linear map of the last w tokens to p + 1 logits, "nothing known" and one for each page.
     Complexity is the probability of the latter, the angle the likeliest page's.
 
-    While it is trained, it is told which page the task at hand has and how many tokens of a call are context; `lesson`
-    is its loss. When it is not, it is told nothing.
+    In training it gets labels: the page of the current task, and how many tokens of a call are context; `lesson` is its
+    loss. In tests it gets none.
     """
 
     causal = True
@@ -60,16 +60,16 @@ class Recogniser(nn.Module):
         return complexity, {"phase_angle": middle(page.to(tokens.dtype), self.pages)}
 
     def learn(self, logits: Tensor) -> None:
-        """logits [b n p+1] of one call's tokens, behind earlier ones, if any."""
+        """Add the loss of logits [b n p+1] of one call's tokens, which follow earlier ones, if any."""
         n = self.silent + self.pairs
-        logits = logits[:, self.context - n :]  # the first see something else besides the context
+        logits = logits[:, self.context - n :]  # the first tokens also see tokens before the context
         wanted = logits.new_zeros(logits.shape[:2], dtype=torch.long)
         wanted[:, : self.silent - self.context] = self.page + 1
         self.lessons.append(nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten()))
 
 
 def lesson(model: nn.Module, calls: list) -> Tensor:
-    """The penalty of an arm with recognisers: what they have to learn since the last step."""
+    """The penalty of an arm with recognisers: their loss since the last step."""
     total = torch.zeros(())
     for module in model.modules():
         if isinstance(module, Recogniser) and module.lessons:
@@ -79,17 +79,17 @@ def lesson(model: nn.Module, calls: list) -> Tensor:
 
 
 def middle(page, pages: int):
-    """The angle in the middle of a page's share of the circle."""
+    """Return the angle in the middle of a page's arc of the circle."""
     return (page + 0.5) * (2 * math.pi / pages) - math.pi
 
 
 def told_memory(**keywords: Any) -> NeuralMemory:
-    """A memory whose pages are turned by `tell`."""
+    """Build a memory whose pages are selected by `tell`."""
     return routed(Told(keywords["num_pages"]), {"symplectic_page_threshold": -1.0, **keywords})
 
 
 def recognising_memory(**keywords: Any) -> NeuralMemory:
-    """A memory whose pages are turned where a context is recognised."""
+    """Build a memory that switches pages where a context is recognised."""
     return routed(Recogniser(keywords["dim"], keywords["num_pages"]), {"symplectic_page_threshold": 0.9, **keywords})
 
 
@@ -99,8 +99,8 @@ def routed(gate: nn.Module, keywords: Mapping[str, Any]) -> NeuralMemory:
 
 
 def tell(model: nn.Module, page: int, silent: int = 0, pairs: int = 0) -> None:
-    """Of what is written or asked next: the task's page, how many tokens are context, and how many follow. Oracles turn
-    to the page; recognisers learn from it, in training alone."""
+    """Announce the next write or read: the task's page, the number of context tokens, and the number that follow.
+    Oracles switch to the page; recognisers use it as a label, in training alone."""
     for module in model.modules():
         if isinstance(module, Told):
             module.page = page % module.pages

@@ -19,15 +19,15 @@ from titans_pytorch.training.config import DataConfig
 from titans_pytorch.training.data import find, sha256_of
 from titans_pytorch.training.errors import TrainingError
 
-LIMIT = 4_000_000  # bytes of the data that are used
+LIMIT = 4_000_000  # bytes of the data to use
 HELD_OUT = 0.1
 BITS = 1 / math.log(2)
 
 
 @dataclass(frozen=True)
 class Text(Task):
-    """data: a file (plain, .gz or .zip), or "stdlib", the source text of Python's standard library. data_dir: where
-    unpacked bytes are kept. sha256: filled in, so that results name what they were made from. Arms are stated in
+    """data: a file (plain, .gz or .zip), or "stdlib", the source text of Python's standard library. data_dir: folder of
+    unpacked bytes. sha256: filled in, so that results identify their data. Arms are stated in
     keywords of the transformer's memories."""
 
     data: str = "stdlib"
@@ -45,7 +45,7 @@ class Text(Task):
     name = "text"
     metrics = (
         Metric("bits_per_byte", "lower", "on text held out"),
-        Metric("bits_late", "lower", "of the second half of each sequence, where there is more to remember"),
+        Metric("bits_late", "lower", "bits per byte in the second half of each sequence, where more context precedes"),
     )
 
     def __post_init__(self):
@@ -81,7 +81,7 @@ class Text(Task):
         )
 
     def world(self, seed: int) -> tuple[Tensor, Tensor]:
-        """The part to train on and the part held out, the end of the data."""
+        """Return the training part and the held-out part, the end of the data."""
         split = int(len(self._bytes) * (1 - HELD_OUT))
         return self._bytes[:split], self._bytes[split:]
 
@@ -104,7 +104,7 @@ class Text(Task):
         return {"bits_per_byte": bits.mean(), "bits_late": bits[:, bits.shape[1] // 2 :].mean()}
 
     def constant(self, train, test) -> Mapping[str, float]:
-        """The share of each byte in the training part (not in the few batches alone)."""
+        """Return the share of each byte in the whole training part."""
         counts = torch.bincount(self.world(0)[0].long(), minlength=256).double() + 1
         bits = -(counts / counts.sum()).log2()
         asked = [bits[batch[:, 1:]] for batch in test]

@@ -1,12 +1,12 @@
-"""What transfer runners have in common: two tasks, their flags, and a score over both.
+"""Shared code of transfer runners: two tasks, their flags, and a score over both.
 
-long_horizon: another curve comes in between, and the first one is back (curves.Recovery). interference: two tasks with
+long_horizon: a curve returns after another one (curves.Recovery). interference: two tasks with
 the same keys (interference.Interference). The score, lower is better, is computed seed by seed:
 
     clean_mse_post + 0.5 phase_err_post + post_a_loss
 
-What a score owes to A at the price of B is no gain: a verdict "better" says how error_b stands, and what is worse in it
-does not win. Time is no part of the score. `--latency-weight` gives a term of its own beside it.
+A better score on A at the cost of B is no gain: a verdict "better" also reports error_b, and an arm that is worse in it
+does not win. Time is not part of the score; `--latency-weight` adds a separate term.
 """
 
 import argparse
@@ -37,46 +37,57 @@ NAMES = {
 
 
 def flags(p: argparse.ArgumentParser, pages: int = 2) -> None:
-    """Of memories and tasks."""
-    p.add_argument("--dim", type=whole(4), default=32, help="of a token (even)")
-    p.add_argument("--seq-len", type=whole(5), default=8, help="tokens of one writing, 4 of them context")
+    """Add the flags of memories and tasks."""
+    p.add_argument("--dim", type=whole(4), default=32, help="features of a token (even)")
+    p.add_argument("--seq-len", type=whole(5), default=8, help="tokens of one write, 4 of them context")
     p.add_argument("--batch-size", type=whole(1), default=8)
     p.add_argument("--chunk-size", type=whole(1), default=8)
     p.add_argument("--pages", type=whole(1), default=pages)
-    p.add_argument("--long-seq-len", type=whole(12), default=48, help="tokens of the three parts of a recovery")
-    p.add_argument("--latency-weight", type=float, default=0.0, help="per millisecond of a training step; shown apart")
+    p.add_argument(
+        "--long-seq-len", type=whole(12), default=48, help="tokens of the three parts of a recovery together"
+    )
+    p.add_argument(
+        "--latency-weight",
+        type=float,
+        default=0.0,
+        help="penalty per millisecond of a training step, reported separately",
+    )
 
 
 def paging_flags(p: argparse.ArgumentParser) -> None:
-    """`flags`, how often pages are turned, and `phase_flags`."""
+    """Add `flags`, the switch rate, and `phase_flags`."""
     flags(p)
-    p.add_argument("--switch-rate", type=float, default=0.5, help="switches per opportunity the thresholds are set for")
+    p.add_argument(
+        "--switch-rate", type=float, default=0.5, help="switch rate that the thresholds are set for, per opportunity"
+    )
     phase_flags(p)
 
 
 def phase_flags(p: argparse.ArgumentParser) -> None:
-    """How long each task is trained on, and how much of interference is tested."""
+    """Add the flags for the training steps of each task, and for the tests of interference."""
     p.add_argument("--interference-steps", type=whole(0), help="training steps on interference (default: --steps)")
-    p.add_argument("--interference-eval-iters", type=whole(1), help="test batches of it (default: --test-batches)")
+    p.add_argument(
+        "--interference-eval-iters", type=whole(1), help="test batches of interference (default: --test-batches)"
+    )
     long_flags(p)
 
 
 def long_flags(p: argparse.ArgumentParser) -> None:
-    """How long a recovery is trained on."""
+    """Add the flags for the training steps of a recovery."""
     for name in LONG_STEPS:
         about = "training steps on the long horizon: the three are added up, a step sees all parts (default: --steps)"
         p.add_argument(f"--{name.replace('_', '-')}", type=whole(0), help=about)
 
 
 def settings(args: argparse.Namespace, common: Setting) -> dict[str, Setting]:
-    """What `phase_flags` say of each task."""
+    """Return the Setting of each task from `phase_flags`."""
     short = common.steps if args.interference_steps is None else args.interference_steps
     batches = args.interference_eval_iters or common.test_batches
     return {LONG: long_setting(args, common), INTERFERENCE: replace(common, steps=short, test_batches=batches)}
 
 
 def long_setting(args: argparse.Namespace, common: Setting) -> Setting:
-    """What `long_flags` say."""
+    """Return the Setting from `long_flags`."""
     given = [getattr(args, name) for name in LONG_STEPS]
     return common if all(n is None for n in given) else replace(common, steps=sum(n or 0 for n in given))
 
@@ -84,7 +95,7 @@ def long_setting(args: argparse.Namespace, common: Setting) -> Setting:
 def planner(
     arms: Callable[[argparse.Namespace], Sequence[Arm]], versus: Sequence[tuple[str, str]]
 ) -> Callable[[argparse.Namespace, Session], Plan]:
-    """The plan of a runner with `paging_flags`, from what makes its arms."""
+    """Return the plan of a runner with `paging_flags`, from a function that makes its arms."""
 
     def plan(args: argparse.Namespace, session: Session) -> Plan:
         return Plan(tasks(args), arms(args), versus=versus, settings=settings(args, session.setting))
@@ -98,19 +109,19 @@ def tasks(args: argparse.Namespace) -> list[Task]:
 
 
 def scores(outcomes: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[float]:
-    """Seed by seed. outcomes: task name -> what Task.run gave for each seed."""
+    """Return the score of each seed. outcomes: task name -> results of Task.run for each seed."""
     seeds = range(len(outcomes[LONG]))
     return [sum(w * outcomes[task][i]["metrics"][metric] for task, metric, w in WEIGHTS) for i in seeds]
 
 
 def scores_of(result: Mapping[str, Any], arm: str) -> list[float]:
-    """The same from a result file."""
+    """Return the score of each seed from a result file."""
     values = {(t, m): result["tasks"][t]["arms"][arm]["metrics"][m]["values"] for t, m, _ in WEIGHTS}
     return [sum(w * values[t, m][i] for t, m, w in WEIGHTS) for i in range(len(result["run"]["seeds"]))]
 
 
 def variant(result: Mapping[str, Any], arm: str, args: argparse.Namespace) -> dict[str, Any]:
-    """What a result file says of an arm: means on both tasks, transfer_score, and its gain over the best control."""
+    """Summarise an arm for a result file: means on both tasks, transfer_score, and its gain over the best control."""
     of_long, of_pairs = (result["tasks"][task]["arms"][arm] for task in (LONG, INTERFERENCE))
     mine = scores_of(result, arm)
     found = {
@@ -132,15 +143,15 @@ def variant(result: Mapping[str, Any], arm: str, args: argparse.Namespace) -> di
 
 
 def gain(result: Mapping[str, Any], arm: str, other: str) -> dict[str, Any]:
-    """By how much the arm's score is lower, with the paired 95 % interval."""
+    """Return how much lower the arm's score is, with the paired 95 % interval."""
     return asdict(paired(scores_of(result, other), scores_of(result, arm)))
 
 
 def comparison(
     result: Mapping[str, Any], args: argparse.Namespace, versus: Sequence[tuple[str, str]]
 ) -> dict[str, Any]:
-    """Top-level entries of a runner that compares arms: variants, ranking, winner, and verdicts on the score of the
-    pairs in `versus` and of each arm against its controls."""
+    """Return the top-level entries of a runner that compares arms: variants, ranking, winner, and verdicts on the score
+    of the pairs in `versus` and of each arm against its controls."""
     arms = result["tasks"][LONG]["arms"]
     own = [arm for arm in arms if "/" not in arm]
     variants = {arm: variant(result, arm, args) for arm in arms}
@@ -166,7 +177,7 @@ def score_line(result: Mapping[str, Any], arm: str, other: str) -> dict[str, Any
 
 
 def winner(result: Mapping[str, Any], ranking: Sequence[str]) -> str | None:
-    """The arm whose score is better than that of each other one, every interval above zero; else None."""
+    """Return the arm whose score is better than every other arm's, with each interval above zero; else None."""
     first, *others = ranking
     verdicts = [score_line(result, first, other)["verdict"] for other in others]
     won = all(v.startswith("better") and not v.endswith("is worse") for v in verdicts)
@@ -174,7 +185,7 @@ def winner(result: Mapping[str, Any], ranking: Sequence[str]) -> str | None:
 
 
 def percent(result: Mapping[str, Any], arm: str, other: str) -> dict[str, float]:
-    """By how much the arm's means are lower than the other's, in percent of those. What may be said is in `versus`."""
+    """Return how much lower the arm's means are, in percent of the other's. Verdicts are in `versus`."""
     paths = {
         "long_clean_mse_post_pct": (LONG, "clean_mse_post"),
         "long_phase_err_post_pct": (LONG, "phase_err_post"),
