@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from titans_pytorch.analysis.storing import storing_off
 from titans_pytorch.cli.main import main
 from titans_pytorch.cli.settings import config_from
 from titans_pytorch.models.config import TitansConfig
 from titans_pytorch.models.runs import load_run, model_of
-from titans_pytorch.tasks.subject import subject_of
+from titans_pytorch.tasks.subject import subject_of, task_of
 from titans_pytorch.training.folder import claimed
 from titans_pytorch.training.metrics import read_metrics
 
@@ -47,6 +48,13 @@ def test_a_run_on_a_task(task_run):
     assert found["chance"] == 1 / 16
     measured = [r["copy_accuracy"] for r in read_metrics(out / "metrics.jsonl") if "copy_accuracy" in r]
     assert len(measured) == 1
+    off = [r["copy_accuracy_storing_off"] for r in read_metrics(out / "metrics.jsonl") if "copy_accuracy" in r]
+    run, model = load_run(out)
+    task = task_of(run.data, run.training)
+    with storing_off(model):
+        assert off == [task.score(model, 4, batch_size=4).accuracy]
+    assert found["pictures"] == ["accuracy.png", "loss.png"]
+    assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in found["pictures"])
     assert found["config"]["data"]["settings"] == {"payload": 4, "segment_len": 8}
 
 

@@ -34,7 +34,7 @@ def sample_command(options: Namespace) -> None:
     device, run, model = opened(options)
     if run.model.vocab_size < 256:
         raise TrainingError(
-            f"titans sample needs a model of bytes (256 tokens), that of {options.run} knows {run.model.vocab_size}"
+            f"sampling needs a model of bytes (256 tokens), that of {options.run} knows {run.model.vocab_size}"
         )
     if options.prompt is not None and options.prompt_file is not None:
         raise TrainingError("prompt: give --prompt or --prompt-file, not both")
