@@ -7,6 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from titans_pytorch import MemoryAsContextTransformer, NeuralMemory, auxiliary_loss
+from titans_pytorch.engines import chunkwise
+from titans_pytorch.engines.chunkwise import stands_still as chunkwise_stands_still
 
 from .helpers import assert_close, assert_same_tensors, gradients, randomise
 
@@ -170,3 +172,63 @@ def test_the_transformer_adds_the_mean_over_its_memories():
         model(ids, memory_loss_weight=0.5)
     with pytest.raises(ValueError, match="^memory_loss_weight must be a finite number of at least 0, got -1"):
         model(ids, return_loss=True, memory_loss_weight=-1)
+
+
+class Own(torch.nn.Module):
+    """A network without `with_vjp`: autograd gives its surprises."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.randn(DIM, DIM) * 0.3)
+
+    def forward(self, x):
+        return torch.tanh(x @ self.w)
+
+    def with_weights(self, x, weights):
+        return torch.tanh(weights.matmul(x, "w"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"engine": "dual"},
+        {"engine": "matrix", "chunk": 2},
+        {"engine": "dual", "momentum_order": 2, "max_grad_norm": 0.1},
+        {"engine": "matrix", "spectral_norm_surprises": True, "chunk": 2},
+        {"engine": "dual", "surprise_source": "prediction"},
+        {"engine": "auto", "momentum": False, "per_parameter_lr_modulation": True},
+        {"model": Own, "mem_model_norm_add_residual": False},
+    ],
+)
+@torch.no_grad()
+def test_gradients_that_no_pair_needs_are_not_taken(options, monkeypatch):
+    """A mini-batch without a surprising token: outputs and state are those of taking its gradients, bit for bit."""
+    made = {key: value() if isinstance(value, type) else value for key, value in options.items()}
+    memory, seq = build(batch_size=6, heads=2, dim_head=DIM, **made), tokens(b=2)
+    kept = []
+
+    def watched(chunks, loss):
+        kept.append(chunkwise_stands_still(chunks, loss))
+        return kept[-1]
+
+    def run(skips):
+        state, outs = None, []
+        monkeypatch.setattr(chunkwise, "stands_still", watched if skips else lambda chunks, loss: False)
+        for piece, threshold in zip(seq.split(6, dim=1), (None, math.inf, math.inf, 0.0), strict=True):
+            memory.surprise_threshold = threshold
+            out, state = memory(piece, state=state)
+            outs.append(out)
+        return torch.cat(outs, dim=1), carried(state)
+
+    (skipped, state), (taken, wanted) = run(True), run(False)
+    assert kept == [False, True, True, False]
+    assert skipped.equal(taken)
+    assert all(state[name].equal(wanted[name]) for name in wanted)
+
+
+def test_gradients_are_taken_where_training_needs_them():
+    """With autograd on, the predictor and the keys get the same gradients whether or not anything surprises."""
+    memory, seq = build(surprise_threshold=math.inf, batch_size=6), tokens()
+    out, _, surprises = memory(seq, return_surprises=True)
+    (out.sum() + surprises[0].sum()).backward()
+    assert all(p.grad is not None for p in memory.parameters() if p.requires_grad)

@@ -129,7 +129,8 @@ class NeuralMemory(nn.Module):
             which is added to the weights at which gradients are taken.
         store_with_lookahead_value: pair each key with the value of the next token of its chunk.
         surprise_threshold: skip pairs whose surprise is below it (their learning rate is 0); a chunk of such pairs
-            changes neither fast weights nor momentum. May be set at any time. Masks do not matter to it.
+            changes neither fast weights nor momentum. May be set at any time. Masks do not matter to it. Without
+            autograd, on the CPU, no gradient is taken in a mini-batch whose chunks are all skipped.
         surprise_source: what the threshold looks at. "memory": the pair's inner loss (eq. 12). "prediction": the mean
             squared error of a learned linear prediction of the normalised token from the one before, for all pairs of
             the token. The predictor is trained by `auxiliary_loss` alone.

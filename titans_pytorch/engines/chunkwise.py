@@ -190,7 +190,8 @@ class ChunkwiseEngine(Engine):
         weights = StartWeightsWithVjp(start, chunks)
         prediction, back = self.model.with_vjp(chunks.keys, weights)
         loss, slope = self.rule.loss_and_slope(prediction, chunks.values, chunks.rates.learning_rate, chunks.threshold)
-        back(slope)
+        if not stands_still(chunks, loss):
+            back(slope)
         return loss, weights.products()
 
     @eager
@@ -203,6 +204,8 @@ class ChunkwiseEngine(Engine):
             weights = StartWeightsForAutograd({k: ordinary(v) for k, v in start.items()}, chunks)
             prediction = self.model.with_weights(ordinary(chunks.keys), weights)
             loss = self.rule.loss(prediction, ordinary(chunks.values))
+            if not differentiable and stands_still(chunks, loss.detach()):
+                return loss.detach(), weights.products()
             total = (loss * skip_pairs(ordinary(chunks.rates.learning_rate), loss, chunks.threshold)).sum()
             deltas = torch.autograd.grad(
                 total, [z for _, _, z in weights.used], create_graph=differentiable, materialize_grads=True
@@ -230,6 +233,16 @@ class ChunkwiseEngine(Engine):
         for (name, _, _), x, delta in zip(weights.used, inputs, deltas, strict=True):
             weights.record(name, x, delta)
         return loss, weights.products()
+
+
+def stands_still(chunks: Chunks, loss: Tensor) -> bool:
+    """Return whether none of the chunks changes anything, so that their gradients need not be taken. It is looked at on
+    the CPU alone, where the answer is there at once, and never where it would be traced.
+    """
+    if loss.device.type != "cpu" or loss.requires_grad or torch.compiler.is_compiling() or in_transform():
+        return False
+    active = skip_below_threshold(chunks.rates, loss, chunks.threshold).active
+    return active is not None and not active.any()
 
 
 class WeightsOfEntries:

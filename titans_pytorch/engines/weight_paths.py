@@ -86,7 +86,7 @@ class DualPath:
 
     def _apply(self, x, rows, keys, values, side):
         out = carried_product(x, rows, [(share, side(weight)) for share, weight in self.carried])
-        if not self.a.shape[1]:
+        if 0 in self.a.shape[1:3]:
             return out
         product = causal_product(x.flatten(1, 2), keys, values, self.surprise[:, rows], first_row(rows))
         return out + product.unflatten(1, x.shape[1:3])
