@@ -6,7 +6,15 @@ import logging
 import pytest
 import torch
 
-from titans_pytorch import DEFAULT_CONFIG, VARIANT_CONFIGS, ModelConfig, TitansConfig, build_model
+from titans_pytorch import (
+    DEFAULT_CONFIG,
+    VARIANT_CONFIGS,
+    MemoryAsContextTransformer,
+    ModelConfig,
+    NeuralMemory,
+    TitansConfig,
+    build_model,
+)
 from titans_pytorch.models.other_settings import TABLE, Replaced
 from titans_pytorch.training.config import TaskConfig
 
@@ -263,3 +271,37 @@ def test_what_something_replaces(name):
 def test_wrong_settings(given, message):
     with pytest.raises(ValueError, match=helpers.message(message)):
         TitansConfig(**given)
+
+
+def test_titans_pytorch():
+    """The settings of lucidrains/titans-pytorch's README, on shorter sequences."""
+    memory = NeuralMemory(dim=384, chunk_size=64)
+    seq = torch.randn(1, 130, 384)
+    retrieved, _ = memory(seq)
+    assert retrieved.shape == seq.shape
+    transformer = MemoryAsContextTransformer(
+        num_tokens=256, dim=256, depth=2, segment_len=128, num_persist_mem_tokens=4, num_longterm_mem_tokens=16
+    )
+    ids = torch.randint(0, 256, (1, 140))
+    transformer(ids, return_loss=True).backward()
+    assert transformer.sample(ids[:, :4], 6).shape == (1, 2)
+
+
+def test_the_fork():
+    """The settings of displague/titans-pytorch's README."""
+    paged = NeuralMemory(dim=64, chunk_size=32, use_symplectic_gating=True, num_pages=4)
+    paged.symplectic_page_threshold = 0.2
+    gate = {"gated": True, "diag": True, "gate_mode": "soft", "top_k": 8, "phase_mix": 0.5, "phase_pairs": 4}
+    both = NeuralMemory(
+        dim=64,
+        chunk_size=32,
+        use_symplectic_gating=True,
+        use_dmd_gating=True,
+        combine_symplectic_and_dmd=True,
+        num_pages=2,
+        symplectic_gate_kwargs=gate,
+    )
+    for memory in (NeuralMemory(dim=64, chunk_size=32, use_symplectic_gating=True), paged, both):
+        out, _ = memory(torch.randn(1, 96, 64))
+        assert out.shape == (1, 96, 64)
+        assert out.isfinite().all()
