@@ -100,6 +100,7 @@ class NaiveMemory:
         all_keys = self.head_norm("k_norm", self.project("to_keys", keys, h, self.u), h).unflatten(0, (-1, self.u))
         all_values = self.project("to_values", values, h, self.u).unflatten(0, (-1, self.u))
         errors = self.prediction_errors(keys)
+        self.pairs = []
         for i in range(len(keys) // c):
             tokens = slice(i * c, (i + 1) * c)
             step, loss, grads = self.surprise(
@@ -114,7 +115,7 @@ class NaiveMemory:
                 errors,
             )
             row.losses.append(loss), row.steps.append(step)
-            still = o["surprise_threshold"] is not None and not self.surprises(loss, errors, tokens).any()
+            still = o["surprise_threshold"] is not None and not self.surprises(self.all_losses, errors, tokens).any()
             pooled = self.pool(keys[tokens])
             update = {}
             for index, (name, grad) in enumerate(grads.items()):
@@ -127,7 +128,7 @@ class NaiveMemory:
                 update[name] = self.momentum(-grad, [m[name] for m in momenta], pooled, h)
                 for m, value in zip(momenta, update[name][1], strict=True):
                     m[name] = m[name] if still else value
-            keep = 1 - sigmoid(self.rate("to_decay_factor", pooled, h)[0])
+            keep = self.keep(pooled, h)
             after = {}
             for name, (change, _) in update.items():
                 if o["spectral_norm_surprises"] and change.ndim == 2:
@@ -142,6 +143,9 @@ class NaiveMemory:
             row.memories.append(memory)
         row.momentum = momenta
         return row
+
+    def keep(self, pooled, h):
+        return 1 - sigmoid(self.rate("to_decay_factor", pooled, h)[0]) if self.o["forget_gate"] else 1.0
 
     def prediction_errors(self, x):
         """What the linear prediction from the token before misses of each: x [n d] -> [n], or None without."""
@@ -158,28 +162,54 @@ class NaiveMemory:
     def surprise(self, x, keys, values, mask, tokens, h, anchor, earlier, errors):
         """x [c d], keys and values [c*u d] of one chunk."""
         o = self.o
-        logits = self.rate("to_adaptive_step", x, h, self.u)  # [c u]
-        transform = o["adaptive_step_transform"]
-        step = transform(logits) if transform else sigmoid(logits) * o["default_step_transform_max_lr"]
+        transform, most = o["adaptive_step_transform"], o["default_step_transform_max_lr"]
+        if o["learned_step"]:
+            logits = self.rate("to_adaptive_step", x, h, self.u)  # [c u]
+            step = transform(logits) if transform else sigmoid(logits) * most
+        else:
+            step = x.new_full((len(x), self.u), most)
         if mask is not None:
             step = step * mask[tokens, None]
         step = step.flatten()
         if o["store_with_lookahead_value"]:
             keys, values, step = keys[:-1], values[1:], step[:-1]
-        weights = dict(anchor)
+        if o["surprise_threshold"] is not None and errors is not None:
+            step = step * self.surprises(step, errors, tokens)
+        own, written = len(step), step != 0
+        bound = None
+        if getattr(o["store_memory_loss_fn"], "learned_bound", False):
+            bound = F.softplus(self.rate("to_loss_bound", x, h, self.u)).flatten()[:own]
+        if o["surprise_window"] > 1:
+            of_chunk = list(zip(keys, values, written, [None] * own if bound is None else bound, strict=True))
+            keys, values, step, bound = self.windowed(of_chunk, step, self.pool(x), h)
+        scale = self.keep(self.pool(x), h) if o["decay_first"] else 1.0
+        weights = {k: scale * v for k, v in anchor.items()}
         if earlier is not None:
             mix = sigmoid(self.rate("to_learned_weight_residual_mix", self.pool(x), h)[0])
             weights = {k: v + mix * earlier[k] for k, v in weights.items()}
         weights = {k: v if v.requires_grad else v.requires_grad_() for k, v in weights.items()}
         error = self.predict(weights, keys)
         loss_fn = o["store_memory_loss_fn"] or (lambda a, b: (a - b).square().mean(-1))
-        loss = loss_fn(error, values)
-        if o["surprise_threshold"] is not None:
-            step = step * self.surprises(loss, errors, tokens)
+        loss = loss_fn(error, values) if bound is None else loss_fn(error, values, bound)
+        if o["surprise_threshold"] is not None and errors is None:
+            step = step * (loss >= o["surprise_threshold"])
         grads = torch.autograd.grad(
             (step * loss).sum(), list(weights.values()), create_graph=True, materialize_grads=True
         )
-        return step, loss, dict(zip(weights, grads, strict=True))
+        self.all_losses = loss
+        return step[len(step) - own :], loss[len(loss) - own :], dict(zip(weights, grads, strict=True))
+
+    def windowed(self, of_chunk, step, pooled, h):
+        """The pairs of a chunk behind those before it: (keys, values, steps, bounds)."""
+        earlier = (self.o["surprise_window"] - 1) * self.u
+        shares = sigmoid(self.rate("to_window_weights", pooled, h, earlier)) * step.mean()
+        before = self.pairs[-earlier:]
+        steps = [s if pair[2] else 0.0 * s for s, pair in zip(shares[earlier - len(before) :], before, strict=True)]
+        pairs = before + of_chunk
+        self.pairs = self.pairs + of_chunk
+        bounds = None if pairs[0][3] is None else torch.stack([p[3] for p in pairs])
+        keys, values = (torch.stack([p[i] for p in pairs]) for i in (0, 1))
+        return keys, values, torch.stack([*steps, *step]), bounds
 
     def pool(self, x):
         if not self.o["attn_pool_chunks"] or self.c == 1:

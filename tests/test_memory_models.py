@@ -15,7 +15,7 @@ from titans_pytorch import (
     MemorySwiGluMLP,
     ResidualNorm,
 )
-from titans_pytorch.memory_models import MemoryModel, fast_form
+from titans_pytorch.memory_models import MemoryModel, PolynomialMemoryMLP, PositiveMatrix, SwiGLU, fast_form
 
 from .helpers import ForeignModel, GhostModel, assert_close, assert_same_gradients, gradients, message, randomise
 
@@ -71,6 +71,23 @@ def wrapped_mlp(x, p):
     return layer_norm(mlp(x, inner), p["norm.gamma"]) + x
 
 
+def polynomial(x, p):
+    pairs = [x[..., i] * x[..., j] / (2**0.5 if i == j else 1) for i in range(DIM) for j in range(i, DIM)]
+    return mlp(torch.cat((torch.ones_like(x[..., :1]), x, torch.stack(pairs, dim=-1)), dim=-1), p)
+
+
+def positive(x, p):
+    return (F.elu(x) + 1) @ p["weight"]
+
+
+def silu_glu(x, p):
+    return (F.silu(x @ p["weights.0"]) * (x @ p["weights.2"])) @ p["weights.1"]
+
+
+def plain_norm(x, p):
+    return layer_norm(mlp(x, {k.removeprefix("model."): v for k, v in p.items()}), torch.zeros(DIM)) + x
+
+
 # name: (model, formula, the shape of each parameter)
 MODELS = {
     "mlp": (lambda: MemoryMLP(DIM, 3), mlp, {"weights.0": (6, 12), "weights.1": (12, 12), "weights.2": (12, 6)}),
@@ -106,6 +123,14 @@ MODELS = {
         attention,
         {f"weights.{i}": (6, 6) for i in range(3)} | {"weights.3": (6, 12), "weights.4": (12, 6)},
     ),
+    "polynomial": (lambda: PolynomialMemoryMLP(DIM, 2), polynomial, {"weights.0": (28, 12), "weights.1": (12, 6)}),
+    "positive": (lambda: PositiveMatrix(DIM), positive, {"weight": (6, 6)}),
+    "silu glu": (
+        lambda: SwiGLU(DIM, 1.5),
+        silu_glu,
+        {"weights.0": (6, 9), "weights.1": (9, 6), "weights.2": (6, 9)},
+    ),
+    "plain norm": (lambda: ResidualNorm(DIM, MemoryMLP(DIM, 1), gain=False), plain_norm, {"model.weights.0": (6, 6)}),
     "wrapped": (
         lambda: ResidualNorm(DIM, MemoryMLP(DIM, 2)),
         wrapped_mlp,
@@ -186,7 +211,7 @@ def test_parameters(name):
     assert {k: tuple(p.shape) for k, p in drawn[0].items()} == shapes
     for key, shape in shapes.items():
         values = torch.stack([params[key].detach() for params in drawn])
-        if key.endswith("gamma"):
+        if key.endswith("gamma") or name == "positive":
             assert (values == 0).all()
             continue
         bound = math.sqrt(6 / sum(shape))
@@ -209,7 +234,7 @@ def test_attention_looks_back_only():
     model, x = example("attention", 5)
     assert not model.tokenwise
     y = model(x)
-    assert (model(x[1:])[1] - y[2]).abs().max() > 1e-3
+    assert (model(x[1:])[1] - y[2]).abs().max() > 1e-6
     x[3:] = 9.0
     assert_close(model(x)[:3], y[:3], 1e-12)
 
@@ -233,6 +258,11 @@ def test_attention_looks_back_only():
         (lambda: GatedResidualMemoryMLP(4, 1, 0.2), "expansion_factor must be ..., got 0.2"),
         (lambda: MemoryAttention(4.0), "dim must be ..., got 4.0"),
         (lambda: MemoryAttention(4, scale=0), "scale must be ..., got 0"),
+        (lambda: PolynomialMemoryMLP(4, 2, degree=3), "degree must be ..., got 3"),
+        (lambda: PolynomialMemoryMLP(4, 0), "depth must be ..., got 0"),
+        (lambda: PositiveMatrix(0), "dim must be ..., got 0"),
+        (lambda: SwiGLU(4, 0.1), "expansion_factor must be ..., got 0.1"),
+        (lambda: ResidualNorm(4, MemoryMLP(4, 1), gain="no"), "gain must be ..., got 'no'"),
         (lambda: MemoryAttention(4, expansion_factor=0.1), "expansion_factor must be ..., got 0.1"),
     ],
 )

@@ -39,7 +39,25 @@ def attention(q, k, v):
     return vjp.causal_attention(q, k, v, 3.0)
 
 
+def plain_silu(x):
+    return x * plain_sigmoid(x)
+
+
+def plain_elu(x):
+    return torch.where(x > 0, x + 1, x.clamp(max=0).exp())
+
+
+def plain_monomials(x):
+    d = x.shape[-1]
+    pairs = [x[..., i] * x[..., j] / (2**0.5 if i == j else 1) for i in range(d) for j in range(i, d)]
+    return torch.cat((torch.ones_like(x[..., :1]), x, torch.stack(pairs, dim=-1)), dim=-1)
+
+
 PRIMITIVES = {
+    "silu": (vjp.silu, plain_silu, 1),
+    "elu": (vjp.elu_plus_one, plain_elu, 1),
+    "monomials 1": (lambda x: vjp.monomials(x, 1), lambda x: torch.cat((torch.ones_like(x[..., :1]), x), dim=-1), 1),
+    "monomials 2": (lambda x: vjp.monomials(x, 2), plain_monomials, 1),
     "gelu": (vjp.gelu, plain_gelu, 1),
     "sigmoid": (vjp.sigmoid, plain_sigmoid, 1),
     "layer_norm": (vjp.layer_norm, plain_layer_norm, 1),
@@ -90,6 +108,13 @@ def test_norms_are_smooth_at_nothing(name, fill, dtype):
     (slope,) = torch.autograd.grad(dx.sum() + y.sum(), x)
     for out in (y, dx, slope):
         assert out.isfinite().all()
+
+
+def test_products_of_monomials_begin_the_exponential():
+    q, k = torch.randn(2, 5, 4, dtype=torch.float64)
+    dot = (q * k).sum(-1)
+    for degree, wanted in ((1, 1 + dot), (2, 1 + dot + dot.square() / 2)):
+        assert_close((vjp.monomials(q, degree)[0] * vjp.monomials(k, degree)[0]).sum(-1), wanted, 1e-12)
 
 
 def test_attention_is_causal():

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from titans_pytorch.common.checks import Words, of_kind, positive_int, positive_number, wrong
+from titans_pytorch.common.checks import Words, flags, of_kind, positive_int, positive_number, wrong
 from titans_pytorch.common.names import known_keywords
 from titans_pytorch.ops import vjp
 
@@ -144,6 +144,13 @@ class LayerNormGamma(MemoryModel):
         return scaled + normed, lambda dy: back_norm(back_mul(dy) + dy)
 
 
+class PlainLayerNorm(MemoryModel):
+    """LayerNorm without parameters."""
+
+    def with_vjp(self, x, weights):
+        return vjp.layer_norm(x)
+
+
 class ResidualNorm(MemoryModel):
     """The wrapper round a memory: LayerNorm(model(x)) * (gamma + 1) + x, eps 1e-5; gamma [dim] starts at zero.
 
@@ -152,11 +159,14 @@ class ResidualNorm(MemoryModel):
     Args:
         dim: features of a token.
         model: [.. n dim] -> [.. n dim].
+        gain: whether there is a gamma, one more fast weight; else LayerNorm(model(x)) + x, as in TTT (arXiv 2407.04620,
+            section 2.7) and MIRAS (arXiv 2504.13173, section 5.3).
     """
 
-    def __init__(self, dim: int, model: nn.Module):
+    def __init__(self, dim: int, model: nn.Module, gain: bool = True):
         super().__init__()
-        self.norm = LayerNormGamma(dim)
+        flags(gain=gain)
+        self.norm = LayerNormGamma(dim) if gain else PlainLayerNorm()
         self.dim, self.model = dim, of_kind(model, nn.Module, "model", "a torch.nn.Module")
 
     @property
@@ -215,6 +225,116 @@ class MemoryMLP(MemoryModel):
             x, back = weights.matmul(x, f"weights.{i}")
             backs.append(back)
         return x, _chain(backs)
+
+
+@known_keywords
+class PolynomialMemoryMLP(MemoryModel):
+    """An MLP of the monomials of x: phi(x) W_0, then gelu before each further W; the widths after phi are int(dim *
+    expansion_factor) ..., dim.
+
+    phi(x) are all monomials up to a degree, scaled so that phi(q) . phi(k) is the sum of (q . k)^i / i! over i = 0 ..
+    degree, the beginning of exp(q . k) (Atlas, arXiv 2505.23735, section 3.1). Weights start Xavier-uniform.
+
+    Args:
+        dim: features of a token.
+        depth: matrices.
+        degree: the largest degree, 1 or 2: phi(x) has 1 + dim, or 1 + dim + dim (dim + 1) / 2 features.
+        expansion_factor: hidden width as a multiple of dim.
+
+    Raises:
+        ValueError: for an argument of the wrong type, shape or range, by name.
+    """
+
+    def __init__(self, dim: int, depth: int, degree: int = 2, expansion_factor: float = 2.0):
+        super().__init__()
+        if positive_int(degree, "degree") > 2:
+            raise wrong("degree", degree, "1 or 2")
+        self.dim, inner = dim, _inner_width(dim, expansion_factor)
+        self.degree = degree
+        features = 1 + dim + (dim * (dim + 1) // 2 if degree == 2 else 0)
+        widths = (features, *(inner,) * (positive_int(depth, "depth") - 1), dim)
+        self.weights = nn.ParameterList([_matrix(i, o) for i, o in zip(widths[:-1], widths[1:], strict=True)])
+
+    @property
+    def matrix(self) -> str | None:
+        """Its one matrix, at depth 1."""
+        return "weights.0" if len(self.weights) == 1 else None
+
+    def features(self, x: Tensor) -> Tensor:
+        """phi(x)."""
+        return vjp.monomials(x, self.degree)[0]
+
+    def with_vjp(self, x, weights):
+        x, back = vjp.monomials(x, self.degree)
+        backs = [back]
+        for i in range(len(self.weights)):
+            if i > 0:
+                x, back = vjp.gelu(x)
+                backs.append(back)
+            x, back = weights.matmul(x, f"weights.{i}")
+            backs.append(back)
+        return x, _chain(backs)
+
+
+@known_keywords
+class PositiveMatrix(MemoryModel):
+    """phi(x) W with phi = elu + 1: the matrix of linear attention (arXiv 2006.16236, eq. 7). W [dim, dim] starts at
+    zero.
+
+    Args:
+        dim: features of a token.
+    """
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.dim = positive_int(dim, "dim")
+        self.weight = nn.Parameter(torch.zeros(dim, dim))
+
+    @property
+    def matrix(self) -> str:
+        """W."""
+        return "weight"
+
+    def features(self, x: Tensor) -> Tensor:
+        """phi(x)."""
+        return vjp.elu_plus_one(x)[0]
+
+    def with_vjp(self, x, weights):
+        features, back_features = vjp.elu_plus_one(x)
+        y, back = weights.matmul(features, "weight")
+        return y, lambda dy: back_features(back(dy))
+
+
+@known_keywords
+class SwiGLU(MemoryModel):
+    """(silu(x W_0) * (x W_2)) W_1, without residual or norm: the memory network of LaCT (arXiv 2505.23884, eq. 6).
+
+    Weights start Xavier-uniform.
+
+    Args:
+        dim: features of a token.
+        expansion_factor: the inner width as a multiple of dim.
+
+    Raises:
+        ValueError: for an argument of the wrong type, shape or range, by name.
+    """
+
+    def __init__(self, dim: int, expansion_factor: float = 1.0):
+        super().__init__()
+        self.dim, inner = dim, _inner_width(dim, expansion_factor)
+        self.weights = nn.ParameterList([_matrix(dim, inner), _matrix(inner, dim), _matrix(dim, inner)])
+
+    def with_vjp(self, x, weights):
+        pre, back_pre = weights.matmul(x, "weights.0")
+        other, back_other = weights.matmul(x, "weights.2")
+        gate, back_gate = vjp.silu(pre)
+        y, back_down = weights.matmul(gate * other, "weights.1")
+
+        def back(dy):
+            hidden = back_down(dy)
+            return back_pre(back_gate(hidden * other)) + back_other(hidden * gate)
+
+        return y, back
 
 
 @known_keywords

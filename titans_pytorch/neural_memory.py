@@ -9,6 +9,7 @@ a store chunk, m chunks, p key-value pairs of a chunk, o momentum orders, k wait
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -31,7 +32,7 @@ from titans_pytorch.common.checks import (
     wrong,
 )
 from titans_pytorch.common.identity import check_identity, identity
-from titans_pytorch.common.names import known_keywords
+from titans_pytorch.common.names import UnknownKeyword, known_keywords, unknown
 from titans_pytorch.common.switches import stores, tell
 from titans_pytorch.engines.base import Carry, Chunks
 from titans_pytorch.engines.lazy import LazyTensors
@@ -42,6 +43,7 @@ from titans_pytorch.memory.config import (
     GATE_KEYWORDS,
     NOT_OF_A_STATE,
     ChunkConfig,
+    check_rate_keywords,
     choose_engine,
     mini_batch_chunks,
 )
@@ -54,10 +56,12 @@ from titans_pytorch.memory.rates import RateConfig, Rates, SigmoidStep
 from titans_pytorch.memory.state import NeuralMemState, mem_state_detach
 from titans_pytorch.memory.surprise import SOURCES, NextToken, of_pairs, of_rows
 from titans_pytorch.memory.unused import unused_parameters, with_unused
+from titans_pytorch.memory.window import own_surprises, step_outside, with_window
 from titans_pytorch.ops.modes import no_autocast
 from titans_pytorch.ops.positions import Reads
 from titans_pytorch.ops.scan import AssocScan
 from titans_pytorch.rules.base import UpdateRule
+from titans_pytorch.rules.losses import checked_loss
 from titans_pytorch.rules.rates import WriteRates, skip_below_threshold
 from titans_pytorch.rules.titans import TitansRule
 
@@ -115,14 +119,22 @@ class NeuralMemory(nn.Module):
         learned_momentum_combine: mix the orders by a learned softmax per chunk; else the last is used.
         learned_combine_include_zeroth: include the surprise itself in that mixture.
         attn_pool_chunks: pool a chunk's tokens for its rates by a learned softmax instead of the mean.
+        learned_step: learn the learning rate of each token; False: it is default_step_transform_max_lr.
+        forget_gate: learn a forget gate; False: alpha is 0.
         init_adaptive_step_bias: initial logit of the learning rate, with zero weights; None: as nn.Linear starts.
         init_momentum_bias: the same for momentum.
         init_decay_bias: the same for the forget gate.
 
     Args: What is written
-        store_memory_loss_fn: inner loss (prediction, target) [.. d] -> [..]; default the mean squared error over d.
+        store_memory_loss_fn: inner loss (prediction, target) [.. d] -> [..], or a Loss of rules/losses.py; default the
+            mean squared error over d.
         max_grad_norm: soft limit of the norm of each chunk's gradient, per parameter.
         spectral_norm_surprises: orthogonalise the update of each matrix by Newton-Schulz, as Muon does.
+        decay_first: compute surprises at the mini-batch start weights times the chunk's retention, as gated DeltaNet
+            does (arXiv 2412.06464, eq. 10).
+        surprise_window: tokens of a surprise window (the Omega rule, arXiv 2505.23735, eq. 9): a chunk also writes the
+            surprise_window - 1 tokens before it, each with the chunk's mean learning rate times a learned weight of its
+            distance. 1: the chunk alone.
         gated_transition: at the end of each mini-batch the fast weights become start + sigmoid(g) (weights - start),
             with a learned scalar g.
         accept_weight_residual: let forward take `prev_weights`, an earlier memory layer's `updates`, a learned share of
@@ -232,11 +244,15 @@ class NeuralMemory(nn.Module):
         max_grad_norm: float | None = None,
         use_accelerated_scan: bool = False,
         activation: nn.Module | None = None,
+        learned_step: bool = True,
+        forget_gate: bool = True,
         init_adaptive_step_bias: float | None = None,
         init_momentum_bias: float | None = None,
         init_decay_bias: float | None = None,
         accept_weight_residual: bool = False,
         spectral_norm_surprises: bool = False,
+        decay_first: bool = False,
+        surprise_window: int = 1,
         gated_transition: bool = False,
         mem_model_norm_add_residual: bool = True,
         store_with_lookahead_value: bool = False,
@@ -280,6 +296,8 @@ class NeuralMemory(nn.Module):
         self.accept_weight_residual = accept_weight_residual
         self.num_pages = positive_int(num_pages, "num_pages")
         positive_int(momentum_order, "momentum_order")
+        check_rate_keywords(given)
+        self.decay_first, self.earlier_pairs = decay_first, (surprise_window - 1) * num_kv_per_token
         positive_number(default_step_transform_max_lr, "default_step_transform_max_lr")
         positive_number(max_mem_layer_modulation, "max_mem_layer_modulation")
         new_gates = self._new_gates(given)  # before anything is created: it may refuse
@@ -326,6 +344,10 @@ class NeuralMemory(nn.Module):
                 step_bias=number_or_none(init_adaptive_step_bias, "init_adaptive_step_bias"),
                 momentum_bias=number_or_none(init_momentum_bias, "init_momentum_bias"),
                 decay_bias=number_or_none(init_decay_bias, "init_decay_bias"),
+                fixed_step=None if learned_step else default_step_transform_max_lr,
+                forget_gate=forget_gate,
+                earlier_pairs=self.earlier_pairs,
+                loss_bound=rule.learned_bound,
             ),
         )
         used = gated_transition and batch_size is not None
@@ -363,10 +385,32 @@ class NeuralMemory(nn.Module):
         """
         return cls(dim, **exact_memory_kwargs(dim if dim_head is None else dim_head, max_step=max_step, **changes))
 
+    @classmethod
+    def preset(cls, name: str, dim: int, **changes) -> "NeuralMemory":
+        """A published memory by its name: docs/rules.md has the table.
+
+        Args:
+            name: linear_attention, deltanet, gated_deltanet, ttt_linear, ttt_mlp, titans, omeganet, atlas, moneta,
+                yaad, memora or lact.
+            dim: features of the sequence.
+            changes: settings of the rule, such as segment, or keywords of the constructor, in place of its own or
+                beside them. heads defaults to 1 (with polynomial features to dim / 16), dim_head to dim / heads.
+
+        Raises:
+            ValueError: for an unknown name, or a change that the rule is not defined for.
+        """
+        from titans_pytorch.memory.named.registry import named_rule, preset_kwargs
+
+        known = [*named_rule(name).settings, *list(_PARAMETERS)[2:]]
+        for change in changes:
+            if change not in known:
+                raise UnknownKeyword(unknown("argument ", change, known, f" of the rule {name}"))
+        return cls(dim, **preset_kwargs(name, dim, **changes))
+
     def _rule(self, given: Mapping) -> UpdateRule:
         """The update rule of the keywords."""
         own = {
-            "loss_fn": callable_or_none(given["store_memory_loss_fn"], "store_memory_loss_fn"),
+            "loss_fn": checked_loss(given["store_memory_loss_fn"], "store_memory_loss_fn"),
             "max_grad_norm": given["max_grad_norm"],
             "spectral_norm": given["spectral_norm_surprises"],
             "momentum_order": given["momentum_order"] if given["momentum"] else 0,
@@ -466,14 +510,15 @@ class NeuralMemory(nn.Module):
 
     def init_weights(self, batch: int) -> dict[str, Tensor]:
         """The learned initial fast weights for each row of a batch and each head: name -> [(batch h) ...]."""
-        return self.memory_model_parameters.for_batch(batch)
+        start = self.engine.rule.start
+        return {name: start(weight) for name, weight in self.memory_model_parameters.for_batch(batch).items()}
 
     def init_momentum(self, batch: int) -> dict[str, Tensor]:
-        """Zeros for each row of a batch: name -> [o (batch h) ...]; empty without momentum."""
-        slots = self.engine.rule.slots
-        if not slots:
+        """The rule's initial slots, such as zeros of momentum, for each row: name -> [o (batch h) ...], empty
+        where it has none."""
+        if not self.engine.rule.slots:
             return {}
-        return {k: torch.zeros_like(v).expand(slots, *v.shape) for k, v in self.init_weights(batch).items()}
+        return {k: torch.stack(self.engine.rule.init(v)) for k, v in self.init_weights(batch).items()}
 
     # one call
 
@@ -557,14 +602,14 @@ class NeuralMemory(nn.Module):
             share = None if self.transition_gate is None else self.transition_gate.sigmoid()
             with no_autocast(tokens.device):
                 written = write(self.engine, chunks, carry, mini_batch, share)
-            surprises = tuple(of_rows(x, b) for x in written.surprises())
+            surprises = tuple(of_rows(x, b) for x in own_surprises(written, chunks, self.chunk_config.pairs))
         else:
             written = nothing_written(self.engine, first, carry)
-            chunk_fields = {"store_conv": state.store_conv, "last_token": state.last_token}
+            chunk_fields = {name: getattr(state, name) for name in ("store_conv", "last_token", "earlier_pairs")}
             surprises = (tokens.new_zeros(b, self.internal_heads, 0),) * 2
             errors = None if self.predictor is None else tokens.new_zeros(b, 0)
 
-        slots = self._slots(written, b) if count or state.states is None else state.states[1]
+        slots = self._slots(written) if count or state.states is None else state.states[1]
         next_state = NeuralMemState(
             seq_index=state.seq_index + count * chunk,
             weights=written.final.start,
@@ -614,7 +659,7 @@ class NeuralMemory(nn.Module):
         with_residual: also of an earlier layer's weights."""
         rates = self.rates(tokens, self.store_chunk_size, with_residual)
         if not stores(self) or self.stopped:
-            rates = rates.still()
+            rates = rates.still(self.engine.rule.has_closed_form)
         tell(self, "rates", rates)
         return rates.pairs(self.chunk_config.pairs) if self.chunk_config.lookahead else rates
 
@@ -633,8 +678,14 @@ class NeuralMemory(nn.Module):
             errors, last = self.predictor(views.keys, state.last_token)
             of_pair = of_pairs(errors, config.store, h, config.kv_per_token, config.pairs)
             rates, threshold = skip_below_threshold(rates, of_pair, threshold), None
-        chunks = Chunks(keys, values, rates, first, residual, threshold)
-        return chunks, {"store_conv": tail, "last_token": last}, errors
+        if self.decay_first:
+            rates = replace(rates, start_scale=rates.retention)
+        chunks, pairs = Chunks(keys, values, rates, first, residual, threshold), None
+        if self.engine.rule.step_outside:
+            chunks = step_outside(chunks)
+        if self.earlier_pairs:
+            chunks, pairs = with_window(chunks, state.earlier_pairs, self.earlier_pairs, self.internal_heads)
+        return chunks, {"store_conv": tail, "last_token": last, "earlier_pairs": pairs}, errors
 
     def _residual(self, prev_weights, complete: Tensor, first: int, count: int):
         """The earlier layer's fast weights for chunks first .. first + count - 1."""
@@ -653,13 +704,14 @@ class NeuralMemory(nn.Module):
         slots = LazyTensors(weights, lambda name: momentum[name].unbind(0)) if self.engine.rule.slots else None
         return Carry(start, weights, slots)
 
-    def _slots(self, written: Written, batch: int) -> Mapping[str, Tensor]:
+    def _slots(self, written: Written) -> Mapping[str, Tensor]:
         """The rule's carried tensors after a call (momentum): name -> [o (b h) ...]."""
         if not self.engine.rule.slots:
             return {}
         slots = written.final.slots
         if slots is None:
-            return LazyTensors(written.shapes, lambda name: self.init_momentum(batch)[name])
+            weights, init = written.final.weights, self.engine.rule.init
+            return LazyTensors(written.shapes, lambda name: torch.stack(init(weights[name])))
         return LazyTensors(written.shapes, lambda name: torch.stack(tuple(slots[name])))
 
     def _retrieve(self, seq: Tensor, written: Written, position: int, reads: Reads, earlier, hidden: Tensor | None):
@@ -690,7 +742,9 @@ class NeuralMemory(nn.Module):
         """What a state or weights must look like to go with tokens [(2) b n d]."""
         width = (*tokens.shape[:-2], tokens.shape[-1])
         shapes = self.memory_model_parameters.shapes(tokens.shape[-3])
-        tails = self.projections.conv_tails()
+        tails: dict[str, tuple[int, ...]] = dict(self.projections.conv_tails())
+        carried = 2 * self.dim_head + 1 + self.engine.rule.learned_bound
+        tails["earlier_pairs"] = (self.internal_heads, self.earlier_pairs, carried) if self.earlier_pairs else (0, 0, 0)
         return arguments.StateShape(self.store_chunk_size, shapes, self.engine.rule.slots, self.dtype, width, tails)
 
     # writing without reading, reading without writing
@@ -731,8 +785,10 @@ class NeuralMemory(nn.Module):
         expected = self._expected(view)
         if weights is not None:
             expected.check_weights(weights, "weights")
+            arguments.check_for_rule(self.engine.rule, weights, "weights")
         if past_state is not None:
             expected.check_states(past_state, "past_state")
+            arguments.check_for_rule(self.engine.rule, past_state[0], "past_state[0]")
         arguments.check_mask(mask, view.shape[-3], view.shape[-2], "mask")
         state = NeuralMemState(seq_index, weights, states=past_state)
         _, next_state, surprises, _ = self._write(view, state, prev_weights, mask, None)

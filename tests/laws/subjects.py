@@ -17,8 +17,15 @@ from titans_pytorch import (
     MemoryMLP,
     MemorySwiGluMLP,
     NeuralMemory,
+    ResidualNorm,
 )
+from titans_pytorch.memory.named.registry import NAMED, preset_kwargs
+from titans_pytorch.memory_models import PolynomialMemoryMLP, PositiveMatrix, SwiGLU
 from titans_pytorch.rules.base import UpdateRule, like
+from titans_pytorch.rules.losses import DotProduct, HuberLoss, LpLoss
+from titans_pytorch.rules.optimizers import Momentum, Muon
+from titans_pytorch.rules.parts import PartsRule
+from titans_pytorch.rules.retentions import ElasticNet, KLSoftmax, LqNorm, NormRescale
 
 from ..helpers import ForeignModel, GhostModel, randomise
 
@@ -32,6 +39,10 @@ MODELS = {
     "swiglu": lambda d: MemorySwiGluMLP(d, depth=2, expansion_factor=1.0),
     "gated_residual": lambda d: GatedResidualMemoryMLP(d, depth=2, expansion_factor=1.0),
     "attention": lambda d: MemoryAttention(d),
+    "plain_norm": lambda d: ResidualNorm(d, MemoryMLP(d, depth=1), gain=False),
+    "polynomial": lambda d: PolynomialMemoryMLP(d, depth=2, degree=2, expansion_factor=1.0),
+    "positive": PositiveMatrix,
+    "gated": lambda d: SwiGLU(d, expansion_factor=1.5),
     "foreign": ForeignModel,
     "ghost": GhostModel,
 }
@@ -98,6 +109,40 @@ class AdaGradRule(UpdateRule):
         return like(rates.retention, weights) * weights + 0.1 * step, (squares,)
 
 
+# what stands for an update rule: a function without arguments
+RULES = {
+    "adagrad": AdaGradRule,
+    "elastic": lambda: PartsRule(optimizer=Momentum(), retention=ElasticNet(1e-3)),
+    "lq": lambda: PartsRule(optimizer=Muon(outside=True), retention=LqNorm(3.0), loss_fn=HuberLoss()),
+    "kl": lambda: PartsRule(retention=KLSoftmax(2.0), loss_fn=LpLoss(1.5)),
+    "norm": lambda: PartsRule(optimizer=Muon(), retention=NormRescale(), max_grad_norm=0.5),
+}
+
+# settings of the rules that have names, for sequences of a few tokens
+SHORT = {"lact": {"chunk": 3}, "omeganet": {"segment": 2, "window": 3}, "atlas": {"segment": 2, "window": 2}}
+SHORT |= {name: {"segment": 3} for name in ("ttt_linear", "ttt_mlp", "titans", "moneta", "yaad", "memora")}
+
+
+def as_named(options: dict, name: str) -> dict:
+    """The options, with those of a named rule in their place; what it leaves open stays as drawn."""
+    dim_head = options["dim_head"] or DIM
+    kwargs = preset_kwargs(name, DIM, heads=options["heads"], dim_head=dim_head, **SHORT.get(name, {}))
+    kwargs["batch_chunks"] = (kwargs.pop("batch_size", None) or 0) // kwargs["chunk_size"] or None
+    if kwargs.pop("default_model_kwargs", None) is not None:
+        kwargs["model"] = "mlp"
+    elif "model" in kwargs:
+        MODELS[f"of {name}"] = lambda d: preset_kwargs(name, DIM, dim_head=d, **SHORT.get(name, {}))["model"]
+        kwargs["model"] = f"of {name}"
+    rule = kwargs.pop("update_rule", None)
+    rates = {"init_decay_bias": kwargs.pop("init_decay_bias", None)}
+    kwargs.pop("init_adaptive_step_bias", None)  # parameters are randomised
+    plain = {key: dict(AXES)[key][0] for key in (*OF_THE_RULE, "adaptive_step_transform", "momentum_order")}
+    clear = {"learned_step": True, "forget_gate": True, "decay_first": False, "surprise_window": 1}
+    kwargs["update_rule"] = None if rule is None else lambda: rule
+    norms = {"qk_rmsnorm": False, "qk_l2norm": False, "activation": None, "momentum": True}
+    return options | plain | clear | norms | rates | kwargs
+
+
 AXES = [
     ("chunk_size", [3, 1, 2, 4, (2, 4), (3, 2), (5, 3)]),
     ("batch_chunks", [None, 1, 2, 3]),  # batch_size in store chunks
@@ -107,7 +152,11 @@ AXES = [
     ("mem_model_norm_add_residual", [True, False]),
     ("default_step_transform_max_lr", [0.1, 0.5]),
     ("adaptive_step_transform", [None, softplus_step]),
-    ("store_memory_loss_fn", [None, huber]),
+    ("store_memory_loss_fn", [None, huber, DotProduct(), LpLoss(3.0), HuberLoss()]),
+    ("learned_step", [True, False]),
+    ("forget_gate", [True, False]),
+    ("decay_first", [False, True]),
+    ("surprise_window", [1, 2, 4]),
     ("momentum", [True, False]),
     ("momentum_order", [1, 2, 3]),
     ("learned_momentum_combine", [False, True]),
@@ -151,13 +200,18 @@ AXES = [
     ("symplectic_gate", [None, OwnGate]),
     ("page_router", [None, OwnRouter]),
     ("read_active_page_only", [False, True]),
-    ("update_rule", [None, AdaGradRule]),
+    ("update_rule", [None, *RULES.values()]),
 ]
 
+NEED_A_FORGET_GATE = ("decay_first", "use_symplectic_gating", "use_dmd_gating", "kinetics_coupling")
 OF_THE_RULE = ("store_memory_loss_fn", "max_grad_norm", "spectral_norm_surprises")
 
 
 CONSTRAINTS = [
+    lambda o: o["learned_step"] or o["adaptive_step_transform"] is None,
+    lambda o: o["forget_gate"] or o["init_decay_bias"] is None,
+    lambda o: o["forget_gate"] or not any(o[k] for k in NEED_A_FORGET_GATE),
+    lambda o: o["surprise_window"] == 1 or not o["store_with_lookahead_value"],
     # a rule of one's own has its own loss, clamp and norm
     lambda o: o["update_rule"] is None or (not any(o[k] for k in OF_THE_RULE) and o["momentum"]),
     lambda o: o["update_rule"] is None or o["momentum_order"] == 1,
@@ -179,8 +233,16 @@ def store_chunk(options) -> int:
     return size[1] if isinstance(size, tuple) else size
 
 
-option_sets = st.fixed_dictionaries({name: st.sampled_from(values) for name, values in AXES}).filter(
-    lambda options: all(holds(options) for holds in CONSTRAINTS)
+def allowed(options: dict) -> bool:
+    return all(holds(options) for holds in CONSTRAINTS)
+
+
+#: One in four has a name.
+named = st.one_of(*(st.none(),) * 3, st.sampled_from(list(NAMED)))
+option_sets = (
+    st.tuples(st.fixed_dictionaries({name: st.sampled_from(values) for name, values in AXES}), named)
+    .map(lambda drawn: drawn[0] if drawn[1] is None else as_named(*drawn))
+    .filter(allowed)
 )
 
 

@@ -33,6 +33,10 @@ from titans_pytorch.mac_transformer import NOT_OF_A_CACHE
 from titans_pytorch.memory.config import NOT_OF_A_STATE
 from titans_pytorch.models.attention import SegmentAttention, WindowAttention
 from titans_pytorch.models.language_model import NOT_OF_A_CACHE as NOT_OF_A_MODELS_CACHE
+from titans_pytorch.rules.losses import LpLoss
+from titans_pytorch.rules.optimizers import Muon
+from titans_pytorch.rules.parts import PartsRule
+from titans_pytorch.rules.retentions import LqNorm
 
 from .subjects import AdaGradRule
 
@@ -106,6 +110,13 @@ MEMORY = [
     ("page_threshold_window", PAGED | {"page_threshold_quantile": 0.5}, 64, 32),
     ("read_active_page_only", PAGED, False, True),
     ("update_rule", {}, None, AdaGradRule()),
+    ("update_rule.retention.q", {}, PartsRule(retention=LqNorm(4.0)), PartsRule(retention=LqNorm(3.5))),
+    ("update_rule.optimizer", {}, PartsRule(optimizer=Muon()), PartsRule(optimizer=Muon(outside=True))),
+    ("store_memory_loss_fn.p", {}, LpLoss(3.0), LpLoss(2.0)),
+    ("learned_step", {}, True, False),
+    ("forget_gate", {}, True, False),
+    ("decay_first", {}, False, True),
+    ("surprise_window", {}, 1, 3),
     ("qkv_conv_kernel", {}, None, 4),
     ("qkv_conv_kernel", {}, 2, 4),
     ("qk_l2norm", {}, False, True),

@@ -182,6 +182,9 @@ def _given(chunks: Chunks) -> Iterator[tuple[str, Tensor]]:
         "modulation": rates.modulation,
         "momentum mixture": rates.combine,
         "residual mixture": rates.residual_mix,
+        "bound of the inner loss": rates.bound,
+        "weight of earlier pairs": rates.window,
+        "learning rate of a chunk": rates.step,
     }
     for what, x in named.items():
         if x is not None:

@@ -5,6 +5,7 @@ The line holds the constructor's arguments that differ from their defaults. An a
 missing in older states, which were made with its default. A state made by hand has None; only its shapes are checked.
 """
 
+import dataclasses
 import functools
 import inspect
 import json
@@ -50,6 +51,9 @@ def describe(value: Any) -> Any:
         return [describe(part) for part in value]
     if isinstance(value, functools.partial):
         return [describe(value.func), describe(value.args), describe(value.keywords)]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: describe(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"type": type(value).__name__, **fields}
     if hasattr(value, "__qualname__"):
         return value.__qualname__
     if hasattr(value, "item"):  # NumPy's numbers

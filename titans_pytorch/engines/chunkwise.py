@@ -115,7 +115,10 @@ class ChunkwiseEngine(Engine):
         keys, steps = self.model.features(chunks.keys), rates.learning_rate * (2.0 / chunks.values.shape[-1])
         rows = slice(0, len(chunks)) if mini_batch == 1 else starts
         errors = chunks.values - self._known(chunks, keys, carried, start, rows, mini_batch)
-        errors = exact_errors(keys, errors, steps, surprise[:, rows])
+        at_start = surprise[:, rows]
+        if rates.start_scale is not None:
+            at_start = at_start * rates.start_scale.unsqueeze(-1)
+        errors = exact_errors(keys, errors, steps, at_start)
         delta = -steps.unsqueeze(-1) * errors
 
         def gradient(shares, base):
@@ -134,6 +137,8 @@ class ChunkwiseEngine(Engine):
         else:  # the first chunks' mini-batch began before the window, at other weights
             rows = slice(own, len(chunks)) if isinstance(rows, slice) else rows[own:]
             known = torch.cat((through(keys[:, :own], start), carried_product(keys[:, own:], rows, carried)), dim=1)
+        if chunks.rates.start_scale is not None:
+            known = known * chunks.rates.start_scale[:, :, None, None]
         if chunks.residual is None:
             return known
         assert chunks.rates.residual_mix is not None
@@ -189,7 +194,10 @@ class ChunkwiseEngine(Engine):
             return self._surprise_by_autograd(chunks, start)
         weights = StartWeightsWithVjp(start, chunks)
         prediction, back = self.model.with_vjp(chunks.keys, weights)
-        loss, slope = self.rule.loss_and_slope(prediction, chunks.values, chunks.rates.learning_rate, chunks.threshold)
+        rates = chunks.rates
+        loss, slope = self.rule.loss_and_slope(
+            prediction, chunks.values, rates.learning_rate, chunks.threshold, rates.bound
+        )
         if not stands_still(chunks, loss):
             back(slope)
         return loss, weights.products()
@@ -203,7 +211,8 @@ class ChunkwiseEngine(Engine):
         with enable_inner_grad():
             weights = StartWeightsForAutograd({k: ordinary(v) for k, v in start.items()}, chunks)
             prediction = self.model.with_weights(ordinary(chunks.keys), weights)
-            loss = self.rule.loss(prediction, ordinary(chunks.values))
+            bound = None if chunks.rates.bound is None else ordinary(chunks.rates.bound)
+            loss = self.rule.loss(prediction, ordinary(chunks.values), bound)
             if not differentiable and stands_still(chunks, loss.detach()):
                 return loss.detach(), weights.products()
             total = (loss * skip_pairs(ordinary(chunks.rates.learning_rate), loss, chunks.threshold)).sum()
@@ -223,7 +232,7 @@ class ChunkwiseEngine(Engine):
 
         def total(offsets: tuple[Tensor, ...]):
             weights, prediction = products(offsets)
-            loss = self.rule.loss(prediction, chunks.values)
+            loss = self.rule.loss(prediction, chunks.values, chunks.rates.bound)
             learning_rate = skip_pairs(chunks.rates.learning_rate, loss, chunks.threshold)
             return (loss * learning_rate).sum(), (loss, tuple(x for _, x, _ in weights.used))
 
@@ -264,22 +273,27 @@ class StartWeights:
 
     def __init__(self, start: Tensors, chunks: Chunks):
         self.start, self.first, self.residual = start, chunks.first, chunks.residual
+        scale = chunks.rates.start_scale
+        self.scale = None if scale is None else scale[:, :, None, None]
         if chunks.rates.residual_mix is not None:
             self.mix = chunks.rates.residual_mix[:, :, None, None]
         self._records: dict[str, list] = {name: [] for name in start}
         self._empty = chunks.keys[:, :, :0]
 
     def forward(self, x: Tensor, name: str) -> Tensor:
-        y = through(x, self.start[name])
+        y = self._start_scaled(through(x, self.start[name]))
         return y if self.residual is None else y + self.mix * self.residual.matmul(x, name, self.first)
 
     def backward(self, dy: Tensor, name: str) -> Tensor:
-        dx = through(dy, self.start[name].transpose(-1, -2))
+        dx = self._start_scaled(through(dy, self.start[name].transpose(-1, -2)))
         return dx if self.residual is None else dx + self.mix * self.residual.matmul_t(dy, name, self.first)
 
     def scaled(self, x: Tensor, name: str) -> Tensor:
-        y = x * self.start[name][:, None, None]
+        y = self._start_scaled(x * self.start[name][:, None, None])
         return y if self.residual is None else y + self.mix * self.residual.mul(x, name, self.first)
+
+    def _start_scaled(self, y: Tensor) -> Tensor:
+        return y if self.scale is None else y * self.scale
 
     def record(self, name: str, a: Tensor, delta: Tensor):
         self._records[name].append((a, delta) if self.start[name].ndim == 3 else (a * delta, None))
@@ -332,6 +346,8 @@ class StartWeightsForAutograd(StartWeights):
             m, self.mix = len(chunks), ordinary(self.mix)
             entries = {k: ordinary(self.residual.entries(k, self.first, m)) for k in start}
             self.residual = EarlierLayer(given_entries(entries, self.first))
+        if self.scale is not None:
+            self.scale = ordinary(self.scale)
         self.used: list[tuple[str, Tensor, Tensor]] = []
 
     def _keep(self, name, x, z):

@@ -40,7 +40,7 @@ class SequentialEngine(Engine):
     def _write(self, surprise: Tensor, weights: Tensor, slots, rates: WriteRates):
         """The fast weights before each chunk and after the last, and the slots after the last. surprise [B m ...]."""
         if slots is None:
-            slots = (torch.zeros_like(weights),) * self.rule.slots
+            slots = self.rule.init(weights)
         slots, entries = tuple(slots), [weights]
         for i, surprise_i in enumerate(surprise.unbind(1)):
             before = (weights, *slots)
@@ -62,6 +62,8 @@ class SequentialEngine(Engine):
         def of_chunks(name: str) -> Tensor:
             weight = ordinary(start[name])
             weight = weight.unsqueeze(1).expand(-1, m, *weight.shape[1:])
+            if chunks.rates.start_scale is not None:
+                weight = like(ordinary(chunks.rates.start_scale), weight) * weight
             if chunks.residual is None:
                 return weight
             assert chunks.rates.residual_mix is not None
@@ -70,7 +72,8 @@ class SequentialEngine(Engine):
 
         def total(params: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
             prediction = self._call(dict(zip(start, params, strict=True)), ordinary(chunks.keys))
-            loss = self.rule.loss(prediction, ordinary(chunks.values))
+            bound = None if chunks.rates.bound is None else ordinary(chunks.rates.bound)
+            loss = self.rule.loss(prediction, ordinary(chunks.values), bound)
             return (loss * skip_pairs(ordinary(chunks.rates.learning_rate), loss, chunks.threshold)).sum(), loss
 
         gradients, loss = inner_gradients(total, lambda: tuple(map(of_chunks, start)))

@@ -12,6 +12,7 @@ from titans_pytorch.engines.written import EarlierLayer, Written, given_entries
 from titans_pytorch.memory.state import NeuralMemState
 from titans_pytorch.ops.modes import HALF, under_autocast
 from titans_pytorch.ops.positions import Reads
+from titans_pytorch.rules.base import UpdateRule
 
 
 def as_views(seq: Tensor, store_seq: Tensor | None, dim: int, diff_views: bool) -> tuple[Tensor, Tensor]:
@@ -85,7 +86,17 @@ def checked_state(memory, state, expected: "StateShape") -> NeuralMemState:
         raise wrong("state", Words(type(state).__name__), "the NeuralMemState that the call before returned")
     memory.check_made_by_this(state)
     expected.check(state)
+    if state.configuration is None:  # made by hand, not by a call
+        check_for_rule(memory.engine.rule, state.weights, "state.weights")
+        check_for_rule(memory.engine.rule, state.states and state.states[0], "state.states[0]")
     return state
+
+
+def check_for_rule(rule: UpdateRule, weights: Mapping[str, Tensor] | None, name: str) -> None:
+    """Refuse fast weights given by hand that the update rule cannot continue from."""
+    if weights is not None and type(rule).check_weights is not UpdateRule.check_weights:
+        for key in weights:
+            rule.check_weights(f"{name}[{key!r}]", weights[key])
 
 
 @dataclass(frozen=True)
@@ -98,7 +109,7 @@ class StateShape:
     order: int
     dtype: torch.dtype
     width: tuple[int, ...]
-    tails: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    tails: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def kept_in(self) -> torch.dtype:

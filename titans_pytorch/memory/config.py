@@ -4,6 +4,7 @@ Projections and rates have their objects beside their modules (projections.py, r
 (rules/titans.py), gates and pages have theirs in gates/options.py.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +87,22 @@ class ChunkConfig:
     def pairs(self) -> int:
         """Key-value pairs of a chunk."""
         return self.store * self.kv_per_token - self.lookahead
+
+
+def check_rate_keywords(given: Mapping[str, Any]) -> None:
+    """Refuse keywords of NeuralMemory that set a rate which another keyword switches off."""
+    if not given["learned_step"]:
+        for name in ("adaptive_step_transform", "init_adaptive_step_bias"):
+            if given[name] is not None:
+                raise ValueError(f"learned_step=False cannot be combined with {name}")
+    if not given["forget_gate"]:
+        if given["init_decay_bias"] is not None:
+            raise ValueError("forget_gate=False cannot be combined with init_decay_bias")
+        for name in ("decay_first", "use_symplectic_gating", "use_dmd_gating", "kinetics_coupling"):
+            if given[name]:
+                raise ValueError(f"forget_gate=False cannot be combined with {name}=True")
+    if positive_int(given["surprise_window"], "surprise_window") > 1 and given["store_with_lookahead_value"]:
+        raise ValueError("surprise_window above 1 cannot be combined with store_with_lookahead_value")
 
 
 def mini_batch_chunks(batch_size: int | None, store_chunk: int, name: str = "batch_size") -> int | None:

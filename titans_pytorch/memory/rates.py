@@ -51,6 +51,10 @@ class RateConfig:
     step_bias: float | None
     momentum_bias: float | None
     decay_bias: float | None
+    fixed_step: float | None = None  # the learning rate, where it is not learned
+    forget_gate: bool = True
+    earlier_pairs: int = 0  # of a surprise window
+    loss_bound: bool = False
 
 
 class Rates(nn.Module):
@@ -61,8 +65,8 @@ class Rates(nn.Module):
         o = self.config = config
         self.step_transform = o.step_transform  # registered as a submodule if it is an nn.Module
         self.reduce_to_chunk_rep = AttentionPool(dim) if o.attn_pool else AveragePool()
-        self.to_adaptive_step = _linear(dim, o.heads * o.kv_per_token, o.step_bias)
-        self.to_decay_factor = _linear(dim, o.heads, o.decay_bias)
+        self.to_adaptive_step = _linear(dim, o.heads * o.kv_per_token, o.step_bias) if o.fixed_step is None else None
+        self.to_decay_factor = _linear(dim, o.heads, o.decay_bias) if o.forget_gate else None
         order = o.momentum_order
         self.to_momentum = _linear(dim, o.heads * order, o.momentum_bias) if order else None
         combined = (order + o.combine_zeroth) * o.learned_combine if order else 0
@@ -70,6 +74,8 @@ class Rates(nn.Module):
         self.to_learned_momentum_combine = nn.Linear(dim, o.heads * combined) if combined > 1 else None
         self.to_layer_modulation = nn.Linear(dim, o.heads * o.modulated_params) if o.modulated_params else None
         self.to_learned_weight_residual_mix = nn.Linear(dim, o.heads) if o.residual_mix else None
+        self.to_loss_bound = nn.Linear(dim, o.heads * o.kv_per_token) if o.loss_bound else None
+        self.to_window_weights = nn.Linear(dim, o.heads * o.earlier_pairs) if o.earlier_pairs else None
 
     def forward(self, tokens: Tensor, chunk: int, with_residual: bool) -> WriteRates:
         """tokens [b m*c d], m complete chunks of `chunk` tokens."""
@@ -85,21 +91,34 @@ class Rates(nn.Module):
         momentum, combine = per_head(self.to_momentum), per_head(self.to_learned_momentum_combine)
         modulation = per_head(self.to_layer_modulation)
         mix = per_head(self.to_learned_weight_residual_mix) if with_residual else None
+        decay, window = per_head(self.to_decay_factor), per_head(self.to_window_weights)
+        learning_rate = self._of_pairs(step, chunk)
+        # sigmoid(-x), not 1 - sigmoid(x): exact where the forget gate is small
+        retention = learning_rate.new_ones(learning_rate.shape[:2]) if decay is None else (-decay).sigmoid().squeeze(-1)
+        bound = None
+        if self.to_loss_bound is not None:
+            bound = self._of_pairs(nn.functional.softplus(at_least_float32(self.to_loss_bound(tokens))), chunk)
         return WriteRates(
-            learning_rate=step.unflatten(1, (-1, chunk))
-            .unflatten(-1, (h, -1))
-            .permute(0, 3, 1, 2, 4)
-            .flatten(3)
-            .flatten(0, 1),
-            # sigmoid(-x), not 1 - sigmoid(x): exact where the forget gate is small
-            retention=(-per_head(self.to_decay_factor)).sigmoid().squeeze(-1),
+            learning_rate=learning_rate,
+            retention=retention,
+            bound=bound,
+            window=None if window is None else window.sigmoid(),
             momentum=None if momentum is None else momentum.sigmoid(),
             combine=None if combine is None else combine.softmax(dim=-1),
             modulation=None if modulation is None else modulation.sigmoid() * self.config.max_modulation,
             residual_mix=None if mix is None else mix.sigmoid().squeeze(-1),
         )
 
+    def _of_pairs(self, x: Tensor, chunk: int) -> Tensor:
+        """Of tokens [b m*c h*u] -> of pairs [(b h) m c*u]."""
+        x = x.unflatten(1, (-1, chunk)).unflatten(-1, (self.config.heads, -1))
+        return x.permute(0, 3, 1, 2, 4).flatten(3).flatten(0, 1)
+
     def _step(self, tokens: Tensor) -> Tensor:
+        if self.to_adaptive_step is None:
+            assert self.config.fixed_step is not None
+            width = self.config.heads * self.config.kv_per_token
+            return at_least_float32(tokens.new_full((*tokens.shape[:2], width), self.config.fixed_step))
         logits = at_least_float32(self.to_adaptive_step(tokens))
         step = self.step_transform(logits)
         if not isinstance(step, Tensor) or step.shape != logits.shape:

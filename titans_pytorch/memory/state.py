@@ -25,6 +25,7 @@ ROWS = (
     "store_conv",
     "last_token",
     "read_page",
+    "earlier_pairs",
 )
 
 
@@ -51,6 +52,8 @@ class NeuralMemState(NamedTuple):
         keys and the values behind them, of the tokens stored (qkv_conv_kernel only); None before the first.
     last_token: [b 1 d], the last stored token, normalised (surprise_source = "prediction" only).
     read_page: long [b], the page that was active in read_weights (read_active_page_only only).
+    earlier_pairs: [b h k 2d+1], the last key-value pairs stored, and 1 where one was written, else 0; behind them the
+        bound of its inner loss, where there is one (surprise_window only).
     configuration: JSON, the settings of the memory that made it; a memory of other settings refuses it. None for a
         state made by hand (or by `_replace(configuration=None)`), of which shapes alone are checked.
     """
@@ -71,6 +74,7 @@ class NeuralMemState(NamedTuple):
     store_conv: Tensor | None = None
     last_token: Tensor | None = None
     read_page: Tensor | None = None
+    earlier_pairs: Tensor | None = None
     configuration: str | None = None
 
     @property

@@ -106,6 +106,7 @@ def titans_memory(
     changes |= options if decay else {**options, "init_decay_bias": NEVER}
     memory = NeuralMemory(dim, **paper_memory_kwargs(head, chunk_size, **changes))
     if not decay:
+        assert memory.rates.to_decay_factor is not None
         memory.rates.to_decay_factor.requires_grad_(False)
     return memory
 

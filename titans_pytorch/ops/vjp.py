@@ -61,6 +61,37 @@ def sigmoid(x: Tensor):
     return y, lambda dy: dy * (y * (1.0 - y))
 
 
+def silu(x: Tensor):
+    s = x.sigmoid()
+    return x * s, lambda dy: dy * (s * (1.0 + x * (1.0 - s)))
+
+
+def elu_plus_one(x: Tensor):
+    """exp(x) below zero, x + 1 above."""
+    below = x.clamp(max=0.0).exp()
+    return below + x.clamp(min=0.0), lambda dy: dy * below
+
+
+def monomials(x: Tensor, degree: int):
+    """All monomials of x [.. d] up to degree 1 or 2, scaled so that products of two of these are 1 + q . k (+ (q . k)^2
+    / 2): 1, x, then x_i x_j for i <= j."""
+    one = x[..., :1] * 0.0 + 1.0
+    if degree == 1:
+        return torch.cat((one, x), dim=-1), lambda dy: dy[..., 1:]
+    d = x.shape[-1]
+    i, j = torch.triu_indices(d, d, device=x.device)
+    # (q . k)^2 / 2 counts each mixed product twice
+    scale = torch.ones(len(i), dtype=x.dtype, device=x.device).masked_fill(i == j, math.sqrt(0.5))
+    y = torch.cat((one, x, x[..., i] * x[..., j] * scale), dim=-1)
+
+    def back(dy):
+        rest = dy[..., 1 + d :] * scale
+        of_first, of_second = rest * x[..., j], rest * x[..., i]
+        return dy[..., 1 : 1 + d].index_add(-1, i, of_first).index_add(-1, j, of_second)
+
+    return y, back
+
+
 class _LayerNormSlope(torch.autograd.Function):
     """The way back of LayerNorm, r (g - mean(g) - y mean(g y)) with y the normalised x and r one over its deviation, in
     one fused pass. It is its own transpose in g."""

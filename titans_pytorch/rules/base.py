@@ -26,6 +26,7 @@ from torch import Tensor
 from titans_pytorch.common.checks import Words, wrong
 from titans_pytorch.ops.modes import eager, inner_gradients, ordinary
 
+from .losses import Loss
 from .rates import WriteRates, skip_pairs
 
 
@@ -53,9 +54,25 @@ class UpdateRule:
         return 0
 
     @property
+    def step_outside(self) -> bool:
+        """Whether `update` applies the learning rate, `rates.step` [B]; False: it is in the surprise already."""
+        return False
+
+    @property
     def has_closed_form(self) -> bool:
         """Whether the chunkwise engine computes it. False: it runs chunk by chunk, in the sequential engine."""
         return False
+
+    def start(self, parameter: Tensor) -> Tensor:
+        """The initial fast weights [B ...] from the learned parameter [B ...]; by default the parameter itself."""
+        return parameter
+
+    def init(self, weights: Tensor) -> tuple[Tensor, ...]:
+        """The slots that go with initial fast weights [B ...]; by default zeros."""
+        return (torch.zeros_like(weights),) * self.slots
+
+    def check_weights(self, name: str, weight: Tensor) -> None:
+        """Refuse fast weights given by hand that this rule cannot continue from, with a ValueError."""
 
     def update(
         self, weights: Tensor, surprise: Tensor, slots: tuple[Tensor, ...], rates: WriteRates
@@ -68,7 +85,8 @@ class UpdateRule:
                 inner loss, at the weights where the mini-batch starts (Titans, eq. 8 and 16).
             slots: the carried tensors, each [B ...].
             rates: of this chunk, fields without the dimension m: retention [B], momentum [B momentum_rates] or None.
-                The learning rate is in the surprise already.
+                The learning rate is in the surprise already, unless `step_outside`: then `rates.step` [B] is the mean
+                of its pairs', and the pairs of a surprise window have their weights in the surprise.
 
         Returns:
             The fast weights and the slots after the chunk.
@@ -83,10 +101,17 @@ class UpdateRule:
             surprise = surprise * like(clamp_scale(square, self.max_grad_norm), surprise)
         return surprise if modulation is None else surprise * like(modulation, surprise)
 
-    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """The inner loss of each pair: [... d], [... d] -> [...]."""
+    @property
+    def learned_bound(self) -> bool:
+        """Whether the inner loss takes a learned bound of each pair (rules/losses.py)."""
+        return isinstance(self.loss_fn, Loss) and self.loss_fn.learned_bound
+
+    def loss(self, prediction: Tensor, target: Tensor, bound: Tensor | None = None) -> Tensor:
+        """The inner loss of each pair: [... d], [... d] -> [...]. bound: [...], of a loss that takes one."""
         if self.loss_fn is None:
             return (prediction - target).square().mean(dim=-1)
+        if isinstance(self.loss_fn, Loss):
+            return self.loss_fn(prediction, target, bound)
         loss = self.loss_fn(prediction, target)
         if not isinstance(loss, Tensor) or loss.shape != prediction.shape[:-1]:
             got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
@@ -96,12 +121,21 @@ class UpdateRule:
         return loss
 
     def loss_and_slope(
-        self, prediction: Tensor, target: Tensor, learning_rate: Tensor, threshold: float | None = None
+        self,
+        prediction: Tensor,
+        target: Tensor,
+        learning_rate: Tensor,
+        threshold: float | None = None,
+        bound: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The inner loss of each pair, and the gradient of sum(learning rate * loss) with respect to the prediction.
 
         Pairs whose loss is below the threshold have no part in the sum.
         """
+        if isinstance(self.loss_fn, Loss):
+            loss = self.loss_fn(prediction, target, bound)
+            learning_rate = skip_pairs(learning_rate, loss, threshold)
+            return loss, self.loss_fn.slope(prediction, target, bound) * learning_rate.unsqueeze(-1)
         if self.loss_fn is not None:
             return self._slope_by_autograd(prediction, target, learning_rate, threshold)
         error = prediction - target

@@ -22,6 +22,12 @@ class WriteRates:
     modulation: factor of the surprise of each parameter [B m w]; None: 1.
     residual_mix: share of an earlier layer's fast weights in those at which surprises are computed [B m]; None: 0.
     active: False where a chunk changes nothing, neither fast weights nor momentum [B m] bool; None: True.
+    bound: the learned bound of each pair's inner loss, above 0 [B m p]; None: the loss takes none.
+    step: the learning rate of a chunk, where the rule applies it (`UpdateRule.step_outside`) [B m]; None: it is in
+        learning_rate.
+    window: weight of each earlier pair of a surprise window, beside the chunk's own learning rate [B m k]; None: no
+        window.
+    start_scale: factor of the mini-batch start weights at which surprises are computed [B m]; None: 1.
     active_rows: where `active` is True, as many rows in every chunk: long [r m] (pages only).
     """
 
@@ -33,6 +39,10 @@ class WriteRates:
     residual_mix: Tensor | None = None
     active: Tensor | None = None
     active_rows: Tensor | None = None
+    bound: Tensor | None = None
+    step: Tensor | None = None
+    start_scale: Tensor | None = None
+    window: Tensor | None = None
 
     def chunks(self, start: int, stop: int) -> "WriteRates":
         """The rates of the chunks start .. stop - 1."""
@@ -44,16 +54,21 @@ class WriteRates:
 
     def pairs(self, count: int) -> "WriteRates":
         """The rates of chunks of which the first `count` pairs are written."""
-        return replace(self, learning_rate=self.learning_rate[:, :, :count])
+        bound = None if self.bound is None else self.bound[:, :, :count]
+        return replace(self, learning_rate=self.learning_rate[:, :, :count], bound=bound)
 
     def masked(self, allowed: Tensor) -> "WriteRates":
         """The rates with learning rate 0 where `allowed` [B m p] is False."""
         return replace(self, learning_rate=self.learning_rate.masked_fill(~allowed, 0.0))
 
-    def still(self) -> "WriteRates":
-        """Rates that change nothing. (A learning rate of 0 alone would leave the forget gate.)"""
+    def still(self, linear: bool = True) -> "WriteRates":
+        """Rates that change nothing. (A learning rate of 0 alone would leave the forget gate.)
+
+        linear: the rule adds its update to the fast weights times the retention.
+        """
         zero, one = torch.zeros_like(self.learning_rate), torch.ones_like(self.retention)
-        return replace(self, learning_rate=zero, retention=one)
+        active = self.active if linear else torch.zeros_like(one, dtype=torch.bool)
+        return replace(self, learning_rate=zero, retention=one, active=active)
 
     def _map(self, fn) -> "WriteRates":
         return replace(self, **{name: fn(rate) for name, rate in vars(self).items() if rate is not None})

@@ -1,0 +1,1 @@
+"""Update rules by name: each is a function that gives keywords of NeuralMemory. Start with registry.py."""
