@@ -7,6 +7,8 @@ Every score has a control NAME_shuffled, in which the tokens of all sequences ar
 apart, and its area under the ROC curve is 0.5. See tasks/detect.py.
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 from collections.abc import Mapping
@@ -16,33 +18,8 @@ from harness.arms import Arm
 from harness.plots import COLOURS, FAINT, INK, new_figure, save_png, style
 from harness.program import Benchmark, Plan, numbers, whole
 from tasks.detect import KINDS, Detect
-from torch import Tensor, nn
-
-from titans_pytorch import DynamicModeDecomposition, SymplecticGating
 
 LINES = tuple(COLOURS[i] for i in (0, 1, 3, 4))  # the third colour is grey, as controls are
-
-
-class DmdError(nn.Module):
-    """DMD error of sequences [b n d] -> [b]."""
-
-    def __init__(self, dim: int, rank: int | None = None):
-        super().__init__()
-        self.dmd = DynamicModeDecomposition(rank)
-
-    def forward(self, seq: Tensor) -> Tensor:
-        return self.dmd(seq)
-
-
-class Complexity(nn.Module):
-    """Mean complexity over tokens: [b n d] -> [b]. The maps are untrained, drawn from the seed."""
-
-    def __init__(self, dim: int, **options: Any):
-        super().__init__()
-        self.gate = SymplecticGating(dim, **options)
-
-    def forward(self, seq: Tensor) -> Tensor:
-        return self.gate(seq).mean(dim=(1, 2))
 
 
 def flags(p: argparse.ArgumentParser) -> None:
@@ -56,6 +33,8 @@ def flags(p: argparse.ArgumentParser) -> None:
 
 
 def scores(modes: int) -> list[tuple[str, dict[str, Any], Any, str]]:
+    from tasks.detectors import Complexity, DmdError
+
     return [
         ("dmd", {}, DmdError, "all directions"),
         ("dmd_low_rank", {"rank": 2 * modes}, DmdError, "as many directions as there are modes"),

@@ -9,20 +9,21 @@ from a smaller forget gate everywhere. Gate statistics are taken after training,
 the memory passes to its gate.
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from harness.arms import Arm
 from harness.gates import QUORUM, elementwise, phase, symplectic
+from harness.later import torch
 from harness.program import Benchmark, Plan, whole
 from tasks.curves import Curves, Follow
-from torch import nn
 
-from titans_pytorch import NeuralMemory, SymplecticGating
+import titans_pytorch
 
 NAMES = ("complexity_mean", "complexity_max", "codebook_mean", "quorum_mean", "quorum_active_frac", "sparse_k_mean")
 
@@ -31,29 +32,14 @@ NAMES = ("complexity_mean", "complexity_max", "codebook_mean", "quorum_mean", "q
 class FollowGated(Follow):
     """The task Follow, with statistics of the gate."""
 
-    def notes(self, model: nn.Module, batch: Curves) -> Mapping[str, float]:
+    def notes(self, model: torch.nn.Module, batch: Curves) -> Mapping[str, float]:
         return gate_statistics(model, batch.noisy[:, :-1])
 
 
-class ConstantGate(nn.Module):
-    """A gate with the same score for every token; its scale is learned, as with other gates."""
-
-    context = 0
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return tokens.new_full((*tokens.shape[:2], 1), 0.25)
-
-
-def constant_gate_memory(**keywords: Any) -> NeuralMemory:
-    return NeuralMemory(use_symplectic_gating=True, symplectic_gate=ConstantGate(), **keywords)
-
-
-def gate_statistics(memory: nn.Module, seq: torch.Tensor) -> dict[str, float]:
-    """Return statistics of the gate on a sequence [b n d]; codebook, quorum, budget and sparse k only where it
-    has them.
-    """
+def gate_statistics(memory: torch.nn.Module, seq: torch.Tensor) -> dict[str, float]:
+    """What its gate says of a sequence [b n d]; of codebook, quorum, budget and sparse k only where it has them."""
     gate = getattr(memory, "symplectic_gate", None)
-    if not isinstance(gate, SymplecticGating):
+    if not isinstance(gate, titans_pytorch.SymplecticGating):
         return {}
     seen: list[torch.Tensor] = []
     hook = gate.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
@@ -131,6 +117,8 @@ def plan(args: argparse.Namespace, session) -> Plan:
     known = variants(args.dim, args.pages)
     rate = {name: args.switch_rate if known[name].get("num_pages", 1) > 1 else None for name in args.variants}
     arms = [Arm(name, known[name], switch_rate=rate[name]) for name in args.variants]
+    from tasks.constant_gate import constant_gate_memory
+
     constant = Arm("constant_gate", {}, "all tokens equally complex", make=constant_gate_memory, controls=False)
     tasks = [FollowGated("spiral", **shared), FollowGated("helix", **shared, turns=(9.0, 18.0), rise=2.0)]
     return Plan(tasks, [constant, *arms], versus=[(arm.name, constant.name) for arm in arms])

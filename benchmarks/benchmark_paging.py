@@ -25,7 +25,6 @@ from harness.arms import Arm
 from harness.gates import symplectic
 from harness.program import Benchmark, Plan, whole
 from tasks.interference import Interference
-from tasks.routers import lesson, recognising_memory, told_memory
 
 DEFAULT = ("paging", "recognised", "recognised_pooled", "told")
 ARMS = (*DEFAULT, "keyed")
@@ -67,6 +66,8 @@ def arms(args: argparse.Namespace) -> list[Arm]:
         paging = Arm("paging", memory, "threshold set for the switch rate", switch_rate=args.switch_rate)
     else:
         paging = Arm("paging", {**memory, "symplectic_page_threshold": args.threshold}, "threshold as given")
+    from tasks.routers import lesson, recognising_memory, told_memory
+
     about = "a gate that was taught the contexts"
     taught: dict[str, Any] = {"make": recognising_memory, "penalty": lesson}
     every = [

@@ -9,12 +9,14 @@ largest difference over the largest expected value, of the output and of the inp
 has the same error in float32, the rule amplifies rounding, not an engine.
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 from dataclasses import replace
 
-import torch
 from harness.environment import run_record
+from harness.later import torch
 from harness.program import UsageError, checked_device
 from harness.tables import table
 from speed import gate

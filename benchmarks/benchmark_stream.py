@@ -15,6 +15,8 @@ resident memory grows by less than 16 MB after the first; the peak is below 1 GB
 status 1 where outputs are not finite, 2 for bad arguments, else 0.
 """
 
+from __future__ import annotations
+
 import argparse
 import math
 import statistics
@@ -23,15 +25,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
 from harness.environment import REPOSITORY, run_record
+from harness.later import torch
 from harness.plots import COLOURS, new_figure, save_png, style
 from harness.program import UsageError, checked_device
 from harness.resident import Watermark, resident
 from harness.tables import percent, size, table
 from harness.timing import DTYPES, timed
 from speed.arms import Setup
-from torch import Tensor, nn
 from tqdm import tqdm
 
 from titans_pytorch.common.files import write_json
@@ -60,7 +61,7 @@ class Mark:
 
 
 def stream(
-    memory: nn.Module, setup: Setup, tokens: int, piece: int, marks: int = MARKS
+    memory: torch.nn.Module, setup: Setup, tokens: int, piece: int, marks: int = MARKS
 ) -> Iterator[tuple[int, Mark | None]]:
     """Yields (tokens read, the mark of the part that ended there or None) after every piece."""
     generator = torch.Generator().manual_seed(setup.seed + 1)
@@ -93,8 +94,8 @@ def stream(
         part = Part()
 
 
-def timed_read(memory: nn.Module, setup: Setup, x: Tensor, state: Any) -> tuple[float, Tensor, Any]:
-    """Read a piece: (seconds, output, next state)."""
+def timed_read(memory: torch.nn.Module, setup: Setup, x: torch.Tensor, state: Any) -> tuple[float, torch.Tensor, Any]:
+    """(seconds, output, next state)"""
     result = []
 
     def read():
@@ -127,7 +128,7 @@ def state_bytes(state: Any) -> int:
     """Return the bytes of all tensors in a state but `updates`, the history of one call."""
 
     def count(value) -> int:
-        if isinstance(value, Tensor):
+        if isinstance(value, torch.Tensor):
             return value.numel() * value.element_size()
         if isinstance(value, Mapping):
             return sum(count(v) for v in value.values())
@@ -159,7 +160,7 @@ def spread(speeds: list[float]) -> float:
     return max(speeds) / min(speeds) - 1
 
 
-def new_memory(setup: Setup) -> nn.Module:
+def new_memory(setup: Setup) -> torch.nn.Module:
     from titans_pytorch import NeuralMemory
 
     torch.manual_seed(setup.seed)

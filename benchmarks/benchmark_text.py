@@ -11,6 +11,8 @@ Every arm predicts all held-out bytes; `memory` a second time with writing switc
 the writes from that of the extra layer. Finished runs in --out are kept: the same command continues.
 """
 
+from __future__ import annotations
+
 import argparse
 import math
 import sys
@@ -19,9 +21,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from harness.compare import between
 from harness.environment import REPOSITORY, run_record
+from harness.later import torch
 from harness.plots import COLOURS, INK, new_figure, save_png, style
 from harness.statistics import spread
 from harness.tables import seconds, table

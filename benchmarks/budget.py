@@ -13,22 +13,25 @@ Pages follow each other here (no routing by phase), so the next page is known be
 Letters: b batch, m chunks, w switch windows, p pages.
 """
 
+from __future__ import annotations
+
 import argparse
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from harness.arms import Arm
 from harness.compare import between
 from harness.gates import elementwise, phase, symplectic
+from harness.later import torch
 from harness.program import whole
-from harness.switches import Call
 from harness.task import Task
 from tasks.curves import curve_tasks
-from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from harness.switches import Call
 
 QUORUM = {"quorum_mix": 0.75, "quorum_window": 5, "quorum_threshold": 0.25, "quorum_temperature": 0.1}
 
@@ -44,7 +47,7 @@ class SwitchBudget:
     entropy_weight: float = 0.0
     temperature: float = 0.1
 
-    def __call__(self, model: nn.Module, calls: Sequence[Call]) -> Tensor:
+    def __call__(self, model: torch.nn.Module, calls: Sequence[Call]) -> torch.Tensor:
         soft = [soft_switches(call, self.temperature) for call in calls]
         rate = torch.cat([s.flatten() for s in soft]).mean()
         out = rate.new_zeros(())
@@ -65,27 +68,27 @@ class SwitchBudget:
         return found
 
 
-def soft_switches(call: Call, temperature: float) -> Tensor:
-    """Return [b w]: 1 where the window's complexity exceeds the threshold, else 0, with the gradient of a sigmoid."""
+def soft_switches(call: Call, temperature: float) -> torch.Tensor:
+    """[b w]: 1 where the window's complexity exceeds the threshold, else 0, with the gradient of a sigmoid."""
     highest = [call.complexity[:, call.windows == w].amax(dim=-1) for w in call.windows.unique()]
     excess = torch.stack(highest, dim=1) - call.memory.symplectic_page_threshold
     soft = (excess / temperature).sigmoid()
     return (excess > 0).to(soft.dtype) + soft - soft.detach()
 
 
-def page_shares(call: Call, switches: Tensor) -> Tensor:
-    """Return the share of the windows in which each page is written: [b w] -> [p]."""
+def page_shares(call: Call, switches: torch.Tensor) -> torch.Tensor:
+    """Share of the windows that each page is written in: [b w] -> [p]."""
     pages = call.memory.num_pages
     before = (call.page[:, 0] - call.switched[:, 0].long()) % pages
-    on, seen = nn.functional.one_hot(before, pages).to(switches.dtype), []
+    on, seen = torch.nn.functional.one_hot(before, pages).to(switches.dtype), []
     for s in switches.unbind(dim=1):
         on = (1 - s[:, None]) * on + s[:, None] * on.roll(1, dims=1)
         seen.append(on)
     return torch.stack(seen).mean(dim=(0, 1))
 
 
-def entropy(shares: Tensor) -> Tensor:
-    """Return the entropy of shares [p] that sum to 1, over log(p): in [0, 1]."""
+def entropy(shares: torch.Tensor) -> torch.Tensor:
+    """Of shares [p] that sum to 1, over log(p): in [0, 1]."""
     return -torch.special.xlogy(shares, shares.clamp(min=1e-12)).sum() / math.log(len(shares))
 
 

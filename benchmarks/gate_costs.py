@@ -10,19 +10,20 @@ time of all turns (on CUDA the least time). Without orthogonalised updates, with
 with pages is the cheaper one, as it orthogonalises those of one page only (--spectral).
 """
 
+from __future__ import annotations
+
 import argparse
 import math
 import re
 import sys
 
-import torch
 from harness.environment import run_record
+from harness.later import torch
 from harness.tables import table
 from harness.timing import cpu_seconds
-from torch import nn
 from tqdm import tqdm
 
-from titans_pytorch import MemoryMLP, NeuralMemory
+import titans_pytorch
 from titans_pytorch.common.files import write_json
 
 SCHEMA = 2
@@ -83,14 +84,14 @@ ARMS = {
 }
 
 
-def build(options: dict, spectral: bool, device: str) -> NeuralMemory:
+def build(options: dict, spectral: bool, device: str) -> titans_pytorch.NeuralMemory:
     torch.manual_seed(0)
-    return NeuralMemory(
+    return titans_pytorch.NeuralMemory(
         DIM,
         4,
         batch_size=BATCH,
         dim_head=64,
-        model=MemoryMLP(64, depth=2, expansion_factor=2.0),
+        model=titans_pytorch.MemoryMLP(64, depth=2, expansion_factor=2.0),
         qk_rmsnorm=True,
         attn_pool_chunks=True,
         per_parameter_lr_modulation=True,
@@ -100,7 +101,7 @@ def build(options: dict, spectral: bool, device: str) -> NeuralMemory:
     ).to(device)
 
 
-def train_step(memory: nn.Module, seq: torch.Tensor):
+def train_step(memory: torch.nn.Module, seq: torch.Tensor):
     memory.zero_grad()
     memory(seq)[0].square().mean().backward()
 

@@ -7,18 +7,19 @@ Switches in 12 chunks, each of which may switch (page_switch_every = the chunk),
 and standard deviation over seeds. The last column is a threshold from `calibrate_page_threshold` for 3 switches.
 """
 
+from __future__ import annotations
+
 import argparse
 import math
 import statistics
 import sys
 
-import torch
 from harness.environment import run_record
+from harness.later import torch
 from harness.tables import table
-from torch import Tensor
 from tqdm import tqdm
 
-from titans_pytorch import NeuralMemory, calibrate_page_threshold, gate_trace
+import titans_pytorch
 from titans_pytorch.common.files import write_json
 
 SCHEMA = 1
@@ -27,16 +28,16 @@ CALIBRATED = "for 3"
 WINDOWS, CHUNK, WIDTH, ROWS = 12, 32, 128, 4
 
 
-def spiral(n: int, generator: torch.Generator) -> Tensor:
-    """Make sequences [rows n width]: cosine, sine, ramp, then noise."""
+def spiral(n: int, generator: torch.Generator) -> torch.Tensor:
+    """[rows n width]: cosine, sine, ramp, then noise."""
     return _curve(n, 4, 0.1, generator)
 
 
-def helix(n: int, generator: torch.Generator) -> Tensor:
+def helix(n: int, generator: torch.Generator) -> torch.Tensor:
     return _curve(n, 6, 0.08, generator)
 
 
-def noise(n: int, generator: torch.Generator) -> Tensor:
+def noise(n: int, generator: torch.Generator) -> torch.Tensor:
     return torch.randn(ROWS, n, WIDTH, generator=generator)
 
 
@@ -63,14 +64,14 @@ def measure(seeds: list[int], thresholds=THRESHOLDS) -> list[dict]:
             counts: dict[object, list[float]] = {threshold: [] for threshold in (*thresholds, CALIBRATED)}
             for seed in seeds:
                 torch.manual_seed(seed)
-                memory = NeuralMemory(WIDTH, CHUNK, num_pages=2, page_switch_every=CHUNK, **options)
+                memory = titans_pytorch.NeuralMemory(WIDTH, CHUNK, num_pages=2, page_switch_every=CHUNK, **options)
                 seq = make(WINDOWS * CHUNK, torch.Generator().manual_seed(seed))
                 for threshold, values in counts.items():
                     if isinstance(threshold, str):
-                        calibrate_page_threshold(memory, seq, 3 / WINDOWS, set_threshold=True)
+                        titans_pytorch.calibrate_page_threshold(memory, seq, 3 / WINDOWS, set_threshold=True)
                     else:
                         memory.symplectic_page_threshold = threshold
-                    values.append(gate_trace(memory, seq).switch_rate * WINDOWS)
+                    values.append(titans_pytorch.gate_trace(memory, seq).switch_rate * WINDOWS)
             for threshold, values in counts.items():
                 found.append(
                     {

@@ -8,18 +8,19 @@ without gradients, and forward and backward. Arms take turns; what counts is the
 the least time). "written" is the share of pairs whose inner loss exceeds the threshold.
 """
 
+from __future__ import annotations
+
 import argparse
 import math
 import sys
 
-import torch
 from gate_costs import cost_flags, train_step, write_costs
+from harness.later import torch
 from harness.tables import table
 from harness.timing import cpu_seconds
-from torch import nn
 from tqdm import tqdm
 
-from titans_pytorch import NeuralMemory
+import titans_pytorch
 
 SCHEMA = 1
 DIM, SEGMENT = 256, 64
@@ -28,7 +29,7 @@ BARE = {"qkv_conv_kernel": None, "activation": None, "qk_l2norm": False, "output
 MEDIAN = {"surprise_threshold": 0.0}  # set to the median of the surprises, which half of the tokens exceed
 ARMS = {
     RULE: BARE,
-    "SiLU": {**BARE, "activation": nn.SiLU()},
+    "SiLU": {**BARE, "activation": torch.nn.SiLU()},
     "convolution": {**BARE, "qkv_conv_kernel": 4},
     "unit norm": {**BARE, "qk_l2norm": True},
     "normalised, gated output": {**BARE, "output_gate": "silu"},
@@ -40,9 +41,9 @@ ARMS = {
 
 
 @torch.no_grad()
-def build(options: dict, seq: torch.Tensor) -> NeuralMemory:
+def build(options: dict, seq: torch.Tensor) -> titans_pytorch.NeuralMemory:
     torch.manual_seed(0)
-    memory = NeuralMemory.paper(DIM, SEGMENT, heads=4, dim_head=64, **options).to(seq.device)
+    memory = titans_pytorch.NeuralMemory.paper(DIM, SEGMENT, heads=4, dim_head=64, **options).to(seq.device)
     if memory.surprise_threshold is not None:
         memory.surprise_threshold = 0.0
         surprises = memory(seq, return_surprises=True)[2]
@@ -79,7 +80,7 @@ def measure(repeats: int, tokens: int, device: str = "cpu") -> list[dict]:
 
 
 @torch.no_grad()
-def written(memory: NeuralMemory, seq: torch.Tensor) -> float:
+def written(memory: titans_pytorch.NeuralMemory, seq: torch.Tensor) -> float:
     _, _, (_, step, *_) = memory(seq, return_surprises=True)
     return (step > 0).double().mean().item()
 

@@ -10,6 +10,8 @@ An arm is stated in keywords of NeuralMemory. Its controls follow from it:
 Modules, gates apart, are made in the same order, so that a seed gives an arm and its controls the same initial values.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import hashlib
 import json
@@ -18,10 +20,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+import titans_pytorch
 
-from titans_pytorch import NeuralMemory
+from .later import torch
 
 # keywords of gates, kinetics and pages, which a plain memory lacks
 OPTIONAL = {
@@ -60,6 +61,10 @@ WITHOUT_PARAMETERS = {
 NEVER = math.inf
 
 
+def neural_memory(*args: Any, **keywords: Any) -> titans_pytorch.NeuralMemory:
+    return titans_pytorch.NeuralMemory(*args, **keywords)
+
+
 @dataclass(frozen=True)
 class Arm:
     """One memory of an experiment.
@@ -81,10 +86,10 @@ class Arm:
     about: str = ""
     off: Mapping[str, Any] | None = None
     switch_rate: float | None = None
-    make: Callable[..., nn.Module] = NeuralMemory
-    penalty: Callable[[nn.Module, list], Tensor] | None = None
+    make: Callable[..., torch.nn.Module] = neural_memory
+    penalty: Callable[[torch.nn.Module, list], torch.Tensor] | None = None
     controls: bool = True
-    like: "Arm | None" = None  # the arm whose number of parameters this control has
+    like: Arm | None = None  # the arm whose number of parameters this control has
 
     @property
     def pages(self) -> int:
@@ -134,26 +139,16 @@ def controls_of(arm: Arm) -> list[Arm]:
 # the parameters that a plain memory has in place of gates
 
 
-class Map(nn.Module):
-    """x + gelu(x A) B with 2 * dim * rank parameters, B starting at zero."""
-
-    def __init__(self, dim: int, rank: int):
-        super().__init__()
-        self.down, self.up = nn.Linear(dim, rank, bias=False), nn.Linear(rank, dim, bias=False)
-        nn.init.zeros_(self.up.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.up(nn.functional.gelu(self.down(x)))
-
-
-def _mapped(memory: NeuralMemory, args: tuple, kwargs: dict):
+def _mapped(memory: titans_pytorch.NeuralMemory, args: tuple, kwargs: dict):
     return (memory.matched(args[0]), *args[1:]), kwargs
 
 
-def match_parameters(model: nn.Module, wanted: int) -> None:
-    """Give each memory in the model a map before it, until the model has at least `wanted` parameters."""
+def match_parameters(model: torch.nn.Module, wanted: int) -> None:
+    """Gives each memory in the model a map before it, until the model has at least `wanted` parameters."""
+    from .map import Map
+
     lacking = wanted - parameters(model)
-    memories = [m for m in model.modules() if isinstance(m, NeuralMemory)]
+    memories = [m for m in model.modules() if isinstance(m, titans_pytorch.NeuralMemory)]
     if lacking <= 0 or not memories:
         return
     for memory in memories:
@@ -162,18 +157,18 @@ def match_parameters(model: nn.Module, wanted: int) -> None:
         memory.register_forward_pre_hook(_mapped, with_kwargs=True)
 
 
-def parameters(model: nn.Module) -> int:
+def parameters(model: torch.nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def state_size(model: nn.Module) -> int:
-    """Count the numbers that the memories of the model carry for one row: fast weights and momenta."""
-    memories = [m for m in model.modules() if isinstance(m, NeuralMemory)]
+def state_size(model: torch.nn.Module) -> int:
+    """Numbers that the memories of the model carry for one row: their weights and momenta."""
+    memories = [m for m in model.modules() if isinstance(m, titans_pytorch.NeuralMemory)]
     return sum(w.numel() * (1 + m.engine.rule.slots) for m in memories for w in m.init_weights(1).values())
 
 
-def build(task, arm: Arm, seed: int, device: str = "cpu") -> nn.Module:
-    """Build the model of an arm on a task, with initial values drawn from the seed."""
+def build(task, arm: Arm, seed: int, device: str = "cpu") -> torch.nn.Module:
+    """The model of an arm on a task, its initial values drawn from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = task.build(arm)

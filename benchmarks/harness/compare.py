@@ -8,7 +8,6 @@ from typing import Any
 
 from .arms import Arm, controls_of, described
 from .statistics import NO_DIFFERENCE, Spread, paired, spread
-from .switches import warning
 from .task import Metric, Task
 
 Outcomes = Mapping[str, Sequence[Mapping[str, Any]]]  # arm name -> what Task.run returned, seed by seed
@@ -193,6 +192,8 @@ def refusal(
 
 
 def warnings(task: Task, arms: Sequence[Arm], record: Mapping[str, Any]) -> list[str]:
+    from .switches import warning
+
     found = []
     main = task.metrics[0]
     level = record["constant"][main.name]["mean"]

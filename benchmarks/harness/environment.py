@@ -9,7 +9,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from titans_pytorch.training.start import machine_memory
 from titans_pytorch.training.versions import git_commit, versions
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -57,6 +56,8 @@ def commit() -> str | None:
 
 def device_record(device: str) -> dict[str, Any]:
     """Describe the device. `class` names the kind of machine: times of two classes are not compared."""
+    from titans_pytorch.training.start import machine_memory
+
     cores = os.cpu_count()
     record: dict[str, Any] = {"type": device.partition(":")[0], "cores": cores, "memory": machine_memory()}
     if record["type"] == "cuda":

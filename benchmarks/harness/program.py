@@ -9,6 +9,8 @@ A runner ends with
 Exit status: 0 done; 2 bad arguments, or a CSV file of other columns; 130 interrupted (the same command continues).
 """
 
+from __future__ import annotations
+
 import argparse
 import subprocess
 import sys
@@ -18,18 +20,16 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from titans_pytorch.common.checks import MissingPackage
 from titans_pytorch.common.files import write_json
 from titans_pytorch.training.options import OneLineParser, number
-from titans_pytorch.training.run import in_a_line
 
 from .arms import Arm, described, digest
 from .compare import versus
 from .csvfile import OtherSchema, append_rows, check_columns
 from .environment import REPOSITORY, commit, run_record
 from .figures import draw
+from .later import torch
 from .plots import check_drawing
 from .report import csv_rows, show
 from .session import Session, with_controls
@@ -121,6 +121,8 @@ class Benchmark:
             print(f"{parser.prog}: {error}", file=sys.stderr)
             return 2
         except (MissingPackage, OSError) as error:
+            from titans_pytorch.training.run import in_a_line
+
             print(f"{parser.prog}: {in_a_line(error)}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:

@@ -1,9 +1,11 @@
 """Memory of this process, and on CUDA of its allocator: now, and the peak since a reset. Units: bytes."""
 
+from __future__ import annotations
+
 import resource
 import sys
 
-import torch
+from .later import torch
 
 STATUS = "/proc/self/status"
 

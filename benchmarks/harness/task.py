@@ -1,5 +1,7 @@
 """The interface of a task: data from a seed, a loss, and scores of a frozen memory on held-out data."""
 
+from __future__ import annotations
+
 import hashlib
 import random
 import statistics
@@ -7,11 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from .arms import Arm, build, parameters, state_size
-from .switches import Call, heard, set_thresholds, watched
+from .later import torch
 from .timing import timed
 
 TEST_BATCHES = 4
@@ -79,7 +78,7 @@ class Task:
     def memory(self) -> dict[str, Any]:
         raise NotImplementedError
 
-    def build(self, arm: Arm) -> nn.Module:
+    def build(self, arm: Arm) -> torch.nn.Module:
         return arm.make(**{**self.memory(), **arm.memory})
 
     def world(self, seed: int) -> Any:
@@ -88,13 +87,13 @@ class Task:
     def batch(self, world: Any, generator: torch.Generator) -> Any:
         raise NotImplementedError
 
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+    def loss(self, model: torch.nn.Module, batch: Any) -> torch.Tensor:
         raise NotImplementedError
 
-    def scores(self, model: nn.Module, batch: Any) -> Mapping[str, float]:
+    def scores(self, model: torch.nn.Module, batch: Any) -> Mapping[str, float]:
         raise NotImplementedError
 
-    def notes(self, model: nn.Module, batch: Any) -> Mapping[str, float]:
+    def notes(self, model: torch.nn.Module, batch: Any) -> Mapping[str, float]:
         return {}
 
     def constant(self, train: Sequence[Any], test: Sequence[Any]) -> Mapping[str, float]:
@@ -117,6 +116,8 @@ class Task:
         """Train the slow parameters, freeze them, and measure: metrics, notes, pages, parameters, state, training."""
         torch.manual_seed(seed_of("run", seed))  # for random numbers drawn by the model
         random.seed(seed)
+        from .switches import watched
+
         model = build(self, arm, seed, setting.device)
         losses = self.train(model, arm, seed, setting)
         model.eval().requires_grad_(False)
@@ -136,8 +137,8 @@ class Task:
             "training": {"loss_first": losses[:1], "loss_tail": tail(losses)},
         }
 
-    def train(self, model: nn.Module, arm: Arm, seed: int, setting: Setting) -> list[float]:
-        """Train all slow parameters with Adam, a fresh batch each step. Returns the loss before each step."""
+    def train(self, model: torch.nn.Module, arm: Arm, seed: int, setting: Setting) -> list[float]:
+        """Adam over all outer weights, a fresh batch each step. Returns the loss before each step."""
         optimizer = torch.optim.Adam(model.parameters(), lr=setting.lr)
         losses, every = [], max(1, setting.steps // 4)
         model.train()
@@ -150,22 +151,26 @@ class Task:
             self.set_threshold(model, arm, batch)
         return losses
 
-    def step(self, model, arm: Arm, batch, optimizer, setting: Setting) -> Tensor:
-        """Take one step; return the task's own loss before it."""
+    def step(self, model, arm: Arm, batch, optimizer, setting: Setting) -> torch.Tensor:
+        """One step; the task's own loss before it."""
+        from .switches import heard
+
         if arm.penalty is None:
             total = loss = self.loss(model, batch)
         else:
-            calls: list[Call] = []
+            calls: list = []
             with heard(model, calls.append):
                 loss = self.loss(model, batch)
             total = loss + arm.penalty(model, calls)
         optimizer.zero_grad()
         total.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), setting.clip)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), setting.clip)
         optimizer.step()
         return loss.detach()
 
-    def set_threshold(self, model: nn.Module, arm: Arm, batch: Any) -> None:
+    def set_threshold(self, model: torch.nn.Module, arm: Arm, batch: Any) -> None:
+        from .switches import set_thresholds
+
         set_thresholds(model, lambda: self.loss(model, batch), arm.switch_rate)
 
     # time, apart from quality
@@ -206,8 +211,8 @@ def tail(losses: Sequence[float], count: int = 10) -> float | None:
 
 
 def moved(batch: Any, device: str) -> Any:
-    """Move the tensors of a batch (a tensor, tuple, list or mapping) to a device."""
-    if isinstance(batch, Tensor):
+    """The tensors of a batch (a tensor, tuple, list or mapping) on a device."""
+    if isinstance(batch, torch.Tensor):
         return batch.to(device)
     if isinstance(batch, Mapping):
         return {k: moved(v, device) for k, v in batch.items()}

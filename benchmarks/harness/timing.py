@@ -1,12 +1,14 @@
 """Timing in one process: synchronised, every call on record. Seconds."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable
 
-import torch
+from .later import torch
 
 CLOCKS = {"wall": time.perf_counter, "process": time.process_time}  # process: CPU time, of all threads together
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+DTYPES = ("float32", "float64", "bfloat16")
 
 
 def synchronise(device: str) -> None:
@@ -39,11 +41,9 @@ def timed_calls(work: Callable[[], object], device: str, min_seconds: float = 0.
 
 
 def matmul_rate(device: str, dtype: str, side: int = 2048, min_seconds: float = 0.5, clock: str = "wall") -> float:
-    """Measure operations per second of a product of two square matrices, 2 side^3 operations: the best of several
-    calls.
-    """
-    a = torch.randn(side, side, device=device, dtype=DTYPES[dtype])
-    b = torch.randn(side, side, device=device, dtype=DTYPES[dtype])
+    """Operations per second of a product of two square matrices, 2 side^3 operations: the best of several calls."""
+    a = torch.randn(side, side, device=device, dtype=getattr(torch, dtype))
+    b = torch.randn(side, side, device=device, dtype=getattr(torch, dtype))
     out = torch.empty_like(a)
 
     def work():

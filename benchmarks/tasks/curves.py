@@ -10,14 +10,15 @@ with x_{t+1} without the noise, in the later half of the sequence.
 Letters: b batch, n tokens, d features.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
+from harness.later import torch
 from harness.task import Metric, Task
-from torch import Tensor, nn
 
 from .memories import small_memory
 
@@ -25,8 +26,8 @@ from .memories import small_memory
 class Curves(NamedTuple):
     """noisy, clean [b n d]."""
 
-    noisy: Tensor
-    clean: Tensor
+    noisy: torch.Tensor
+    clean: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -71,14 +72,14 @@ class Follow(Task):
         clean = curve(plane, phase, turns / self.length, n, self.rise)
         return Curves(clean + self.noise * torch.randn(b, n, d, generator=generator), clean)
 
-    def errors(self, memory: nn.Module, curves: Curves, state=None) -> Tensor:
-        """Return the errors [n] of the outputs."""
+    def errors(self, memory: torch.nn.Module, curves: Curves, state=None) -> torch.Tensor:
+        """[n]: of each answer."""
         return relative(memory(curves.noisy[:, :-1], state=state)[0], curves.clean)
 
-    def loss(self, model: nn.Module, batch: Curves) -> Tensor:
+    def loss(self, model: torch.nn.Module, batch: Curves) -> torch.Tensor:
         return self.errors(model, batch).mean()
 
-    def scores(self, model: nn.Module, batch: Curves) -> Mapping[str, float]:
+    def scores(self, model: torch.nn.Module, batch: Curves) -> Mapping[str, float]:
         first, second = self.errors(model, batch).chunk(2)
         return {"error": second.mean(), "error_first": first.mean()}
 
@@ -96,7 +97,7 @@ class FollowAnother(Follow):
     def batch(self, world: Any, generator: torch.Generator) -> tuple[Curves, Curves]:
         return super().batch(world, generator), super().batch(world, generator)
 
-    def errors(self, memory: nn.Module, curves: tuple[Curves, Curves], state=None) -> Tensor:
+    def errors(self, memory: torch.nn.Module, curves: tuple[Curves, Curves], state=None) -> torch.Tensor:
         _, state = memory(curves[0].noisy[:, :-1], state=state, detach_mem_state=True)
         return super().errors(memory, curves[1], state)
 
@@ -113,17 +114,20 @@ def curve_tasks(length: int, carry: bool = False, **shared: Any) -> list[Follow]
     ]
 
 
-def planes(rows: int, dim: int, generator: torch.Generator) -> Tensor:
-    """Draw three random orthonormal directions for each row: [b d 3]."""
+def planes(rows: int, dim: int, generator: torch.Generator) -> torch.Tensor:
+    """Three random orthonormal directions for each row: [b d 3]."""
     return torch.linalg.qr(torch.randn(rows, dim, 3, generator=generator)).Q
 
 
 def curve(
-    plane: Tensor, phase: Tensor, turns_per_token: Tensor, tokens: int, rise: float, radius: float = 1.0
-) -> Tensor:
-    """Make a curve [b n d] from plane [b d 3], phase in radians and turns_per_token [b 1]. A circle has a mean
-    square of 1.
-    """
+    plane: torch.Tensor,
+    phase: torch.Tensor,
+    turns_per_token: torch.Tensor,
+    tokens: int,
+    rise: float,
+    radius: float = 1.0,
+) -> torch.Tensor:
+    """plane [b d 3]; phase in radians, turns_per_token [b 1] -> [b n d]. A circle has a mean square of 1."""
     t = torch.arange(tokens, device=plane.device, dtype=plane.dtype)
     angle = phase + 2 * math.pi * turns_per_token * t
     parts = torch.stack((radius * angle.cos(), radius * angle.sin(), (rise * t / tokens).expand_as(angle)), dim=-1)
@@ -149,7 +153,7 @@ class Recovery(Follow):
         Metric("phase_recovery_gain", "higher", "phase_err_pre - phase_err_post"),
     )
 
-    def batch(self, world: Any, generator: torch.Generator) -> dict[str, Tensor]:
+    def batch(self, world: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:
         b, n = self.batch_size, self.length
         plane = planes(b, self.dim, generator)
         low, high = self.turns
@@ -165,21 +169,21 @@ class Recovery(Follow):
             "noisy": clean + self.noise * torch.randn(clean.shape, generator=generator),
         }
 
-    def answers(self, memory: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    def answers(self, memory: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         state, out, n = None, [], self.length
         for part in range(3):
             answer, state = memory(batch["noisy"][:, part * n : (part + 1) * n], state=state)
             out.append(answer)
         return torch.cat(out, dim=1)
 
-    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    def loss(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         wanted = batch["clean"][:, 1:]
         return (self.answers(model, batch) - wanted).square().mean() / wanted.square().mean()
 
-    def scores(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Mapping[str, float]:
+    def scores(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> Mapping[str, float]:
         return self.scored(self.answers(model, batch), batch)
 
-    def scored(self, answers: Tensor, batch: Mapping[str, Tensor]) -> dict[str, float]:
+    def scored(self, answers: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> dict[str, float]:
         n, half = self.length, self.length // 2
         error = relative(answers, batch["clean"])
         turned = angle_between(answers, batch["clean"][:, 1:], batch["plane"]).mean(dim=0)
@@ -201,15 +205,15 @@ class Recovery(Follow):
         return {name: sum(s[name] for s in scores) / len(scores) for name in scores[0]}
 
 
-def relative(answers: Tensor, clean: Tensor) -> Tensor:
-    """Return the mean squared error of each output over the mean square of its target, the next vector: [b n d] and
+def relative(answers: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+    """Mean squared error of each answer over the mean square of what is asked for, the next vector: [b n d] and
     [b n+1 d] -> [n]."""
     wanted = clean[:, 1:]
     return (answers - wanted).square().mean(dim=(0, 2)) / wanted.square().mean()
 
 
-def angle_between(ours: Tensor, theirs: Tensor, plane: Tensor) -> Tensor:
-    """Return angles [b n], in [0, pi], between two [b n d] projected on the first two directions of [b d 3]."""
+def angle_between(ours: torch.Tensor, theirs: torch.Tensor, plane: torch.Tensor) -> torch.Tensor:
+    """[b n d] x 2 and [b d 3] -> [b n]: between the projections on the first two directions, in [0, pi]."""
     a, b = ((x @ plane[:, :, :2]) for x in (ours, theirs))
     cross, dot = a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0], (a * b).sum(dim=-1)
     return torch.atan2(cross, dot).abs()

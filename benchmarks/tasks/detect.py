@@ -13,15 +13,16 @@ tokens of all rows are reordered first, so that its area is 0.5 for every score.
 Letters: b batch, n tokens, d features, m modes.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from harness.arms import Arm, build, parameters
+from harness.later import torch
 from harness.task import Metric, Setting, Task, mean_of
-from torch import Tensor, nn
 
 KINDS = ("disorder", "change")
 
@@ -59,14 +60,14 @@ class Detect(Task):
     def memory(self) -> dict[str, Any]:
         return {"dim": self.dim, "shuffled": False}
 
-    def build(self, arm: Arm) -> nn.Module:
+    def build(self, arm: Arm) -> torch.nn.Module:
         keywords = {**self.memory(), **arm.memory}
         model = arm.make(**{k: v for k, v in keywords.items() if k != "shuffled"})
         model.shuffled = keywords["shuffled"]
         return model
 
-    def batch(self, world: Any, generator: torch.Generator) -> Mapping[str, Tensor]:
-        """Return ordered, disturbed [b n d]; orders long [2 b n]: random orders for the control."""
+    def batch(self, world: Any, generator: torch.Generator) -> Mapping[str, torch.Tensor]:
+        """ordered, disturbed [b n d]; orders long [2 b n]: random orders for the control."""
         b, n = self.rows, self.length
         kept = self.systems(generator, changes=False)
         other = self.systems(generator, changes=self.kind == "change")
@@ -74,8 +75,8 @@ class Detect(Task):
             other = in_order(other, orders(b, n, generator))
         return {"ordered": kept, "disturbed": other, "orders": torch.stack([orders(b, n, generator) for _ in range(2)])}
 
-    def systems(self, generator: torch.Generator, changes: bool) -> Tensor:
-        """Make rows of turning modes [b n d], with a mean square of about 1 without noise."""
+    def systems(self, generator: torch.Generator, changes: bool) -> torch.Tensor:
+        """Rows of modes that turn, [b n d], with a mean square of about 1 without their noise."""
         b, n, m = self.rows, self.length, self.modes
         plane = torch.linalg.qr(torch.randn(b, self.dim, 2 * m, generator=generator)).Q
         speed = 0.2 + 1.2 * torch.rand(b, 2, m, generator=generator)  # radians per token: before, after a change
@@ -86,7 +87,7 @@ class Detect(Task):
         signal = torch.cat((angle.cos(), angle.sin()), dim=-1) @ plane.mT * (self.dim / m) ** 0.5
         return signal + self.noise * torch.randn(b, n, self.dim, generator=generator)
 
-    def scores(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Mapping[str, float]:
+    def scores(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> Mapping[str, float]:
         ordered, disturbed = batch["ordered"], batch["disturbed"]
         if model.shuffled:
             ordered, disturbed = (
@@ -123,17 +124,15 @@ class Detect(Task):
         return {"fwd_ms": forward, "train_ms": step}
 
 
-def orders(rows: int, tokens: int, generator: torch.Generator) -> Tensor:
+def orders(rows: int, tokens: int, generator: torch.Generator) -> torch.Tensor:
     return torch.rand(rows, tokens, generator=generator).argsort(dim=1)
 
 
-def in_order(seq: Tensor, order: Tensor) -> Tensor:
+def in_order(seq: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     return seq.gather(1, order[..., None].expand_as(seq))
 
 
-def area(low: Tensor, high: Tensor) -> float:
-    """Return the share of pairs (one of each) in which `high` is higher, equal ones counting half. [b] x 2 ->
-    number.
-    """
+def area(low: torch.Tensor, high: torch.Tensor) -> float:
+    """Share of pairs (one of each) in which `high` is higher, equal ones counting half. [b] x 2 -> number."""
     above = high[:, None] - low[None, :]
     return ((above > 0).double() + 0.5 * (above == 0)).mean().item()

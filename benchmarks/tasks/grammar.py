@@ -8,13 +8,14 @@ the seed; values cannot be known from training. Everything is read in one carrie
 Letters as in `pairs`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
+from harness.later import torch
 from harness.task import Metric, Task, generator
-from torch import Tensor, nn
 
 from tasks.memories import small_memory
 from tasks.pairs import unit_rows
@@ -24,11 +25,11 @@ class Brackets(NamedTuple):
     """tokens [b n d]; opening, asked bool [b n] (asked: a closing whose opening lies in a chunk before its own);
     deep bool [b n]: asked, and the same kind was opened again in between; answers [b n v], zero without a query."""
 
-    tokens: Tensor
-    opening: Tensor
-    asked: Tensor
-    deep: Tensor
-    answers: Tensor
+    tokens: torch.Tensor
+    opening: torch.Tensor
+    asked: torch.Tensor
+    deep: torch.Tensor
+    answers: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,11 @@ class Grammar(Task):
     def memory(self) -> dict[str, Any]:
         return small_memory(self.dim, self.chunk_size, self.max_step, batch_size=self.memory_batch)
 
-    def world(self, seed: int) -> Tensor:
-        """Return the keys of the kinds: [kinds k]."""
+    def world(self, seed: int) -> torch.Tensor:
+        """The keys of the kinds: [kinds k]."""
         return unit_rows(self.kinds, self.dim // 2, generator=generator("kinds", seed))
 
-    def batch(self, world: Tensor, generator: torch.Generator) -> Brackets:
+    def batch(self, world: torch.Tensor, generator: torch.Generator) -> Brackets:
         b, n, v = self.batch_size, self.length, self.dim - self.dim // 2
         values = unit_rows(b, n, v, generator=generator)
         draws = torch.rand(b, n, generator=generator).tolist()
@@ -84,18 +85,18 @@ class Grammar(Task):
         tokens = torch.cat((world[kind], values * opening[..., None]), dim=-1)
         return Brackets(tokens, opening, asked, deep & asked, answers)
 
-    def squares(self, memory: nn.Module, batch: Brackets) -> Tensor:
-        """Return the mean squared error of each output over the mean square of values (which is 1): [b n]."""
+    def squares(self, memory: torch.nn.Module, batch: Brackets) -> torch.Tensor:
+        """Mean squared error of each answer over the mean square of values (which is 1): [b n]."""
         out, _ = memory(batch.tokens, store_mask=batch.opening)
         return (out[..., self.dim // 2 :] - batch.answers).square().mean(dim=-1)
 
-    def loss(self, model: nn.Module, batch: Brackets) -> Tensor:
+    def loss(self, model: torch.nn.Module, batch: Brackets) -> torch.Tensor:
         return self.squares(model, batch)[batch.asked].mean()
 
-    def scores(self, model: nn.Module, batch: Brackets) -> Mapping[str, float]:
+    def scores(self, model: torch.nn.Module, batch: Brackets) -> Mapping[str, float]:
         return self.scored(self.squares(model, batch), batch)
 
-    def scored(self, squares: Tensor, batch: Brackets) -> dict[str, float]:
+    def scored(self, squares: torch.Tensor, batch: Brackets) -> dict[str, float]:
         deep, other = squares[batch.deep].mean().item(), squares[batch.asked & ~batch.deep].mean().item()
         return {"error": squares[batch.asked].mean().item(), "error_deep": deep, "covering": deep - other}
 

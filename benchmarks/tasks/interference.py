@@ -9,26 +9,26 @@ trained on fresh pairs (all five parts), then frozen.
 Letters as in `pairs`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
+from harness.later import torch
 from harness.task import Metric, Task, generator
-from torch import Tensor, nn
 
 from tasks.memories import small_memory
 from tasks.pairs import ask, chosen_right, relative_error, tokens_of, unit_rows, write
-from tasks.routers import tell
 
 
 class Episode(NamedTuple):
     """context [2 c d]; keys [b u k]; a, b [b u v], their values in each task."""
 
-    context: Tensor
-    keys: Tensor
-    a: Tensor
-    b: Tensor
+    context: torch.Tensor
+    keys: torch.Tensor
+    a: torch.Tensor
+    b: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -65,22 +65,24 @@ class Interference(Task):
     def memory(self) -> dict[str, Any]:
         return small_memory(self.dim, self.chunk_size, self.max_step)
 
-    def world(self, seed: int) -> Tensor:
+    def world(self, seed: int) -> torch.Tensor:
         return unit_rows(2, self.context, self.dim, generator=generator("contexts", seed))
 
-    def batch(self, world: Tensor, generator: torch.Generator) -> Episode:
+    def batch(self, world: torch.Tensor, generator: torch.Generator) -> Episode:
         shape = (self.batch_size, self.pairs, self.dim // 2)
         keys, a, b = (unit_rows(*shape, generator=generator) for _ in range(3))
         return Episode(world, keys, a, b)
 
-    def errors(self, memory: nn.Module, episode: Episode) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the errors of A before, A after, B; and the outputs for A after B [b u v]."""
+    def errors(self, memory: torch.nn.Module, episode: Episode) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Errors of A before, A after, B; and the answers to A after B [b u v]."""
+        from tasks.routers import tell
+
         c, k = self.context, self.dim // 2
 
-        def tokens(which: int, values: Tensor | None) -> Tensor:
+        def tokens(which: int, values: torch.Tensor | None) -> torch.Tensor:
             return tokens_of(episode.context[which], episode.keys, values, self.context_strength)
 
-        def asked(which: int, state) -> Tensor:
+        def asked(which: int, state) -> torch.Tensor:
             tell(memory, which, c, self.pairs)
             return ask(memory, tokens(which, None), c, state)[..., k:]
 
@@ -97,10 +99,10 @@ class Interference(Task):
         }
         return errors, after
 
-    def loss(self, model: nn.Module, batch: Episode) -> Tensor:
+    def loss(self, model: torch.nn.Module, batch: Episode) -> torch.Tensor:
         return sum(self.errors(model, batch)[0].values()) / 3
 
-    def scores(self, model: nn.Module, batch: Episode) -> Mapping[str, float]:
+    def scores(self, model: torch.nn.Module, batch: Episode) -> Mapping[str, float]:
         errors, after = self.errors(model, batch)
         forgetting = errors["error_a_after"] - errors["error_a_before"]
         return {**errors, "forgetting": forgetting, "chosen_a_after": chosen_right(after, batch.a)}

@@ -8,12 +8,13 @@ needles.
 Letters as in `pairs`.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from harness.later import torch
 
 from tasks.curves import curve, planes
 from tasks.needle import Haystack, Needle
@@ -44,6 +45,6 @@ class Interleaving(Needle):
         background = curve(planes(b, self.dim, generator), phase, speed, n, rise=0.0)
         return data._replace(hay=background + self.noise * torch.randn(b, n, self.dim, generator=generator))
 
-    def answers(self, memory: nn.Module, data: Haystack, state=None) -> tuple[Tensor, Tensor]:
+    def answers(self, memory: torch.nn.Module, data: Haystack, state=None) -> tuple[torch.Tensor, torch.Tensor]:
         earlier, later = data.hay[:, : self.before], data.hay[:, self.before :]
         return super().answers(memory, data._replace(hay=later), write(memory, earlier, 0, state))

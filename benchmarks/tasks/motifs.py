@@ -7,14 +7,15 @@ are taken in the last third, when both motifs have been seen, on held-out rows.
 Letters: b batch, n tokens, d features.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
+from harness.later import torch
 from harness.task import Metric, Task
-from torch import Tensor, nn
 
 from tasks.curves import curve, planes, relative
 from tasks.memories import small_memory
@@ -23,9 +24,9 @@ from tasks.memories import small_memory
 class Motifs(NamedTuple):
     """noisy, clean [b n+1 d]; boundary bool [n]: the target of this token is among the first of a segment."""
 
-    noisy: Tensor
-    clean: Tensor
-    boundary: Tensor
+    noisy: torch.Tensor
+    clean: torch.Tensor
+    boundary: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -73,16 +74,16 @@ class MultiMotif(Task):
         boundary = (since > 0) & (since <= self.boundary) & (torch.arange(1, n) >= step)
         return Motifs(clean + self.noise * torch.randn(b, n, d, generator=generator), clean, boundary)
 
-    def errors(self, memory: nn.Module, batch: Motifs) -> Tensor:
+    def errors(self, memory: torch.nn.Module, batch: Motifs) -> torch.Tensor:
         return relative(memory(batch.noisy[:, :-1])[0], batch.clean)
 
-    def loss(self, model: nn.Module, batch: Motifs) -> Tensor:
+    def loss(self, model: torch.nn.Module, batch: Motifs) -> torch.Tensor:
         return self.errors(model, batch).mean()
 
-    def scores(self, model: nn.Module, batch: Motifs) -> Mapping[str, float]:
+    def scores(self, model: torch.nn.Module, batch: Motifs) -> Mapping[str, float]:
         return self.scored(self.errors(model, batch), batch)
 
-    def scored(self, errors: Tensor, batch: Motifs) -> dict[str, float]:
+    def scored(self, errors: torch.Tensor, batch: Motifs) -> dict[str, float]:
         held_out = torch.arange(self.length, device=errors.device) >= self.length - self.length // 3
         near = held_out & batch.boundary
         return {"mse_total": errors[held_out].mean().item(), "mse_boundary": errors[near].mean().item()}

@@ -9,13 +9,14 @@ distractors.
 Letters as in `pairs`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
+from harness.later import torch
 from harness.task import Metric, Task
-from torch import Tensor, nn
 
 from tasks.memories import small_memory
 from tasks.pairs import ask, chosen_right, relative_error, tokens_of, unit_rows, write
@@ -25,10 +26,10 @@ class Haystack(NamedTuple):
     """keys [b u k], values [b u v] of the needles; hay [b n d], read after them; mark [1 d], before needles and
     queries."""
 
-    keys: Tensor
-    values: Tensor
-    hay: Tensor
-    mark: Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+    hay: torch.Tensor
+    mark: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -71,20 +72,18 @@ class Needle(Task):
         mark[:, ::2] = -1.0
         return Haystack(keys, values, hay, mark)
 
-    def answers(self, memory: nn.Module, data: Haystack, state=None) -> tuple[Tensor, Tensor]:
-        """Return the outputs [b u v] right after the write, and after the distractors. state: state of earlier
-        tokens.
-        """
+    def answers(self, memory: torch.nn.Module, data: Haystack, state=None) -> tuple[torch.Tensor, torch.Tensor]:
+        """To the questions right after writing, and after the distractors: [b u v]. state: of what was read before."""
         half = self.dim // 2
         state = write(memory, tokens_of(data.mark, data.keys, data.values), 1, state)
         questions = tokens_of(data.mark, data.keys, None)
         at_once = ask(memory, questions, 1, state)[..., half:]
         return at_once, ask(memory, questions, 1, write(memory, data.hay, 0, state))[..., half:]
 
-    def loss(self, model: nn.Module, batch: Haystack) -> Tensor:
+    def loss(self, model: torch.nn.Module, batch: Haystack) -> torch.Tensor:
         return sum(relative_error(answers, batch.values) for answers in self.answers(model, batch)) / 2
 
-    def scores(self, model: nn.Module, batch: Haystack) -> Mapping[str, float]:
+    def scores(self, model: torch.nn.Module, batch: Haystack) -> Mapping[str, float]:
         at_once, late = self.answers(model, batch)
         before, after = relative_error(at_once, batch.values), relative_error(late, batch.values)
         found = chosen_right(late, batch.values)

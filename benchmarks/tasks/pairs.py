@@ -3,20 +3,23 @@
 Letters: b batch, n tokens, u pairs, c context tokens, k features of a key, v features of a value, d = k + v.
 """
 
-import torch
-from torch import Tensor, nn
+from __future__ import annotations
 
-from titans_pytorch import NeuralMemState
+from harness.later import torch
+
+import titans_pytorch
 
 
-def unit_rows(*shape: int, generator: torch.Generator) -> Tensor:
-    """Draw random directions of length sqrt(features), as RMSNorm would leave them."""
+def unit_rows(*shape: int, generator: torch.Generator) -> torch.Tensor:
+    """Random directions of length sqrt(features), as RMSNorm would leave them."""
     x = torch.randn(*shape, generator=generator)
     return x * (shape[-1] ** 0.5 / x.norm(dim=-1, keepdim=True))
 
 
-def tokens_of(context: Tensor, keys: Tensor, values: Tensor | None, strength: float = 0.0) -> Tensor:
-    """Join context [c d], keys [b u k] and values [b u v] (None, for queries: zeros) to tokens [b c+u d].
+def tokens_of(
+    context: torch.Tensor, keys: torch.Tensor, values: torch.Tensor | None, strength: float = 0.0
+) -> torch.Tensor:
+    """context [c d], keys [b u k], values [b u v] (None: questions, zeros in their place) -> [b c+u d].
 
     strength: how much of the context (its first token) is added to each pair or query.
     """
@@ -26,28 +29,30 @@ def tokens_of(context: Tensor, keys: Tensor, values: Tensor | None, strength: fl
     return torch.cat((context.expand(b, -1, -1), pairs), dim=1)
 
 
-def write(memory: nn.Module, tokens: Tensor, silent: int, state: NeuralMemState | None) -> NeuralMemState:
-    """Return the state after writing tokens [b n d] but the first `silent`."""
+def write(
+    memory: torch.nn.Module, tokens: torch.Tensor, silent: int, state: titans_pytorch.NeuralMemState | None
+) -> titans_pytorch.NeuralMemState:
+    """The state after reading tokens [b n d], of which the first `silent` are not learned from."""
     mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
     mask[:, :silent] = False
     return memory(tokens, state=state, store_mask=mask)[1]
 
 
-def ask(memory: nn.Module, tokens: Tensor, silent: int, state: NeuralMemState) -> Tensor:
-    """Return the outputs [b u d] for the queries after the first `silent` tokens [b n d]. Nothing is written; the state
-    stays the same."""
+def ask(
+    memory: torch.nn.Module, tokens: torch.Tensor, silent: int, state: titans_pytorch.NeuralMemState
+) -> torch.Tensor:
+    """Answers [b u d] to the questions after the first `silent` tokens [b n d]; nothing is learned from them, and the
+    state is left as it was."""
     mask = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
     return memory(tokens, state=state, store_mask=mask)[0][:, silent:]
 
 
-def relative_error(answers: Tensor, values: Tensor) -> Tensor:
-    """Return the mean squared error over the mean square of the values: 1 for predicting zero."""
+def relative_error(answers: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Mean squared error over the mean square of the values: 1 for answering zero."""
     return (answers - values).square().mean() / values.square().mean()
 
 
-def chosen_right(answers: Tensor, values: Tensor) -> Tensor:
-    """Return the share of the outputs that lie nearest to their own value among the values of their row: [b u v]
-    -> [].
-    """
+def chosen_right(answers: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Share of the answers that lie nearest to their own value, of the values of their row: [b u v] -> []."""
     nearest = torch.cdist(answers, values).argmin(dim=-1)
     return (nearest == torch.arange(values.shape[1], device=values.device)).float().mean()

@@ -3,20 +3,20 @@
 Letters: b batch, n bytes.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from harness.arms import Arm
+from harness.later import torch
 from harness.task import Metric, Task
-from torch import Tensor, nn
 
-from titans_pytorch import MemoryAsContextTransformer, MemoryMLP
+import titans_pytorch
 from titans_pytorch.training.config import DataConfig
-from titans_pytorch.training.data import find, sha256_of
 from titans_pytorch.training.errors import TrainingError
 
 LIMIT = 4_000_000  # bytes of the data to use
@@ -49,6 +49,8 @@ class Text(Task):
     )
 
     def __post_init__(self):
+        from titans_pytorch.training.data import find, sha256_of
+
         try:
             path = find(DataConfig(data=self.data, data_dir=self.data_dir), print)[1]
         except TrainingError as error:
@@ -62,8 +64,8 @@ class Text(Task):
     def memory(self) -> dict[str, Any]:
         return {"dim_head": self.memory_dim, "heads": 1, "qk_rmsnorm": True, "default_step_transform_max_lr": 0.1}
 
-    def build(self, arm: Arm) -> nn.Module:
-        return MemoryAsContextTransformer(
+    def build(self, arm: Arm) -> torch.nn.Module:
+        return titans_pytorch.MemoryAsContextTransformer(
             num_tokens=256,
             dim=self.dim,
             depth=self.depth,
@@ -76,12 +78,12 @@ class Text(Task):
             neural_memory_layers=(self.depth,),
             neural_memory_segment_len=self.memory_segment,
             neural_memory_batch_size=self.memory_batch,
-            neural_memory_model=MemoryMLP(self.memory_dim, depth=2, expansion_factor=2.0),
+            neural_memory_model=titans_pytorch.MemoryMLP(self.memory_dim, depth=2, expansion_factor=2.0),
             neural_memory_kwargs={**self.memory(), **arm.memory},
         )
 
-    def world(self, seed: int) -> tuple[Tensor, Tensor]:
-        """Return the training part and the held-out part, the end of the data."""
+    def world(self, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The part to train on and the part held out, the end of the data."""
         split = int(len(self._bytes) * (1 - HELD_OUT))
         return self._bytes[:split], self._bytes[split:]
 
@@ -91,16 +93,16 @@ class Text(Task):
         for _ in range(count):
             yield self.batch(known, source).to(device)
 
-    def batch(self, world: Tensor, generator: torch.Generator) -> Tensor:
+    def batch(self, world: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         starts = torch.randint(len(world) - self.length, (self.batch_size,), generator=generator)
         return torch.stack([world[s : s + self.length + 1] for s in starts.tolist()]).long()
 
-    def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
+    def loss(self, model: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
         return model(batch, return_loss=True)
 
-    def scores(self, model: nn.Module, batch: Tensor) -> Mapping[str, float]:
+    def scores(self, model: torch.nn.Module, batch: torch.Tensor) -> Mapping[str, float]:
         logits = model(batch[:, :-1])
-        bits = nn.functional.cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none") * BITS
+        bits = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none") * BITS
         return {"bits_per_byte": bits.mean(), "bits_late": bits[:, bits.shape[1] // 2 :].mean()}
 
     def constant(self, train, test) -> Mapping[str, float]:
@@ -112,5 +114,5 @@ class Text(Task):
         return {"bits_per_byte": torch.cat(asked).mean().item(), "bits_late": torch.cat(late).mean().item()}
 
 
-def read_bytes(path: Path, size: int) -> Tensor:
+def read_bytes(path: Path, size: int) -> torch.Tensor:
     return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)

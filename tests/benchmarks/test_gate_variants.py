@@ -1,9 +1,10 @@
 """benchmark_gate_variants.py: what its statistics say of gates that are known."""
 
 import torch
-from benchmark_gate_variants import FollowGated, constant_gate_memory, gate_statistics, variants
+from benchmark_gate_variants import FollowGated, gate_statistics, variants
 from harness.arms import Arm, build
 from harness.task import Setting
+from tasks.constant_gate import constant_gate_memory
 
 from titans_pytorch import NeuralMemory, gate_trace
 
