@@ -22,38 +22,41 @@ from harness.statistics import spread
 from harness.tables import percent, table
 from harness.training_runs import kept_run
 
-from titans_pytorch.cli.settings import config_from, replaced
 from titans_pytorch.common.files import write_json
 from titans_pytorch.models.config import VARIANTS
-from titans_pytorch.models.runs import model_of
-from titans_pytorch.tasks.subject import subject_of
 from titans_pytorch.training.config import RunConfig, TaskConfig
 from titans_pytorch.training.errors import TrainingError
-from titans_pytorch.training.run import one_line
+from titans_pytorch.training.options import OneLineParser
+
+QUICK = {"steps": 2, "test_rows": 4, "validate_every": 0, "test_times": (1,)}
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found = OneLineParser(description=__doc__, threads=True)
     found.add_argument("--config", required=True, help="a configuration with a task in its data section")
-    found.add_argument("--models", default=",".join(VARIANTS), help="models, with commas [all]")
-    found.add_argument("--seeds", type=whole(1), default=3, help="number of seeds [3]")
-    found.add_argument("--seed", type=int, default=0, help="the first seed [0]")
+    found.add_argument("--models", default=",".join(VARIANTS), help="which, with commas [all]")
+    found.add_argument("--seeds", type=whole(1), help="how many [3, with --quick 1]")
+    found.add_argument("--seed", type=int, default=0, help="the first of them [0]")
     found.add_argument("--steps", type=int, help="training steps [the configuration's]")
     found.add_argument("--test-rows", type=int, help="rows of each score [the configuration's]")
     found.add_argument("--device", help="auto, cpu, cuda [the configuration's]")
-    found.add_argument("--out", default="runs/lengths", help="folder of the runs [runs/lengths]")
-    found.add_argument("--output-json", metavar="FILE", help="JSON file of the result")
-    found.add_argument("--output-png", metavar="FILE", help="PNG file of the curves")
+    found.add_argument("--quick", action="store_true", help="two steps, few rows, to see that it runs")
+    found.add_argument("--out", help="where the runs are kept [runs/lengths, with --quick runs/lengths-quick]")
+    found.add_argument("--output-json", metavar="FILE", help="the result")
+    found.add_argument("--output-png", metavar="FILE", help="the curves")
     return found
 
 
 def base_of(args: argparse.Namespace) -> RunConfig:
+    from titans_pytorch.cli.settings import config_from, replaced
+
     run = config_from(args.config, None)
     if not isinstance(run.data, TaskConfig):
         raise TrainingError(f"config: {args.config} trains on text, takes one with a task")
-    given = {"steps": args.steps, "test_rows": args.test_rows, "device": args.device}
+    names = ("steps", "test_rows", "device", "threads")
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
     try:
-        return replaced(run, {name: value for name, value in given.items() if value is not None})
+        return replaced(run, {**(QUICK if args.quick else {}), **given})
     except ValueError as error:
         raise TrainingError(str(error)) from error
 
@@ -67,7 +70,10 @@ def models_of(text: str) -> list[str]:
 
 
 def result_of(base: RunConfig, variant: str, seed: int, out: Path) -> dict[str, Any]:
-    """Return the result of one training run, or of an earlier one in this folder with the same settings."""
+    """Of one training run, or of an earlier one in this folder with the same settings."""
+    from titans_pytorch.models.runs import model_of
+    from titans_pytorch.tasks.subject import subject_of
+
     run = replace(base, model=replace(base.model, variant=variant), training=replace(base.training, seed=seed))
     folder, label = out / f"{variant}-{seed}", f"{variant}, seed {seed}"
     return kept_run(run, folder, label, "benchmark_lengths.py", model_of, subject_of)
@@ -131,8 +137,10 @@ def draw(result: dict[str, Any], path: str) -> None:
 
 def compare(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
+    args.out = args.out or ("runs/lengths-quick" if args.quick else "runs/lengths")
+    args.seeds = args.seeds or (1 if args.quick else 3)
     base, names = base_of(args), models_of(args.models)
-    seeds = list(range(args.seed, args.seed + max(1, args.seeds)))
+    seeds = list(range(args.seed, args.seed + args.seeds))
     found = {name: [result_of(base, name, seed, Path(args.out)) for seed in seeds] for name in names}
     first = found[names[0]][0]
     models = {name: summary(results) for name, results in found.items()}
@@ -156,4 +164,7 @@ def compare(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    parser().parse_args()  # --help and mistakes are answered before torch is imported
+    from titans_pytorch.training.run import one_line
+
     sys.exit(one_line("benchmark_lengths.py", compare))

@@ -11,7 +11,6 @@ has the same error in float32, the rule amplifies rounding, not an engine.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import replace
 
@@ -19,12 +18,12 @@ from harness.environment import run_record
 from harness.later import torch
 from harness.program import UsageError, checked_device
 from harness.tables import table
-from speed import gate
-from speed.arms import Setup, build_module, inputs
 from speed.cases import NAMED, Case
 from tqdm import tqdm
 
 from titans_pytorch.common.files import write_json
+from titans_pytorch.common.threads import choose_threads
+from titans_pytorch.training.options import OneLineParser
 
 SCHEMA = 1
 ENGINES = ("auto", "dual", "matrix", "reference")
@@ -33,7 +32,10 @@ CASES = {case.name: case for case in NAMED if case.kind == "memory"}
 
 
 def measure(case: Case, tokens: int, seed: int, device: str) -> dict[str, dict[str, dict[str, float]]]:
-    """Measure a case: engine -> dtype -> errors."""
+    """engine -> dtype -> errors."""
+    from speed import gate
+    from speed.arms import Setup, build_module, inputs
+
     tokens = min(tokens, case.tokens) // case.chunk * case.chunk
     given = case.as_dict()
     exact = Setup(device, "float64", seed, "reference")
@@ -67,28 +69,22 @@ def report(results: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument(
-        "--cases", nargs="+", choices=tuple(CASES), default=list(CASES), help="names of cases (default: all)"
-    )
-    p.add_argument("--tokens", type=int, default=512, help="largest number of tokens (default: 512)")
+    p = OneLineParser(description=__doc__, threads=True)
+    p.add_argument("--cases", nargs="+", choices=tuple(CASES), default=list(CASES), help="default: all")
+    p.add_argument("--tokens", type=int, default=512, help="at most (default: 512)")
     p.add_argument("--quick", action="store_true", help="one case, 64 tokens")
-    p.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     p.add_argument("--device", default="cpu", help="cpu or cuda")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--output-json", metavar="FILE", help="JSON file of every number and the command")
     args = p.parse_args(argv)
     if args.tokens < 64:
         p.error(f"--tokens must be 64 or more, got {args.tokens}")
-    if args.threads is not None and args.threads < 1:
-        p.error(f"--threads must be 1 or more, got {args.threads}")
     try:
         checked_device(args.device)
     except UsageError as error:
         p.error(str(error))
-    if args.threads:
-        torch.set_num_threads(args.threads)
     names, tokens = (["train-mac-memory"], 64) if args.quick else (args.cases, args.tokens)
+    choose_threads(args.threads, max(CASES[name].kwargs["dim"] for name in names))
     results = {name: measure(CASES[name], tokens, args.seed, args.device) for name in tqdm(names, disable=None)}
     print(report(results))
     if args.output_json:

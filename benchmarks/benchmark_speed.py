@@ -42,6 +42,8 @@ from speed.report import failures, judge, report
 from tqdm import tqdm
 
 from titans_pytorch.common.files import read_json, write_json
+from titans_pytorch.common.threads import NARROW
+from titans_pytorch.training.options import OneLineParser
 
 SCHEMA = 1
 QUICK = {"cases": ["train-mac-memory", "cached-sampling", "sweep"], "lengths": [128], "chunks": [16]}
@@ -49,7 +51,7 @@ QUICK_TOKENS = 128
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = OneLineParser(description=__doc__)
     p.add_argument("--peer", metavar="PYTHON", help="python of an environment that holds titans-pytorch 0.5.5")
     p.add_argument("--cases", nargs="+", metavar="NAME", help="named, sweep, or names of cases (default: named sweep)")
     p.add_argument(
@@ -68,10 +70,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--memory-limit", type=float, metavar="GB", help="an arm may ask for (default: 90%% of what is free)"
     )
-    p.add_argument(
-        "--engine", default="auto", choices=("auto", "dual", "matrix", "reference"), help="engine of our memory"
-    )
-    p.add_argument("--threads", type=positive, help="CPU threads of each arm (default: torch's choice)")
+    p.add_argument("--engine", default="auto", choices=("auto", "dual", "matrix", "reference"), help="of our memory")
+    p.add_argument("--threads", type=positive, help="of each arm (default: by the width, see docs/threads.md)")
     p.add_argument("--clock", default="wall", choices=CLOCKS, help="process: CPU time, with --threads 1")
     p.add_argument("--device", default="cpu", help="cpu or cuda")
     p.add_argument("--dtype", default="float32", choices=DTYPES, help="bfloat16 is autocast")
@@ -96,6 +96,8 @@ def main(argv: list[str] | None = None) -> int:
         )
     except ValueError as error:
         arguments.error(str(error))
+    if args.threads is None and max(case.kwargs["dim"] for case in cases) < NARROW:
+        args.threads = 1
     if args.clock == "process" and (args.threads != 1 or args.device != "cpu"):
         arguments.error("clock: process counts the time of one thread on a CPU, takes --threads 1 --device cpu")
     if args.quick:

@@ -23,7 +23,7 @@ import statistics
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.environment import REPOSITORY, run_record
 from harness.later import torch
@@ -32,10 +32,14 @@ from harness.program import UsageError, checked_device
 from harness.resident import Watermark, resident
 from harness.tables import percent, size, table
 from harness.timing import DTYPES, timed
-from speed.arms import Setup
 from tqdm import tqdm
 
 from titans_pytorch.common.files import write_json
+from titans_pytorch.common.threads import choose_threads
+from titans_pytorch.training.options import OneLineParser
+
+if TYPE_CHECKING:
+    from speed.arms import Setup
 
 SCHEMA = 1
 MEMORY = {"chunk_size": 8, "batch_size": 64, "qk_rmsnorm": True, "default_step_transform_max_lr": 0.1}
@@ -189,12 +193,11 @@ def draw(marks: list[Mark], idle: int, path: str, subtitle: str) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = OneLineParser(description=__doc__, threads=True)
     p.add_argument("--tokens", type=int, help="length of the stream (default: 1048576, with --quick 65536)")
     p.add_argument("--piece", type=int, help="tokens of one call (default: 1024, with --quick 512)")
     p.add_argument("--quick", action="store_true")
     p.add_argument("--engine", default="auto", choices=("auto", "dual", "matrix", "reference"))
-    p.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     p.add_argument("--device", default="cpu", help="cpu or cuda")
     p.add_argument("--dtype", default="float32", choices=DTYPES, help="bfloat16 is autocast")
     p.add_argument("--seed", type=int, default=0)
@@ -208,15 +211,16 @@ def main(argv: list[str] | None = None) -> int:
     args = arguments.parse_args(argv)
     args.tokens = args.tokens if args.tokens is not None else (65536 if args.quick else 1048576)
     args.piece = args.piece if args.piece is not None else (512 if args.quick else 1024)
-    for name in ("tokens", "piece", "threads"):
+    for name in ("tokens", "piece"):
         if (got := getattr(args, name)) is not None and got < 1:
             arguments.error(f"{name} must be an integer of at least 1, got {got}")
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
+    choose_threads(args.threads, DIM)
     try:
         checked_device(args.device)
     except UsageError as error:
         arguments.error(str(error))
+    from speed.arms import Setup
+
     setup = Setup(args.device, args.dtype, args.seed, engine=args.engine)
 
     for _ in stream(new_memory(setup), setup, 128, 64):

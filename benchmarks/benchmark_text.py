@@ -29,17 +29,11 @@ from harness.statistics import spread
 from harness.tables import seconds, table
 from harness.training_runs import kept_run
 
-from titans_pytorch.analysis.storing import storing_off
 from titans_pytorch.common.files import write_json
-from titans_pytorch.training.checkpoint import load_weights
 from titans_pytorch.training.config import RunConfig
-from titans_pytorch.training.data import load_data
-from titans_pytorch.training.device import autocast_for
 from titans_pytorch.training.errors import TrainingError
-from titans_pytorch.training.evaluate import bits_per_byte
 from titans_pytorch.training.mac import MacConfig, build_mac
-from titans_pytorch.training.run import one_line
-from titans_pytorch.training.text import text_of
+from titans_pytorch.training.options import OneLineParser
 
 LABELS = {
     "memory": "with memory",
@@ -47,19 +41,21 @@ LABELS = {
     "none": "without memory",
     "wider": "without, as many parameters",
 }
+QUICK = {"steps": 2, "seq_len": 64, "data_limit": 20_000, "sample_len": 16}
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.add_argument("--data", help="data, as for train_mac.py [auto]")
-    found.add_argument("--seeds", type=int, default=3, help="number of seeds [3]")
-    found.add_argument("--seed", type=int, default=0, help="the first seed [0]")
+    found = OneLineParser(description=__doc__, threads=True)
+    found.add_argument("--data", help="a file, as of train_mac.py [auto]")
+    found.add_argument("--seeds", type=int, help="how many [3, with --quick 1]")
+    found.add_argument("--seed", type=int, default=0, help="the first of them [0]")
     found.add_argument("--steps", type=int, help="training steps [the preset's]")
     found.add_argument("--seq-len", type=int, help="bytes of a sequence [the preset's]")
     found.add_argument("--device", help="auto, cpu, cuda [auto]")
-    found.add_argument("--out", default="runs/text", help="folder of the runs [runs/text]")
-    found.add_argument("--output-json", metavar="FILE", help="JSON file of the result")
-    found.add_argument("--output-png", metavar="FILE", help="PNG file of the figure")
+    found.add_argument("--quick", action="store_true", help="two steps on little data, to see that it runs")
+    found.add_argument("--out", help="where the runs are kept [runs/text, with --quick runs/text-quick]")
+    found.add_argument("--output-json", metavar="FILE", help="the result")
+    found.add_argument("--output-png", metavar="FILE", help="the figure")
     return found
 
 
@@ -92,7 +88,9 @@ def matching_ff_mult(config: MacConfig, wanted: int) -> float:
 
 
 def measured(name: str, run: RunConfig, seed: int, out: Path) -> dict[str, Any]:
-    """Return the results of a run, also with writing switched off if it has a memory."""
+    """What a run found, with the bits per byte of its memory switched off if it has one."""
+    from titans_pytorch.training.text import text_of
+
     run = replace(run, training=replace(run.training, seed=seed))
     folder = out / f"{name}-{seed}"
     found = kept_run(run, folder, f"{name}, seed {seed}", "benchmark_text.py", build_mac, text_of)
@@ -103,6 +101,12 @@ def measured(name: str, run: RunConfig, seed: int, out: Path) -> dict[str, Any]:
 
 
 def bits_with_storing_off(run: RunConfig, folder: Path, device: torch.device) -> float:
+    from titans_pytorch.analysis.storing import storing_off
+    from titans_pytorch.training.checkpoint import load_weights
+    from titans_pytorch.training.data import load_data
+    from titans_pytorch.training.device import autocast_for
+    from titans_pytorch.training.evaluate import bits_per_byte
+
     model = build_mac(run.model, device)
     load_weights(model, folder / "model.safetensors")
     context = run.training.seq_len
@@ -187,9 +191,12 @@ def draw_bars(axes, result: dict[str, Any]) -> None:
 def compare(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     base = preset()
-    given = {"data": args.data, "steps": args.steps, "seq_len": args.seq_len, "device": args.device}
+    names = ("data", "steps", "seq_len", "device", "threads")
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    args.out = args.out or ("runs/text-quick" if args.quick else "runs/text")
+    args.seeds = (1 if args.quick else 3) if args.seeds is None else args.seeds
     try:
-        base = base.replace(**{name: value for name, value in given.items() if value is not None})
+        base = base.replace(**{**(QUICK if args.quick else {}), **given})
     except ValueError as error:
         raise TrainingError(str(error)) from error
     if args.seeds < 1:
@@ -212,4 +219,7 @@ def compare(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    parser().parse_args()  # --help and mistakes are answered before torch is imported
+    from titans_pytorch.training.run import one_line
+
     sys.exit(one_line("benchmark_text.py", compare))

@@ -21,16 +21,13 @@ from regression.metrics import Check, codebook_checks, symplectic_checks, time_c
 from regression.records import Unreadable, read
 from regression.report import show
 
+from titans_pytorch.training.options import OneLineParser
+
 
 def parser() -> argparse.ArgumentParser:
     about, _, rest = __doc__.partition("\n")
-    p = argparse.ArgumentParser(
-        prog="check_regression.py",
-        description=about,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    p.add_argument("--baseline", required=True, metavar="FILE", help="baseline result of benchmark_symplectic")
+    p = OneLineParser("check_regression.py", about, epilog=rest)
+    p.add_argument("--baseline", required=True, metavar="FILE", help="of benchmark_symplectic")
     p.add_argument("--latest", required=True, metavar="FILE")
     p.add_argument("--codebook-baseline", metavar="FILE", help="baseline result of benchmark_codebook_transfer")
     p.add_argument("--codebook-latest", metavar="FILE")

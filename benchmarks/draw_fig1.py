@@ -4,7 +4,6 @@ python benchmarks/draw_fig1.py              # fig1.png of the repository
 python benchmarks/draw_fig1.py other.png
 """
 
-import argparse
 import math
 import sys
 from collections.abc import Sequence
@@ -12,13 +11,15 @@ from collections.abc import Sequence
 from harness.environment import REPOSITORY
 from harness.plots import COLOURS, FAINT, INK, new_figure, save_png, style
 
+from titans_pytorch.training.options import OneLineParser
+
 BLUE, ORANGE, GREY, GREEN, PURPLE = COLOURS
 PAPER = "#ffffff"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("png", nargs="?", default=str(REPOSITORY / "fig1.png"), help="output file [fig1.png]")
+    arguments = OneLineParser(description=__doc__)
+    arguments.add_argument("png", nargs="?", default=str(REPOSITORY / "fig1.png"), help="where to [fig1.png]")
     path = arguments.parse_args(argv).png
     try:
         draw(path)

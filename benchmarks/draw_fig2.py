@@ -6,7 +6,6 @@ python benchmarks/draw_fig2.py --chunk 16 other.png
 The entry "command" of each result file reproduces it: speed_sweep.json, text.json and paging.json.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 
@@ -17,6 +16,7 @@ from speed.figure import ARM_COLOURS, ARM_LABELS
 from speed.report import value
 
 from titans_pytorch.common.files import read_json
+from titans_pytorch.training.options import OneLineParser
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
 PAGING = {
@@ -27,9 +27,9 @@ PAGING = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("png", nargs="?", default=str(REPOSITORY / "fig2.png"), help="output file [fig2.png]")
-    arguments.add_argument("--chunk", type=int, default=4, help="chunk size of the sweep [4]")
+    arguments = OneLineParser(description=__doc__)
+    arguments.add_argument("png", nargs="?", default=str(REPOSITORY / "fig2.png"), help="where to [fig2.png]")
+    arguments.add_argument("--chunk", type=int, default=4, help="which chunk size of the sweep [4]")
     args = arguments.parse_args(argv)
     try:
         read = {name: read_json(RESULTS / f"{name}.json") for name in ("speed_sweep", "text", "paging")}

@@ -19,12 +19,14 @@ import sys
 
 from harness.environment import run_record
 from harness.later import torch
+from harness.program import whole
 from harness.tables import table
 from harness.timing import cpu_seconds
 from tqdm import tqdm
 
 import titans_pytorch
 from titans_pytorch.common.files import write_json
+from titans_pytorch.training.options import OneLineParser
 
 SCHEMA = 2
 HEADS, DIM, BATCH = 16, 384, 128
@@ -127,9 +129,9 @@ def measure(arms: dict[str, dict], repeats: int, spectral: bool, tokens: int, de
 
 
 def cost_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that all scripts for costs share."""
-    parser.add_argument("--repeats", type=int, default=5, help="timed rounds of each arm")
-    parser.add_argument("--threads", type=int, default=1)
+    """Of every script that measures costs."""
+    parser.add_argument("--repeats", type=int, default=5, help="timed turns of each arm")
+    parser.add_argument("--threads", type=whole(1), default=1, metavar="N", help="CPU time is counted: one [1]")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--quick", action="store_true", help="few tokens, one turn")
     parser.add_argument("--output-json")
@@ -142,8 +144,8 @@ def write_costs(args: argparse.Namespace, schema: int, found: list[dict]) -> Non
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arms", default="", help="a regular expression; the plain memory is always included")
+    parser = OneLineParser(description=__doc__)
+    parser.add_argument("--arms", default="", help="a regular expression; the plain memory is always there")
     parser.add_argument("--spectral", action="store_true", help="with orthogonalised updates")
     cost_flags(parser)
     args = parser.parse_args()

@@ -9,7 +9,6 @@ and standard deviation over seeds. The last column is a threshold from `calibrat
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
 import sys
@@ -21,6 +20,8 @@ from tqdm import tqdm
 
 import titans_pytorch
 from titans_pytorch.common.files import write_json
+from titans_pytorch.common.threads import choose_threads
+from titans_pytorch.training.options import OneLineParser
 
 SCHEMA = 1
 THRESHOLDS = (0.01, 0.02, 0.05, 0.1, 0.12, 0.14, 0.16, 0.2, 0.5, 0.8, 0.85, 0.9, 0.95)
@@ -93,18 +94,20 @@ def report(found: list[dict]) -> str:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0, help="the first seed")
-    parser.add_argument("--seeds", type=int, default=5, help="number of seeds")
+    parser = OneLineParser(description=__doc__, threads=True)
+    parser.add_argument("--seed", type=int, default=0, help="the first")
+    parser.add_argument("--seeds", type=int, default=5, help="how many")
     parser.add_argument("--quick", action="store_true", help="one seed")
     parser.add_argument("--output-json")
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    threads = choose_threads(args.threads, WIDTH)
     seeds = list(range(args.seed, args.seed + (1 if args.quick else args.seeds)))
     found = measure(seeds)
     print(report(found))
     if args.output_json:
-        write_json(args.output_json, {"schema": SCHEMA, "run": run_record(vars(args), seeds, "cpu", 1), "bands": found})
+        write_json(
+            args.output_json, {"schema": SCHEMA, "run": run_record(vars(args), seeds, "cpu", threads), "bands": found}
+        )
 
 
 if __name__ == "__main__":

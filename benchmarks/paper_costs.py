@@ -10,7 +10,6 @@ the least time). "written" is the share of pairs whose inner loss exceeds the th
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 
@@ -21,6 +20,7 @@ from harness.timing import cpu_seconds
 from tqdm import tqdm
 
 import titans_pytorch
+from titans_pytorch.training.options import OneLineParser
 
 SCHEMA = 1
 DIM, SEGMENT = 256, 64
@@ -29,7 +29,7 @@ BARE = {"qkv_conv_kernel": None, "activation": None, "qk_l2norm": False, "output
 MEDIAN = {"surprise_threshold": 0.0}  # set to the median of the surprises, which half of the tokens exceed
 ARMS = {
     RULE: BARE,
-    "SiLU": {**BARE, "activation": torch.nn.SiLU()},
+    "SiLU": {**BARE, "activation": "SiLU"},
     "convolution": {**BARE, "qkv_conv_kernel": 4},
     "unit norm": {**BARE, "qk_l2norm": True},
     "normalised, gated output": {**BARE, "output_gate": "silu"},
@@ -40,13 +40,15 @@ ARMS = {
 }
 
 
-@torch.no_grad()
 def build(options: dict, seq: torch.Tensor) -> titans_pytorch.NeuralMemory:
     torch.manual_seed(0)
+    if options.get("activation"):
+        options = {**options, "activation": getattr(torch.nn, options["activation"])()}
     memory = titans_pytorch.NeuralMemory.paper(DIM, SEGMENT, heads=4, dim_head=64, **options).to(seq.device)
     if memory.surprise_threshold is not None:
         memory.surprise_threshold = 0.0
-        surprises = memory(seq, return_surprises=True)[2]
+        with torch.no_grad():
+            surprises = memory(seq, return_surprises=True)[2]
         memory.surprise_threshold = surprises[0 if memory.predictor is None else 2].median().item()
     return memory
 
@@ -79,14 +81,14 @@ def measure(repeats: int, tokens: int, device: str = "cpu") -> list[dict]:
     ]
 
 
-@torch.no_grad()
 def written(memory: titans_pytorch.NeuralMemory, seq: torch.Tensor) -> float:
-    _, _, (_, step, *_) = memory(seq, return_surprises=True)
+    with torch.no_grad():
+        _, _, (_, step, *_) = memory(seq, return_surprises=True)
     return (step > 0).double().mean().item()
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     cost_flags(parser)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

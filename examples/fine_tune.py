@@ -10,11 +10,12 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
+from titans_pytorch.common.threads import choose_threads
+from titans_pytorch.training.options import OneLineParser
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, threads=True)
     parser.add_argument("--model", type=Path, help="a folder that save_pretrained wrote [a new model]")
     parser.add_argument("--text", type=Path, default=Path(argparse.__file__), help="any file [a source file of Python]")
     parser.add_argument("--out", type=Path, default=Path("tuned"), help="folder for the model [tuned]")
@@ -30,6 +31,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
     try:
+        import torch  # takes seconds: after --help was answered
         from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, set_seed
 
         from titans_pytorch import TitansConfig
@@ -49,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"fine_tune: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
 
+    choose_threads(options.threads, model.config.d_model)
     starts = range(0, len(text) - options.length, options.length)
     rows = [{"input_ids": row, "labels": row} for row in (text[start : start + options.length] for start in starts)]
     if not rows:

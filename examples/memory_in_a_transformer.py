@@ -72,7 +72,7 @@ def loss_on_repeats(model: nn.Module, layer: WithMemory, rows: Tensor, phrase: i
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, threads=True)
     parser.add_argument("--steps", type=int, default=150, help="training steps [150]")
     parser.add_argument("--phrase", type=int, default=12, help="tokens per phrase and segment [12]")
     parser.add_argument("--seed", type=int, default=0)

@@ -9,16 +9,15 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-
-from titans_pytorch import TitansConfig, build_model
+from titans_pytorch import TitansConfig
+from titans_pytorch.common.threads import choose_threads
 from titans_pytorch.models.config import VARIANTS
-from titans_pytorch.training.device import resolve_device
 from titans_pytorch.training.errors import TrainingError
+from titans_pytorch.training.options import OneLineParser
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, threads=True)
     parser.add_argument("--variant", choices=VARIANTS, default="mag", help="which model of the family [mag]")
     parser.add_argument("--text", type=Path, default=Path(argparse.__file__), help="any file [a source file of Python]")
     parser.add_argument("--steps", type=int, default=60, help="training steps [60]")
@@ -29,6 +28,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
+    import torch  # takes seconds: after --help was answered
+
+    from titans_pytorch import build_model
+    from titans_pytorch.training.device import resolve_device
+
     torch.manual_seed(options.seed)
     try:
         text = torch.frombuffer(bytearray(options.text.read_bytes()), dtype=torch.uint8).long()
@@ -47,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 
     # a preset, with some settings replaced; TitansConfig.load reads YAML and JSON
     config = TitansConfig.tiny(variant=options.variant, window=32, chunk_size=16)
+    choose_threads(options.threads, config.model.d_model)  # a narrow model computes faster in one
     model = build_model(config, device)
     print(f"{options.variant}: {sum(p.numel() for p in model.parameters()):,} parameters")
 

@@ -12,19 +12,15 @@ import sys
 from pathlib import Path
 from pickle import UnpicklingError
 
-import torch
-from torch.nn import functional as F
-from tqdm import tqdm
-
-from titans_pytorch import TitansConfig, build_model
+from titans_pytorch import TitansConfig
 from titans_pytorch.common.files import replacing
-from titans_pytorch.models.runs import load_run
-from titans_pytorch.training.device import resolve_device
+from titans_pytorch.common.threads import choose_threads
 from titans_pytorch.training.errors import TrainingError
+from titans_pytorch.training.options import OneLineParser
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, threads=True)
     parser.add_argument("--file", type=Path, default=Path(argparse.__file__), help="any file [a source file of Python]")
     parser.add_argument("--run", type=Path, help="the folder of a run [a small, untrained model]")
     parser.add_argument("--state", type=Path, default=Path("stream.state"), help="file for the state [stream.state]")
@@ -37,12 +33,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def save(content: dict, path: Path) -> None:
     """Save atomically: if interrupted, the earlier state remains."""
+    import torch
+
     with replacing(path) as part:
         torch.save(content, part)
 
 
-def load(path: Path, device: torch.device) -> dict:
+def load(path: Path, device) -> dict:
     """Load what `save` wrote. Raise TrainingError for any other file."""
+    import torch
+
     try:
         kept = torch.load(path, map_location=device, weights_only=True)
     except (UnpicklingError, EOFError, RuntimeError, ValueError, KeyError):
@@ -54,6 +54,14 @@ def load(path: Path, device: torch.device) -> dict:
 
 def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
+    import torch  # takes seconds: after --help was answered
+    from torch.nn import functional as F
+    from tqdm import tqdm
+
+    from titans_pytorch import build_model
+    from titans_pytorch.models.runs import load_run
+    from titans_pytorch.training.device import resolve_device
+
     torch.manual_seed(options.seed)
     try:
         device = resolve_device(options.device)
@@ -67,6 +75,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"stream: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
 
+    choose_threads(options.threads, model.config.d_model)
     read, nats, cache = kept["read"], kept["nats"], kept["cache"]
     if read:
         print(f"{options.state}: {read:,} bytes were read before")

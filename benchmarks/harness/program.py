@@ -22,6 +22,7 @@ from typing import Any
 
 from titans_pytorch.common.checks import MissingPackage
 from titans_pytorch.common.files import write_json
+from titans_pytorch.common.threads import choose_threads
 from titans_pytorch.training.options import OneLineParser, number
 
 from .arms import Arm, described, digest
@@ -85,7 +86,7 @@ class Benchmark:
 
     def parser(self) -> argparse.ArgumentParser:
         about, _, rest = (self.about or "").strip().partition("\n")
-        p = OneLineParser(f"benchmark_{self.name}.py", about, epilog=rest, allow_abbrev=True)
+        p = OneLineParser(f"benchmark_{self.name}.py", about, epilog=rest, allow_abbrev=True, threads=True)
         if self.flags is not None:
             self.flags(p)
         common = p.add_argument_group("common")
@@ -100,9 +101,8 @@ class Benchmark:
         common.add_argument("--test-batches", type=whole(1), default=TEST_BATCHES, help="batches of held-out data")
         common.add_argument("--repeats", type=whole(0), default=5, help="timed calls after warm-up (0: no times)")
         common.add_argument("--device", default="cpu", help="cpu or cuda")
-        common.add_argument("--threads", type=whole(1), default=1, help="torch threads (default 1)")
-        common.add_argument("--tag", default=self.name, help="a label for the result files")
-        common.add_argument("--quick", action="store_true", help="a run of seconds that shows that the script works")
+        common.add_argument("--tag", default=self.name, help="a word of yours for the result files")
+        common.add_argument("--quick", action="store_true", help="seconds instead of minutes; shows that it runs")
         common.add_argument("--fresh", action="store_true", help="do not continue an interrupted run")
         common.add_argument("--output-json", metavar="FILE")
         common.add_argument("--output-csv", metavar="FILE", help="rows are appended")
@@ -134,8 +134,8 @@ class Benchmark:
         if args.output_csv:
             check_columns(args.output_csv)
         if args.output_png:
-            check_drawing()  # fail before anything is measured
-        torch.set_num_threads(args.threads)
+            check_drawing()  # before anything is measured
+        choose_threads(args.threads, getattr(args, "dim", None))
         session = self.session(args)
         try:
             plan = self.plan(args, session)

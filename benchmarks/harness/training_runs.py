@@ -1,12 +1,10 @@
 """Training runs of a benchmark, kept in a folder, so that an interrupted benchmark continues."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from titans_pytorch.training.config import RunConfig
-from titans_pytorch.training.folder import claimed
-from titans_pytorch.training.run import BuildModel, MakeSubject, Run, finished_run, train_claimed
-from titans_pytorch.training.stopping import Interrupted
 
 
 def kept_run(
@@ -14,10 +12,14 @@ def kept_run(
     folder: Path,
     label: str,
     command: str,
-    build_model: BuildModel,
-    make_subject: MakeSubject,
+    build_model: Callable,
+    make_subject: Callable,
 ) -> dict[str, Any]:
-    """Return the result of a training run, or of an earlier one in this folder with the same settings."""
+    """The result of a training run, or of an earlier one in this folder with the same settings."""
+    from titans_pytorch.training.folder import claimed
+    from titans_pytorch.training.run import Run, finished_run, train_claimed
+    from titans_pytorch.training.stopping import Interrupted
+
     with claimed(folder):
         found = finished_run(folder, run)
         if found is not None:

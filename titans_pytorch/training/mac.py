@@ -1,14 +1,17 @@
 """Settings of the memory-as-context transformer on bytes, and the model they describe."""
 
-from dataclasses import dataclass
-from typing import Any
+from __future__ import annotations
 
-import torch
-from torch import nn
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from titans_pytorch.common.names import known_keywords
 from titans_pytorch.training.config import at_most, positive, setting, typed
 from titans_pytorch.training.errors import TrainingError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 __all__ = ["MacConfig", "build_mac"]
 
