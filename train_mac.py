@@ -17,11 +17,9 @@ python train_mac.py --resume                     # go on after Ctrl-C or a crash
 
 import sys
 
-import torch
-
 from titans_pytorch.training.config import DataConfig, ReportConfig, RunConfig, TrainConfig
 from titans_pytorch.training.mac import MacConfig, build_mac
-from titans_pytorch.training.run import main
+from titans_pytorch.training.options import script_help
 
 USE_SYMPLECTIC_GATING = False
 NUM_PAGES = 1
@@ -79,5 +77,10 @@ PRESETS = {
 }
 
 if __name__ == "__main__":
+    script_help(PRESETS, __doc__)
+    import torch  # takes seconds: after --help was answered
+
+    from titans_pytorch.training.run import main
+
     default = "enwik8" if torch.cuda.is_available() else "small"
     sys.exit(main(PRESETS, build_mac, __doc__, default_preset=default))

@@ -8,7 +8,6 @@ python examples/memory_in_a_transformer.py
 python examples/memory_in_a_transformer.py --steps 400 --phrase 16
 """
 
-import argparse
 import math
 import sys
 
@@ -18,8 +17,10 @@ from torch.nn import functional as F
 
 from titans_pytorch import LMMLayer, titans_memory
 from titans_pytorch.analysis.storing import storing_off
+from titans_pytorch.common.threads import choose_threads
 from titans_pytorch.training.device import resolve_device
 from titans_pytorch.training.errors import TrainingError
+from titans_pytorch.training.options import OneLineParser
 
 TOKENS = 16
 
@@ -81,6 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.manual_seed(options.seed)
     try:
         device = resolve_device(options.device)
+        choose_threads(options.threads, 64)  # the width of the Llama above
         model, layer = build(device)
     except TrainingError as error:
         print(error, file=sys.stderr)

@@ -1,12 +1,43 @@
-"""Options of the commands on a finished run. --help needs nothing else, so torch is not imported here."""
+"""Options of all commands. --help needs nothing else, so torch is not imported here."""
 
 import math
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
+from contextlib import suppress
 
+from titans_pytorch.cli.settings import NAMED, start_of, start_options
 from titans_pytorch.training.config import LARGEST_SEED
-from titans_pytorch.training.options import OneLineParser, number
+from titans_pytorch.training.errors import TrainingError
+from titans_pytorch.training.options import OneLineParser, number, read_arguments, whole_numbers
 
-__all__ = ["analyze_options", "evaluate_options", "memory_check_options", "sample_options"]
+__all__ = [
+    "SEARCH",
+    "TRAIN",
+    "analyze_options",
+    "evaluate_options",
+    "list_settings",
+    "memory_check_options",
+    "sample_options",
+    "search_options",
+    "train_options",
+]
+
+TRAIN = """titans train: train one of the family's models on text or a task.
+
+titans train --config configs/mac.yaml                      # settings from a file
+titans train --config configs/mac.yaml --lr 1e-3 --steps 50 # any setting by name (also as --training.lr 1e-3)
+titans train --preset tiny --task recall --pairs 4          # a task in place of text
+titans train --config configs/mac.yaml --check               # check all settings, print them and stop
+titans train --out runs/mac --resume                        # go on after Ctrl-C or a crash
+torchrun --nproc-per-node 2 -m titans_pytorch.cli train ... # several processes, one model
+"""
+
+SEARCH = """titans search: train every combination of some settings, choose the best, and train it again on other seeds.
+
+titans search --config configs/copy.yaml --steps 100 --grid lr=1e-3,3e-3 --grid max_step=0.1,0.5 --seeds 0,1
+titans search --out runs/search --config ... --grid ...   # stopped, then started again: finished runs are kept
+
+Chosen by the mean over --seeds of --metric; what --report-seeds then give is the figure to state.
+"""
 
 SAMPLE = """titans sample: let a trained model go on with a text.
 
@@ -104,3 +135,36 @@ def evaluate_options() -> ArgumentParser:
     found.add_argument("--limit", type=whole, metavar="N", help=limit)
     found.add_argument("--json", metavar="FILE", help="also write the result here")
     return found
+
+
+def train_options(parser: ArgumentParser) -> None:
+    start_options(parser)
+    parser.add_argument("--out", metavar="DIR", help="where the run is kept (runs/ and the configuration's name)")
+    parser.add_argument("--check", action="store_true", help="check the settings, print them, and stop")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
+
+
+def grid_option(text: str) -> tuple[str, list[str]]:
+    """`lr=1e-3,3e-3` as a name and the texts of its values."""
+    name, equals, values = text.partition("=")
+    parts = [part.strip() for part in values.split(",") if part.strip()]
+    if not equals or not parts:
+        raise ArgumentTypeError(f"must be NAME=VALUE,VALUE,..., got {text!r}")
+    return name.strip().rpartition(".")[2].replace("-", "_"), parts
+
+
+def search_options(parser: ArgumentParser) -> None:
+    start_options(parser)
+    parser.add_argument("--grid", type=grid_option, action="append", metavar="NAME=V,V,...", help="values to try")
+    parser.add_argument("--seeds", type=whole_numbers, metavar="N,N,...", help="seeds to choose by [0]")
+    parser.add_argument("--report-seeds", type=whole_numbers, metavar="N,N,...", help="seeds for the best one [100]")
+    parser.add_argument("--out", metavar="DIR", help="where the runs and search.json are kept [runs/search]")
+
+
+def list_settings(name: str, argv: list[str]) -> None:
+    """Print --help of train and search, with the settings of the configuration that `argv` names, and exit. Returns
+    where there is no such configuration.
+    """
+    described = {"train": (TRAIN, train_options), "search": (SEARCH, search_options)}
+    with suppress(TrainingError):
+        read_arguments(f"titans {name}", described[name][0], argv, described[name][1], start_of, **NAMED)

@@ -14,7 +14,13 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 
-from titans_pytorch.cli.commands import analyze_options, evaluate_options, memory_check_options, sample_options
+from titans_pytorch.cli.commands import (
+    analyze_options,
+    evaluate_options,
+    list_settings,
+    memory_check_options,
+    sample_options,
+)
 from titans_pytorch.common.names import unknown
 from titans_pytorch.common.version import version_line
 
@@ -30,6 +36,7 @@ COMMANDS = {
     "search": "search:search_command",
 }
 
+ASKED = {"-h", "--help", "--version"}
 OPTIONS = {  # of the commands on a finished run; the others list the settings of a configuration
     "sample": sample_options,
     "analyze": analyze_options,
@@ -62,6 +69,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_command(name: str, argv: list[str]) -> int:
     given = OPTIONS[name]().parse_args(argv) if name in OPTIONS else argv
+    if name not in OPTIONS and ASKED & set(argv):
+        list_settings(name, argv)
     from titans_pytorch.training.run import one_line
 
     module, _, function = COMMANDS[name].partition(":")

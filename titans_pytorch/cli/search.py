@@ -1,19 +1,14 @@
-"""titans search: train every combination of some settings, choose the best, and train it again on other seeds.
-
-titans search --config configs/copy.yaml --steps 100 --grid lr=1e-3,3e-3 --grid max_step=0.1,0.5 --seeds 0,1
-titans search --out runs/search --config ... --grid ...   # stopped, then started again: finished runs are kept
-
-Chosen by the mean over --seeds of --metric; what --report-seeds then give is the figure to state.
-"""
+"""titans search: train every combination of some settings, choose the best, and train it again on other seeds."""
 
 import itertools
 import math
 import shutil
-from argparse import ArgumentParser, ArgumentTypeError
+from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import Any
 
-from titans_pytorch.cli.settings import NAMED, listed, replaced, start_of, start_options
+from titans_pytorch.cli.commands import SEARCH, search_options
+from titans_pytorch.cli.settings import NAMED, listed, replaced, start_of
 from titans_pytorch.common.files import write_json
 from titans_pytorch.models.runs import model_of
 from titans_pytorch.tasks.subject import checked_task, subject_of
@@ -21,7 +16,7 @@ from titans_pytorch.training.checkpoint import Saved, read_last
 from titans_pytorch.training.config import RunConfig, TaskConfig
 from titans_pytorch.training.errors import Diverged, TrainingError
 from titans_pytorch.training.folder import claimed
-from titans_pytorch.training.options import option_for, read_arguments, whole_numbers
+from titans_pytorch.training.options import option_for, read_arguments
 from titans_pytorch.training.run import Run, finished_run, train_claimed
 from titans_pytorch.training.start import check_start
 from titans_pytorch.training.stopping import Interrupted
@@ -31,25 +26,8 @@ __all__ = ["search_command"]
 LOWER_IS_BETTER = ("held_out_bits_per_byte", "loss")
 
 
-def grid_option(text: str) -> tuple[str, list[str]]:
-    """`lr=1e-3,3e-3` as a name and the texts of its values."""
-    name, equals, values = text.partition("=")
-    parts = [part.strip() for part in values.split(",") if part.strip()]
-    if not equals or not parts:
-        raise ArgumentTypeError(f"must be NAME=VALUE,VALUE,..., got {text!r}")
-    return name.strip().rpartition(".")[2].replace("-", "_"), parts
-
-
-def add_options(parser: ArgumentParser) -> None:
-    start_options(parser)
-    parser.add_argument("--grid", type=grid_option, action="append", metavar="NAME=V,V,...", help="values to try")
-    parser.add_argument("--seeds", type=whole_numbers, metavar="N,N,...", help="seeds to choose by [0]")
-    parser.add_argument("--report-seeds", type=whole_numbers, metavar="N,N,...", help="seeds for the best one [100]")
-    parser.add_argument("--out", metavar="DIR", help="where the runs and search.json are kept [runs/search]")
-
-
 def search_command(argv: list[str]) -> None:
-    given = read_arguments("titans search", __doc__, argv, add_options, start_of, **NAMED)
+    given = read_arguments("titans search", SEARCH, argv, search_options, start_of, **NAMED)
     options, out = given.options, Path(given.options.out or "runs/search")
     if not options.grid:
         raise TrainingError("grid: give one or more --grid NAME=VALUE,VALUE,...")

@@ -9,7 +9,7 @@ from typing import Any
 from titans_pytorch.common.names import unknown
 from titans_pytorch.models.config import TitansConfig
 from titans_pytorch.models.presets import PRESETS
-from titans_pytorch.tasks.registry import TASKS, build_task
+from titans_pytorch.tasks import TASK_NAMES
 from titans_pytorch.training.config import RunConfig, TaskConfig, settings_of
 from titans_pytorch.training.errors import TrainingError
 from titans_pytorch.training.options import Listed, listed_settings
@@ -27,7 +27,8 @@ def config_from(config: str | None, preset: str | None, task: str | None = None)
         base = TitansConfig.preset(preset or "tiny") if config is None else TitansConfig.load(config)
         run = base if config is None else dataclasses.replace(base, name=base.name or Path(config).stem)
         if task is not None and not (isinstance(run.data, TaskConfig) and run.data.task == task):
-            build_task(task) if task not in TASKS else None  # an unknown name names the nearest
+            if task not in TASK_NAMES:
+                raise ValueError(f"{unknown('task ', task, TASK_NAMES)}; known: {', '.join(TASK_NAMES)}")
             run = dataclasses.replace(run, data=TaskConfig(task=task))
         return run
     except FileNotFoundError as error:
@@ -38,8 +39,10 @@ def config_from(config: str | None, preset: str | None, task: str | None = None)
 
 def task_settings(run: RunConfig) -> dict[str, tuple[dataclasses.Field, Any]]:
     """name -> (field, type) of the settings of a run's task, none for text."""
-    if not isinstance(run.data, TaskConfig) or run.data.task not in TASKS:
+    if not isinstance(run.data, TaskConfig) or run.data.task not in TASK_NAMES:
         return {}
+    from titans_pytorch.tasks.registry import TASKS
+
     kind = TASKS[run.data.task]
     hints = typing.get_type_hints(kind)
     return {f.name: (f, hints[f.name]) for f in dataclasses.fields(kind) if f.name not in TASK_KEYS}
@@ -72,7 +75,7 @@ def replaced(run: RunConfig, values: dict[str, Any]) -> RunConfig:
 def start_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", help="settings to start from, .yaml or .json")
     parser.add_argument("--preset", metavar="NAME", help=f"or one of {', '.join(PRESETS)}")
-    parser.add_argument("--task", metavar="NAME", help=f"train on a task: {', '.join(TASKS)}")
+    parser.add_argument("--task", metavar="NAME", help=f"train on a task: {', '.join(TASK_NAMES)}")
 
 
 def start_of(given: argparse.Namespace) -> RunConfig:

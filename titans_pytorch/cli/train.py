@@ -1,21 +1,14 @@
-"""titans train: train one of the family's models on text or a task.
-
-titans train --config configs/mac.yaml                      # settings from a file
-titans train --config configs/mac.yaml --lr 1e-3 --steps 50 # any setting by name (also as --training.lr 1e-3)
-titans train --preset tiny --task recall --pairs 4          # a task in place of text
-titans train --config configs/mac.yaml --check               # check all settings, print them and stop
-titans train --out runs/mac --resume                        # go on after Ctrl-C or a crash
-torchrun --nproc-per-node 2 -m titans_pytorch.cli train ... # several processes, one model
-"""
+"""titans train: train one of the family's models on text or a task."""
 
 import shlex
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from pathlib import Path
 
 import torch
 
-from titans_pytorch.cli.settings import NAMED, start_of, start_options
+from titans_pytorch.cli.commands import TRAIN, train_options
+from titans_pytorch.cli.settings import NAMED, start_of
 from titans_pytorch.models.config import TitansConfig
 from titans_pytorch.models.runs import config_of, model_of
 from titans_pytorch.tasks.subject import TaskSubject, checked_task, subject_of
@@ -26,13 +19,6 @@ from titans_pytorch.training.run import TrainProgram
 from titans_pytorch.training.start import check_start
 
 __all__ = ["train_command"]
-
-
-def add_options(parser: ArgumentParser) -> None:
-    start_options(parser)
-    parser.add_argument("--out", metavar="DIR", help="where the run is kept (runs/ and the configuration's name)")
-    parser.add_argument("--check", action="store_true", help="check the settings, print them, and stop")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
 
 
 def resume_from(options: Namespace) -> Path:
@@ -57,8 +43,8 @@ def check(run: RunConfig, out: Path) -> None:
 def train_command(argv: list[str]) -> None:
     program = TrainProgram(
         prog="titans train",
-        description=__doc__,
-        add_options=add_options,
+        description=TRAIN,
+        add_options=train_options,
         start=start_of,
         resume_from=resume_from,
         saved_config=lambda options, saved: config_of(saved.state["about"]["config"]),

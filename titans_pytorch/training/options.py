@@ -2,15 +2,18 @@
 
 import argparse
 import dataclasses
+import sys
 import typing
 from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 from titans_pytorch.common.names import unknown
 from titans_pytorch.common.version import version_line
 from titans_pytorch.training.config import MOST_THREADS, RunConfig, settings_of, updated
 
-__all__ = ["Given", "OneLineParser", "number", "read_arguments"]
+__all__ = ["Given", "OneLineParser", "number", "read_arguments", "script_help", "script_options"]
 
 SECTIONS = ("model", "data", "training", "train", "report")  # of a configuration's file, and of a run
 Listed = dict[str, tuple[str, dataclasses.Field, Any, Any]]
@@ -175,6 +178,27 @@ def read_arguments(
     except ValueError as error:
         parser.error(str(error))
     return Given(run, values, argparse.Namespace(**found))
+
+
+def script_options(parser: argparse.ArgumentParser, presets: Mapping[str, RunConfig]) -> None:
+    """Add the options of a training script that are no settings."""
+    parser.add_argument("--preset", choices=list(presets), help="the preset to start from")
+    parser.add_argument("--out", metavar="DIR", help="output folder (runs/PRESET)")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
+
+
+def script_help(presets: Mapping[str, RunConfig], description: str) -> None:
+    """Print --help or --version of a training script and exit, if that is asked for, before torch is imported.
+
+    Args:
+        presets: as of `training.run.main`.
+        description: text for --help.
+    """
+    argv = sys.argv[1:]
+    if {"-h", "--help", "--version"} & set(argv):
+        first = next(iter(presets.values()))
+        add = partial(script_options, presets=presets)
+        read_arguments(Path(sys.argv[0]).name, description, argv, add, lambda given: first, presets=presets)
 
 
 def add_settings(

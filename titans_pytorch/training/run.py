@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from titans_pytorch.training.device import describe_device, resolve_device
 from titans_pytorch.training.errors import Diverged, TrainingError
 from titans_pytorch.training.folder import claimed, prepare_folder
 from titans_pytorch.training.loop import Trainer
-from titans_pytorch.training.options import read_arguments
+from titans_pytorch.training.options import read_arguments, script_options
 from titans_pytorch.training.processes import first_process, processes_here
 from titans_pytorch.training.start import check_start
 from titans_pytorch.training.stopping import Interrupted, on_stop, signal_of, stop_now
@@ -95,11 +96,6 @@ def main(
     script = script or sys.argv[0]
     arguments = sys.argv[1:] if argv is None else argv
 
-    def add_options(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--preset", choices=list(presets), help="the preset to start from")
-        parser.add_argument("--out", metavar="DIR", help="output folder (runs/PRESET)")
-        parser.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
-
     def start(options: argparse.Namespace) -> RunConfig:
         preset = options.preset or default_preset
         return replace(presets[preset], name=preset)
@@ -113,7 +109,7 @@ def main(
     trainer = TrainProgram(
         prog=Path(script).name,
         description=description,
-        add_options=add_options,
+        add_options=partial(script_options, presets=presets),
         start=start,
         resume_from=lambda options: Path(options.out or f"runs/{options.preset or default_preset}"),
         saved_config=saved_config,
