@@ -9,9 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from titans_pytorch import TitansConfig
 from titans_pytorch.common.threads import choose_threads
-from titans_pytorch.models.config import VARIANTS
+from titans_pytorch.models.config import VARIANTS, TitansConfig
 from titans_pytorch.training.errors import TrainingError
 from titans_pytorch.training.options import OneLineParser
 

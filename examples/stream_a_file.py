@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 from pickle import UnpicklingError
 
-from titans_pytorch import TitansConfig
 from titans_pytorch.common.files import replacing
 from titans_pytorch.common.threads import choose_threads
+from titans_pytorch.models.config import TitansConfig
 from titans_pytorch.training.errors import TrainingError
 from titans_pytorch.training.options import OneLineParser
 
