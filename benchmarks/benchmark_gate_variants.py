@@ -37,7 +37,9 @@ class FollowGated(Follow):
 
 
 def gate_statistics(memory: torch.nn.Module, seq: torch.Tensor) -> dict[str, float]:
-    """What its gate says of a sequence [b n d]; of codebook, quorum, budget and sparse k only where it has them."""
+    """Return statistics of the gate on a sequence [b n d]; codebook, quorum, budget and sparse k only where it
+    has them.
+    """
     gate = getattr(memory, "symplectic_gate", None)
     if not isinstance(gate, titans_pytorch.SymplecticGating):
         return {}

@@ -34,16 +34,16 @@ QUICK = {"steps": 2, "test_rows": 4, "validate_every": 0, "test_times": (1,)}
 def parser() -> argparse.ArgumentParser:
     found = OneLineParser(description=__doc__, threads=True)
     found.add_argument("--config", required=True, help="a configuration with a task in its data section")
-    found.add_argument("--models", default=",".join(VARIANTS), help="which, with commas [all]")
+    found.add_argument("--models", default=",".join(VARIANTS), help="models, with commas [all]")
     found.add_argument("--seeds", type=whole(1), help="how many [3, with --quick 1]")
-    found.add_argument("--seed", type=int, default=0, help="the first of them [0]")
+    found.add_argument("--seed", type=int, default=0, help="the first seed [0]")
     found.add_argument("--steps", type=int, help="training steps [the configuration's]")
     found.add_argument("--test-rows", type=int, help="rows of each score [the configuration's]")
     found.add_argument("--device", help="auto, cpu, cuda [the configuration's]")
     found.add_argument("--quick", action="store_true", help="two steps, few rows, to see that it runs")
     found.add_argument("--out", help="where the runs are kept [runs/lengths, with --quick runs/lengths-quick]")
-    found.add_argument("--output-json", metavar="FILE", help="the result")
-    found.add_argument("--output-png", metavar="FILE", help="the curves")
+    found.add_argument("--output-json", metavar="FILE", help="JSON file of the result")
+    found.add_argument("--output-png", metavar="FILE", help="PNG file of the curves")
     return found
 
 
@@ -70,7 +70,7 @@ def models_of(text: str) -> list[str]:
 
 
 def result_of(base: RunConfig, variant: str, seed: int, out: Path) -> dict[str, Any]:
-    """Of one training run, or of an earlier one in this folder with the same settings."""
+    """Return the result of one training run, or of an earlier one in this folder with the same settings."""
     from titans_pytorch.models.runs import model_of
     from titans_pytorch.tasks.subject import subject_of
 

@@ -32,7 +32,7 @@ CASES = {case.name: case for case in NAMED if case.kind == "memory"}
 
 
 def measure(case: Case, tokens: int, seed: int, device: str) -> dict[str, dict[str, dict[str, float]]]:
-    """engine -> dtype -> errors."""
+    """Measure a case: engine -> dtype -> errors."""
     from speed import gate
     from speed.arms import Setup, build_module, inputs
 
@@ -70,8 +70,10 @@ def report(results: dict) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     p = OneLineParser(description=__doc__, threads=True)
-    p.add_argument("--cases", nargs="+", choices=tuple(CASES), default=list(CASES), help="default: all")
-    p.add_argument("--tokens", type=int, default=512, help="at most (default: 512)")
+    p.add_argument(
+        "--cases", nargs="+", choices=tuple(CASES), default=list(CASES), help="names of cases (default: all)"
+    )
+    p.add_argument("--tokens", type=int, default=512, help="largest number of tokens (default: 512)")
     p.add_argument("--quick", action="store_true", help="one case, 64 tokens")
     p.add_argument("--device", default="cpu", help="cpu or cuda")
     p.add_argument("--seed", type=int, default=0)

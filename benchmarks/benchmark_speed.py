@@ -70,7 +70,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--memory-limit", type=float, metavar="GB", help="an arm may ask for (default: 90%% of what is free)"
     )
-    p.add_argument("--engine", default="auto", choices=("auto", "dual", "matrix", "reference"), help="of our memory")
+    p.add_argument(
+        "--engine", default="auto", choices=("auto", "dual", "matrix", "reference"), help="engine of our memory"
+    )
     p.add_argument("--threads", type=positive, help="of each arm (default: by the width, see docs/threads.md)")
     p.add_argument("--clock", default="wall", choices=CLOCKS, help="process: CPU time, with --threads 1")
     p.add_argument("--device", default="cpu", help="cpu or cuda")

@@ -99,7 +99,7 @@ def stream(
 
 
 def timed_read(memory: torch.nn.Module, setup: Setup, x: torch.Tensor, state: Any) -> tuple[float, torch.Tensor, Any]:
-    """(seconds, output, next state)"""
+    """Read a piece: (seconds, output, next state)."""
     result = []
 
     def read():

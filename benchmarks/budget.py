@@ -69,7 +69,7 @@ class SwitchBudget:
 
 
 def soft_switches(call: Call, temperature: float) -> torch.Tensor:
-    """[b w]: 1 where the window's complexity exceeds the threshold, else 0, with the gradient of a sigmoid."""
+    """Return [b w]: 1 where the window's complexity exceeds the threshold, else 0, with the gradient of a sigmoid."""
     highest = [call.complexity[:, call.windows == w].amax(dim=-1) for w in call.windows.unique()]
     excess = torch.stack(highest, dim=1) - call.memory.symplectic_page_threshold
     soft = (excess / temperature).sigmoid()
@@ -77,7 +77,7 @@ def soft_switches(call: Call, temperature: float) -> torch.Tensor:
 
 
 def page_shares(call: Call, switches: torch.Tensor) -> torch.Tensor:
-    """Share of the windows that each page is written in: [b w] -> [p]."""
+    """Return the share of the windows in which each page is written: [b w] -> [p]."""
     pages = call.memory.num_pages
     before = (call.page[:, 0] - call.switched[:, 0].long()) % pages
     on, seen = torch.nn.functional.one_hot(before, pages).to(switches.dtype), []
@@ -88,7 +88,7 @@ def page_shares(call: Call, switches: torch.Tensor) -> torch.Tensor:
 
 
 def entropy(shares: torch.Tensor) -> torch.Tensor:
-    """Of shares [p] that sum to 1, over log(p): in [0, 1]."""
+    """Return the entropy of shares [p] that sum to 1, over log(p): in [0, 1]."""
     return -torch.special.xlogy(shares, shares.clamp(min=1e-12)).sum() / math.log(len(shares))
 
 

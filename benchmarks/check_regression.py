@@ -27,7 +27,7 @@ from titans_pytorch.training.options import OneLineParser
 def parser() -> argparse.ArgumentParser:
     about, _, rest = __doc__.partition("\n")
     p = OneLineParser("check_regression.py", about, epilog=rest)
-    p.add_argument("--baseline", required=True, metavar="FILE", help="of benchmark_symplectic")
+    p.add_argument("--baseline", required=True, metavar="FILE", help="baseline result of benchmark_symplectic")
     p.add_argument("--latest", required=True, metavar="FILE")
     p.add_argument("--codebook-baseline", metavar="FILE", help="baseline result of benchmark_codebook_transfer")
     p.add_argument("--codebook-latest", metavar="FILE")

@@ -19,7 +19,7 @@ PAPER = "#ffffff"
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = OneLineParser(description=__doc__)
-    arguments.add_argument("png", nargs="?", default=str(REPOSITORY / "fig1.png"), help="where to [fig1.png]")
+    arguments.add_argument("png", nargs="?", default=str(REPOSITORY / "fig1.png"), help="output file [fig1.png]")
     path = arguments.parse_args(argv).png
     try:
         draw(path)

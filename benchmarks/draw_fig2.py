@@ -28,8 +28,8 @@ PAGING = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = OneLineParser(description=__doc__)
-    arguments.add_argument("png", nargs="?", default=str(REPOSITORY / "fig2.png"), help="where to [fig2.png]")
-    arguments.add_argument("--chunk", type=int, default=4, help="which chunk size of the sweep [4]")
+    arguments.add_argument("png", nargs="?", default=str(REPOSITORY / "fig2.png"), help="output file [fig2.png]")
+    arguments.add_argument("--chunk", type=int, default=4, help="chunk size of the sweep [4]")
     args = arguments.parse_args(argv)
     try:
         read = {name: read_json(RESULTS / f"{name}.json") for name in ("speed_sweep", "text", "paging")}

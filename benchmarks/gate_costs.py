@@ -129,8 +129,8 @@ def measure(arms: dict[str, dict], repeats: int, spectral: bool, tokens: int, de
 
 
 def cost_flags(parser: argparse.ArgumentParser) -> None:
-    """Of every script that measures costs."""
-    parser.add_argument("--repeats", type=int, default=5, help="timed turns of each arm")
+    """Add the flags that all scripts for costs share."""
+    parser.add_argument("--repeats", type=int, default=5, help="timed rounds of each arm")
     parser.add_argument("--threads", type=whole(1), default=1, metavar="N", help="CPU time is counted: one [1]")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--quick", action="store_true", help="few tokens, one turn")
@@ -145,7 +145,7 @@ def write_costs(args: argparse.Namespace, schema: int, found: list[dict]) -> Non
 
 def main():
     parser = OneLineParser(description=__doc__)
-    parser.add_argument("--arms", default="", help="a regular expression; the plain memory is always there")
+    parser.add_argument("--arms", default="", help="a regular expression; the plain memory is always included")
     parser.add_argument("--spectral", action="store_true", help="with orthogonalised updates")
     cost_flags(parser)
     args = parser.parse_args()

@@ -30,7 +30,7 @@ WINDOWS, CHUNK, WIDTH, ROWS = 12, 32, 128, 4
 
 
 def spiral(n: int, generator: torch.Generator) -> torch.Tensor:
-    """[rows n width]: cosine, sine, ramp, then noise."""
+    """Make sequences [rows n width]: cosine, sine, ramp, then noise."""
     return _curve(n, 4, 0.1, generator)
 
 
@@ -95,7 +95,7 @@ def report(found: list[dict]) -> str:
 
 def main():
     parser = OneLineParser(description=__doc__, threads=True)
-    parser.add_argument("--seed", type=int, default=0, help="the first")
+    parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--seeds", type=int, default=5, help="how many")
     parser.add_argument("--quick", action="store_true", help="one seed")
     parser.add_argument("--output-json")

@@ -144,7 +144,7 @@ def _mapped(memory: titans_pytorch.NeuralMemory, args: tuple, kwargs: dict):
 
 
 def match_parameters(model: torch.nn.Module, wanted: int) -> None:
-    """Gives each memory in the model a map before it, until the model has at least `wanted` parameters."""
+    """Give each memory in the model a map before it, until the model has at least `wanted` parameters."""
     from .map import Map
 
     lacking = wanted - parameters(model)
@@ -162,13 +162,13 @@ def parameters(model: torch.nn.Module) -> int:
 
 
 def state_size(model: torch.nn.Module) -> int:
-    """Numbers that the memories of the model carry for one row: their weights and momenta."""
+    """Count the numbers that the memories of the model carry for one row: fast weights and momenta."""
     memories = [m for m in model.modules() if isinstance(m, titans_pytorch.NeuralMemory)]
     return sum(w.numel() * (1 + m.engine.rule.slots) for m in memories for w in m.init_weights(1).values())
 
 
 def build(task, arm: Arm, seed: int, device: str = "cpu") -> torch.nn.Module:
-    """The model of an arm on a task, its initial values drawn from the seed."""
+    """Build the model of an arm on a task, with initial values drawn from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = task.build(arm)

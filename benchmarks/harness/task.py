@@ -138,7 +138,7 @@ class Task:
         }
 
     def train(self, model: torch.nn.Module, arm: Arm, seed: int, setting: Setting) -> list[float]:
-        """Adam over all outer weights, a fresh batch each step. Returns the loss before each step."""
+        """Train all slow parameters with Adam, a fresh batch each step. Returns the loss before each step."""
         optimizer = torch.optim.Adam(model.parameters(), lr=setting.lr)
         losses, every = [], max(1, setting.steps // 4)
         model.train()
@@ -152,7 +152,7 @@ class Task:
         return losses
 
     def step(self, model, arm: Arm, batch, optimizer, setting: Setting) -> torch.Tensor:
-        """One step; the task's own loss before it."""
+        """Take one step; return the task's own loss before it."""
         from .switches import heard
 
         if arm.penalty is None:
@@ -211,7 +211,7 @@ def tail(losses: Sequence[float], count: int = 10) -> float | None:
 
 
 def moved(batch: Any, device: str) -> Any:
-    """The tensors of a batch (a tensor, tuple, list or mapping) on a device."""
+    """Move the tensors of a batch (a tensor, tuple, list or mapping) to a device."""
     if isinstance(batch, torch.Tensor):
         return batch.to(device)
     if isinstance(batch, Mapping):

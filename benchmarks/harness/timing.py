@@ -41,7 +41,9 @@ def timed_calls(work: Callable[[], object], device: str, min_seconds: float = 0.
 
 
 def matmul_rate(device: str, dtype: str, side: int = 2048, min_seconds: float = 0.5, clock: str = "wall") -> float:
-    """Operations per second of a product of two square matrices, 2 side^3 operations: the best of several calls."""
+    """Measure operations per second of a product of two square matrices, 2 side^3 operations: the best of several
+    calls.
+    """
     a = torch.randn(side, side, device=device, dtype=getattr(torch, dtype))
     b = torch.randn(side, side, device=device, dtype=getattr(torch, dtype))
     out = torch.empty_like(a)

@@ -15,7 +15,7 @@ def kept_run(
     build_model: Callable,
     make_subject: Callable,
 ) -> dict[str, Any]:
-    """The result of a training run, or of an earlier one in this folder with the same settings."""
+    """Return the result of a training run, or of an earlier one in this folder with the same settings."""
     from titans_pytorch.training.folder import claimed
     from titans_pytorch.training.run import Run, finished_run, train_claimed
     from titans_pytorch.training.stopping import Interrupted

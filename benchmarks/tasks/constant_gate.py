@@ -8,7 +8,7 @@ from titans_pytorch import NeuralMemory
 
 
 class ConstantGate(nn.Module):
-    """Says the same of every token; how much of it counts is learned, as with other gates."""
+    """A gate with the same score for every token; its scale is learned, as with other gates."""
 
     context = 0
 

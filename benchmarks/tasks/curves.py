@@ -73,7 +73,7 @@ class Follow(Task):
         return Curves(clean + self.noise * torch.randn(b, n, d, generator=generator), clean)
 
     def errors(self, memory: torch.nn.Module, curves: Curves, state=None) -> torch.Tensor:
-        """[n]: of each answer."""
+        """Return the errors [n] of the outputs."""
         return relative(memory(curves.noisy[:, :-1], state=state)[0], curves.clean)
 
     def loss(self, model: torch.nn.Module, batch: Curves) -> torch.Tensor:
@@ -115,7 +115,7 @@ def curve_tasks(length: int, carry: bool = False, **shared: Any) -> list[Follow]
 
 
 def planes(rows: int, dim: int, generator: torch.Generator) -> torch.Tensor:
-    """Three random orthonormal directions for each row: [b d 3]."""
+    """Draw three random orthonormal directions for each row: [b d 3]."""
     return torch.linalg.qr(torch.randn(rows, dim, 3, generator=generator)).Q
 
 
@@ -127,7 +127,9 @@ def curve(
     rise: float,
     radius: float = 1.0,
 ) -> torch.Tensor:
-    """plane [b d 3]; phase in radians, turns_per_token [b 1] -> [b n d]. A circle has a mean square of 1."""
+    """Make a curve [b n d] from plane [b d 3], phase in radians and turns_per_token [b 1]. A circle has a mean
+    square of 1.
+    """
     t = torch.arange(tokens, device=plane.device, dtype=plane.dtype)
     angle = phase + 2 * math.pi * turns_per_token * t
     parts = torch.stack((radius * angle.cos(), radius * angle.sin(), (rise * t / tokens).expand_as(angle)), dim=-1)
@@ -206,14 +208,14 @@ class Recovery(Follow):
 
 
 def relative(answers: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of each answer over the mean square of what is asked for, the next vector: [b n d] and
+    """Return the mean squared error of each output over the mean square of its target, the next vector: [b n d] and
     [b n+1 d] -> [n]."""
     wanted = clean[:, 1:]
     return (answers - wanted).square().mean(dim=(0, 2)) / wanted.square().mean()
 
 
 def angle_between(ours: torch.Tensor, theirs: torch.Tensor, plane: torch.Tensor) -> torch.Tensor:
-    """[b n d] x 2 and [b d 3] -> [b n]: between the projections on the first two directions, in [0, pi]."""
+    """Return angles [b n], in [0, pi], between two [b n d] projected on the first two directions of [b d 3]."""
     a, b = ((x @ plane[:, :, :2]) for x in (ours, theirs))
     cross, dot = a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0], (a * b).sum(dim=-1)
     return torch.atan2(cross, dot).abs()

@@ -67,7 +67,7 @@ class Detect(Task):
         return model
 
     def batch(self, world: Any, generator: torch.Generator) -> Mapping[str, torch.Tensor]:
-        """ordered, disturbed [b n d]; orders long [2 b n]: random orders for the control."""
+        """Return ordered, disturbed [b n d]; orders long [2 b n]: random orders for the control."""
         b, n = self.rows, self.length
         kept = self.systems(generator, changes=False)
         other = self.systems(generator, changes=self.kind == "change")
@@ -76,7 +76,7 @@ class Detect(Task):
         return {"ordered": kept, "disturbed": other, "orders": torch.stack([orders(b, n, generator) for _ in range(2)])}
 
     def systems(self, generator: torch.Generator, changes: bool) -> torch.Tensor:
-        """Rows of modes that turn, [b n d], with a mean square of about 1 without their noise."""
+        """Make rows of turning modes [b n d], with a mean square of about 1 without noise."""
         b, n, m = self.rows, self.length, self.modes
         plane = torch.linalg.qr(torch.randn(b, self.dim, 2 * m, generator=generator)).Q
         speed = 0.2 + 1.2 * torch.rand(b, 2, m, generator=generator)  # radians per token: before, after a change
@@ -133,6 +133,8 @@ def in_order(seq: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
 
 
 def area(low: torch.Tensor, high: torch.Tensor) -> float:
-    """Share of pairs (one of each) in which `high` is higher, equal ones counting half. [b] x 2 -> number."""
+    """Return the share of pairs (one of each) in which `high` is higher, equal ones counting half. [b] x 2 ->
+    number.
+    """
     above = high[:, None] - low[None, :]
     return ((above > 0).double() + 0.5 * (above == 0)).mean().item()

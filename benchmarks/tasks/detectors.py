@@ -8,7 +8,7 @@ from titans_pytorch import DynamicModeDecomposition, SymplecticGating
 
 
 class DmdError(nn.Module):
-    """[b n d] -> [b]."""
+    """DMD error of sequences [b n d] -> [b]."""
 
     def __init__(self, dim: int, rank: int | None = None):
         super().__init__()
@@ -19,7 +19,7 @@ class DmdError(nn.Module):
 
 
 class Complexity(nn.Module):
-    """Mean over tokens: [b n d] -> [b]. Maps as they are at the start, drawn from the seed."""
+    """Mean complexity over tokens: [b n d] -> [b]. The maps are untrained, drawn from the seed."""
 
     def __init__(self, dim: int, **options: Any):
         super().__init__()

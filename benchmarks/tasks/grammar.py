@@ -57,7 +57,7 @@ class Grammar(Task):
         return small_memory(self.dim, self.chunk_size, self.max_step, batch_size=self.memory_batch)
 
     def world(self, seed: int) -> torch.Tensor:
-        """The keys of the kinds: [kinds k]."""
+        """Return the keys of the kinds: [kinds k]."""
         return unit_rows(self.kinds, self.dim // 2, generator=generator("kinds", seed))
 
     def batch(self, world: torch.Tensor, generator: torch.Generator) -> Brackets:
@@ -86,7 +86,7 @@ class Grammar(Task):
         return Brackets(tokens, opening, asked, deep & asked, answers)
 
     def squares(self, memory: torch.nn.Module, batch: Brackets) -> torch.Tensor:
-        """Mean squared error of each answer over the mean square of values (which is 1): [b n]."""
+        """Return the mean squared error of each output over the mean square of values (which is 1): [b n]."""
         out, _ = memory(batch.tokens, store_mask=batch.opening)
         return (out[..., self.dim // 2 :] - batch.answers).square().mean(dim=-1)
 

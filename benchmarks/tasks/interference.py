@@ -74,7 +74,7 @@ class Interference(Task):
         return Episode(world, keys, a, b)
 
     def errors(self, memory: torch.nn.Module, episode: Episode) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """Errors of A before, A after, B; and the answers to A after B [b u v]."""
+        """Return the errors of A before, A after, B; and the outputs for A after B [b u v]."""
         from tasks.routers import tell
 
         c, k = self.context, self.dim // 2

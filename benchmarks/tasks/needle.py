@@ -73,7 +73,9 @@ class Needle(Task):
         return Haystack(keys, values, hay, mark)
 
     def answers(self, memory: torch.nn.Module, data: Haystack, state=None) -> tuple[torch.Tensor, torch.Tensor]:
-        """To the questions right after writing, and after the distractors: [b u v]. state: of what was read before."""
+        """Return the outputs [b u v] right after the write, and after the distractors. state: state of earlier
+        tokens.
+        """
         half = self.dim // 2
         state = write(memory, tokens_of(data.mark, data.keys, data.values), 1, state)
         questions = tokens_of(data.mark, data.keys, None)

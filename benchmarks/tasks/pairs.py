@@ -11,7 +11,7 @@ import titans_pytorch
 
 
 def unit_rows(*shape: int, generator: torch.Generator) -> torch.Tensor:
-    """Random directions of length sqrt(features), as RMSNorm would leave them."""
+    """Draw random directions of length sqrt(features), as RMSNorm would leave them."""
     x = torch.randn(*shape, generator=generator)
     return x * (shape[-1] ** 0.5 / x.norm(dim=-1, keepdim=True))
 
@@ -19,7 +19,7 @@ def unit_rows(*shape: int, generator: torch.Generator) -> torch.Tensor:
 def tokens_of(
     context: torch.Tensor, keys: torch.Tensor, values: torch.Tensor | None, strength: float = 0.0
 ) -> torch.Tensor:
-    """context [c d], keys [b u k], values [b u v] (None: questions, zeros in their place) -> [b c+u d].
+    """Join context [c d], keys [b u k] and values [b u v] (None, for queries: zeros) to tokens [b c+u d].
 
     strength: how much of the context (its first token) is added to each pair or query.
     """
@@ -32,7 +32,7 @@ def tokens_of(
 def write(
     memory: torch.nn.Module, tokens: torch.Tensor, silent: int, state: titans_pytorch.NeuralMemState | None
 ) -> titans_pytorch.NeuralMemState:
-    """The state after reading tokens [b n d], of which the first `silent` are not learned from."""
+    """Return the state after writing tokens [b n d] but the first `silent`."""
     mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
     mask[:, :silent] = False
     return memory(tokens, state=state, store_mask=mask)[1]
@@ -41,18 +41,20 @@ def write(
 def ask(
     memory: torch.nn.Module, tokens: torch.Tensor, silent: int, state: titans_pytorch.NeuralMemState
 ) -> torch.Tensor:
-    """Answers [b u d] to the questions after the first `silent` tokens [b n d]; nothing is learned from them, and the
-    state is left as it was."""
+    """Return the outputs [b u d] for the queries after the first `silent` tokens [b n d]. Nothing is written; the state
+    stays the same."""
     mask = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
     return memory(tokens, state=state, store_mask=mask)[0][:, silent:]
 
 
 def relative_error(answers: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Mean squared error over the mean square of the values: 1 for answering zero."""
+    """Return the mean squared error over the mean square of the values: 1 for predicting zero."""
     return (answers - values).square().mean() / values.square().mean()
 
 
 def chosen_right(answers: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Share of the answers that lie nearest to their own value, of the values of their row: [b u v] -> []."""
+    """Return the share of the outputs that lie nearest to their own value among the values of their row: [b u v]
+    -> [].
+    """
     nearest = torch.cdist(answers, values).argmin(dim=-1)
     return (nearest == torch.arange(values.shape[1], device=values.device)).float().mean()

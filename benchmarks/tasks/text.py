@@ -83,7 +83,7 @@ class Text(Task):
         )
 
     def world(self, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The part to train on and the part held out, the end of the data."""
+        """Return the training part and the held-out part, the end of the data."""
         split = int(len(self._bytes) * (1 - HELD_OUT))
         return self._bytes[:split], self._bytes[split:]
 
