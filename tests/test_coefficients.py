@@ -135,7 +135,39 @@ def test_products_with_a_transition(gate, mini_batch, first):
     share = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
     transition = Transition(share, *mini_batches(first, m, mini_batch, torch.device("cpu")))
     got, wanted = blended_products(gates, transition), naive_blended_products(gates, transition)
-    assert_close(got[0], wanted[0], 1e-12)
-    assert_close(got[1], wanted[1], 1e-12)
+    for a, b in zip(got, wanted, strict=True):
+        assert_close(a, b, 1e-12)
     leaves = {"gates": gates, "share": share}
     assert_same_gradients(gradients([*got], leaves), gradients([*wanted], leaves), 1e-10)
+
+
+@pytest.mark.parametrize("share", [None, 0.3])
+@pytest.mark.parametrize(("order", "combined"), [(0, None), (1, None), (2, 1)])
+def test_texts_begin(order, combined, share):
+    """Each from the initial memory, as if it stood alone."""
+    m, start = 9, torch.tensor([[1, 0, 0, 1, 1, 0, 0, 0, 1], [0, 0, 0, 0, 1, 0, 0, 1, 0]]).bool()
+    leaves = example(m, order, combined, None)
+    initial = torch.randn(ROWS, WIDTH, dtype=torch.float64)
+    active = torch.tensor([[1, 1, 0, 1, 0, 1, 1, 1, 1], [1, 0, 1, 1, 1, 1, 0, 0, 1]]).bool()
+    transition = None
+    if share is not None:
+        transition = Transition(torch.tensor(share, dtype=torch.float64), *mini_batches(0, m, 1, torch.device("cpu")))
+    c = coefficients(leaves["keep"], leaves.get("momentum"), leaves.get("combine"), active, transition, start)
+    memory, carried = leaves["memory"], [leaves[f"carried{k}"] for k in range(order)]
+    built = c.memory_start.unsqueeze(-1) * memory.unsqueeze(1) + c.memory_surprise @ leaves["surprise"]
+    built = built + c.memory_initial.unsqueeze(-1) * initial.unsqueeze(1)
+    if share is not None:
+        built = built + c.memory_anchor.unsqueeze(-1) * memory.unsqueeze(1)
+    for to_memory, state in zip(c.memory_carry, carried, strict=True):
+        built = built + to_memory.unsqueeze(-1) * state.unsqueeze(1)
+    for row in range(ROWS):
+        entry, states = memory[row : row + 1], [state[row : row + 1] for state in carried]
+        for i in range(m):
+            if start[row, i]:
+                entry, states = initial[row : row + 1], [torch.zeros_like(state) for state in states]
+            if active[row, i]:
+                rates = (leaves.get(k) for k in ("keep", "momentum", "combine", "surprise"))
+                one = [x if x is None else x[row : row + 1, i : i + 1] for x in rates]
+                entries, states = recurrence(*one, entry, states)
+                entry = entries[:, 1] if share is None else torch.lerp(entry, entries[:, 1], share)
+            assert_close(built[row, i + 1], entry[0], 1e-12, f"row {row}, entry {i + 1}")

@@ -532,6 +532,8 @@ class NeuralMemory(nn.Module):
         store_mask: Tensor | None = None,
         return_surprises: bool = False,
         ttt_batch_size: int | None = None,
+        token_mask: Tensor | None = None,
+        resets: Tensor | None = None,
     ):
         """Write the sequence chunk by chunk, and read at every token.
 
@@ -549,6 +551,12 @@ class NeuralMemory(nn.Module):
                 and with surprise_source = "prediction" the predictor's error [b n]. `auxiliary_loss` makes a scalar of
                 them.
             ttt_batch_size: batch_size for this call.
+            token_mask: [b n] bool, False for padding, anywhere in a row: it is as if it were not there, for fast
+                weights, momentum, forget gate and convolutions. What is read there is 0. (A token that `store_mask`
+                hides still counts for all but the write.) Needs chunk_size 1 and a batch_size of 1 or None.
+            resets: [b n] bool, True where a text begins, with initial fast weights, and nothing of the text before it;
+                or the bounds of the texts in the flattened rows, integers 0 .. b n (cu_seqlens). Needs chunk_size and
+                batch_size 1 (`NeuralMemory.exact`).
 
         Returns:
             (retrieved [b n d], next_state), and (loss, learning rate) if asked for.
@@ -562,8 +570,16 @@ class NeuralMemory(nn.Module):
         arguments.check_mask(store_mask, query.shape[0], query.shape[1], "store_mask")
         arguments.check_dtype(query, self.projections.to_queries, "seq")
         arguments.check_dtype(store, self.projections.to_keys, "store_seq")
-        written, next_state, surprises, pages = self._write(store, state, prev_weights, store_mask, ttt_batch_size)
-        retrieved, next_state = self._read(query, written, state, next_state, pages)
+        mini_batch = mini_batch_chunks(ttt_batch_size or self.batch_size, self.store_chunk_size, "ttt_batch_size")
+        texts = arguments.texts_of(self, token_mask, resets, *query.shape[:2], mini_batch)
+        if texts is not None:
+            if texts.resets is not None and prev_weights is not None:
+                raise ValueError("resets cannot be combined with prev_weights")
+            query, store = texts.hide(query), texts.hide(store)
+        written, next_state, surprises, pages = self._write(
+            store, state, prev_weights, store_mask, ttt_batch_size, texts
+        )
+        retrieved, next_state = self._read(query, written, state, next_state, pages, texts)
         if torch.is_grad_enabled():
             unused = self._unused(written, state, next_state, query.shape[1], prev_weights, ttt_batch_size)
             retrieved = with_unused(retrieved, unused)
@@ -572,7 +588,7 @@ class NeuralMemory(nn.Module):
         tell(self, "stored", next_state, surprises)
         return (retrieved, next_state, surprises) if return_surprises else (retrieved, next_state)
 
-    def _write(self, tokens: Tensor, state: NeuralMemState, prev_weights, mask, ttt_batch_size):
+    def _write(self, tokens: Tensor, state: NeuralMemState, prev_weights, mask, ttt_batch_size, texts=None):
         """Write the complete chunks of the waiting tokens and tokens [(2) b n d].
 
         Returns what was written, the next state (but for what reads carry), (loss, learning rate), and the pages of the
@@ -598,11 +614,13 @@ class NeuralMemory(nn.Module):
         carry = self._carry(state, b)
         if rates is not None:
             allowed = None if mask is None else mask[:, : count * chunk]
-            chunks, chunk_fields, errors = self._chunks(views, rates, allowed, residual, first, state)
+            chunks, chunk_fields, errors = self._chunks(views, rates, allowed, residual, first, state, texts)
             share = None if self.transition_gate is None else self.transition_gate.sigmoid()
             with no_autocast(tokens.device):
                 written = write(self.engine, chunks, carry, mini_batch, share)
             surprises = tuple(of_rows(x, b) for x in own_surprises(written, chunks, self.chunk_config.pairs))
+            if texts is not None:
+                surprises = tuple(texts.of_pairs(x, self.chunk_config.pairs) for x in surprises)
         else:
             written = nothing_written(self.engine, first, carry)
             chunk_fields = {name: getattr(state, name) for name in ("store_conv", "last_token", "earlier_pairs")}
@@ -623,7 +641,9 @@ class NeuralMemory(nn.Module):
         )
         return written, next_state, surprises if errors is None else (*surprises, errors), pages
 
-    def _read(self, query: Tensor, written: Written, state: NeuralMemState, next_state: NeuralMemState, pages):
+    def _read(
+        self, query: Tensor, written: Written, state: NeuralMemState, next_state: NeuralMemState, pages, texts=None
+    ):
         """Read at tokens [b n d] that follow `state`: (retrieved [b n d], next_state with what later reads need)."""
         reads, position = self.chunk_config.reads, state.position
         entry = reads.entry(position)
@@ -632,7 +652,7 @@ class NeuralMemory(nn.Module):
             pages = pages and pages._replace(older=arguments.older_page(state))
         hidden = None if pages is None else pages.hidden(position, query.shape[1], reads)
         earlier = arguments.EarlierQueries(state.query_group, state.query_conv)
-        retrieved, earlier = self._retrieve(query, written, position, reads, earlier, hidden)
+        retrieved, earlier = self._retrieve(query, written, position, reads, earlier, hidden, texts)
         entry = reads.entry(next_state.position)
         older = older_page = None
         if entry < written.last:
@@ -663,24 +683,30 @@ class NeuralMemory(nn.Module):
         tell(self, "rates", rates)
         return rates.pairs(self.chunk_config.pairs) if self.chunk_config.lookahead else rates
 
-    def _chunks(self, views: KeyValueViews, rates: WriteRates, mask, residual, first: int, state: NeuralMemState):
+    def _chunks(self, views: KeyValueViews, rates: WriteRates, mask, residual, first: int, state, texts):
         """What the engine writes; what the next call's chunks need, as fields of its state; the predictor's error
         [b m*c], where there is a predictor. mask [b m*c] bool, or None."""
         config, h = self.chunk_config, self.internal_heads
-        keys, values, tail = self.projections.keys_and_values(*views, config.store, state.store_conv)
+        before = None if texts is None else texts.earlier(self.projections.looks_back)
+        keys, values, tail = self.projections.keys_and_values(*views, config.store, state.store_conv, before)
         if config.lookahead:
             keys, values = keys[:, :, :-1], values[:, :, 1:]
         if mask is not None:
             allowed = repeat(mask, "b (m c) -> (b h) m (c u)", c=config.store, h=h, u=config.kv_per_token)
             rates = rates.masked(allowed[:, :, : config.pairs])
+        if texts is not None:
+            rates = texts.applied(rates, h, config.pairs)
         threshold, errors, last = self.surprise_threshold, None, None
         if self.predictor is not None:
-            errors, last = self.predictor(views.keys, state.last_token)
+            errors, last = self.predictor(views.keys, state.last_token, texts and texts.earlier(1))
+            if texts is not None:
+                errors = texts.of_pairs(errors.unsqueeze(1), 1).squeeze(1)
             of_pair = of_pairs(errors, config.store, h, config.kv_per_token, config.pairs)
             rates, threshold = skip_below_threshold(rates, of_pair, threshold), None
         if self.decay_first:
             rates = replace(rates, start_scale=rates.retention)
-        chunks, pairs = Chunks(keys, values, rates, first, residual, threshold), None
+        initial = None if rates.resets is None else self.init_weights(views.keys.shape[0])
+        chunks, pairs = Chunks(keys, values, rates, first, residual, threshold, initial), None
         if self.engine.rule.step_outside:
             chunks = step_outside(chunks)
         if self.earlier_pairs:
@@ -714,16 +740,20 @@ class NeuralMemory(nn.Module):
             return LazyTensors(written.shapes, lambda name: torch.stack(init(weights[name])))
         return LazyTensors(written.shapes, lambda name: torch.stack(tuple(slots[name])))
 
-    def _retrieve(self, seq: Tensor, written: Written, position: int, reads: Reads, earlier, hidden: Tensor | None):
+    def _retrieve(
+        self, seq: Tensor, written: Written, position: int, reads: Reads, earlier, hidden: Tensor | None, texts=None
+    ):
         """Read at tokens [b n d] from `position` on: (retrieved [b n d], what later reads need).
 
         earlier: the EarlierQueries of these. hidden: bool [b h n], heads that a token does not read; None: all are.
+        texts: where tokens are and texts begin; None: everywhere, and nowhere.
         """
         b, n, _ = seq.shape
         if n == 0:
             return seq, earlier
         tokens = self.projections.retrieve_norm(seq)
-        queries, tail = self.projections.queries(tokens, earlier.query_conv)
+        before = None if texts is None else texts.earlier(self.projections.looks_back)
+        queries, tail = self.projections.queries(tokens, earlier.query_conv, before)
         if not self.tokenwise:
             queries, position = arguments.with_earlier_queries(queries, earlier.query_group, position, reads)
         with no_autocast(seq.device):
@@ -731,7 +761,8 @@ class NeuralMemory(nn.Module):
         group = None
         if not self.tokenwise:
             group = queries[:, :, queries.shape[2] - reads.earlier(position + queries.shape[2]) :]
-        return self.projections.output(out, tokens, hidden), arguments.EarlierQueries(group, tail)
+        out = self.projections.output(out, tokens, hidden)
+        return out if texts is None else texts.hide(out), arguments.EarlierQueries(group, tail)
 
     @property
     def dtype(self) -> torch.dtype:

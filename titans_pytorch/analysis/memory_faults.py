@@ -222,7 +222,9 @@ def _steps(
     for index in range(len(chunks)):
         rule = _Recorded(memory.engine.rule)
         engine = SequentialEngine(memory.engine.model, cast(UpdateRule, rule))
-        window = engine.window(chunks.part(index, index + 1), Carry(start, weights, slots), Plan(1, dual=False))
+        part = chunks.part(index, index + 1)
+        start = {name: part.restarted(name, weight) for name, weight in start.items()}
+        window = engine.window(part, Carry(start, weights, slots), Plan(1, dual=False))
         yield index, "inner loss", None, cast(Tensor, window.loss)
         for name, gradient in zip(carry.start, rule.gradients, strict=True):
             yield index, "gradient of the inner loss", name, gradient

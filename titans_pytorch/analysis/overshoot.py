@@ -162,6 +162,9 @@ class _Watcher:
         own = chunks_of_first(first, m, batch_chunks)
         began = _read(self.memory.engine, keys[:, :own], self.memory.tokenwise, anchor)
         before, after = torch.cat((began, read(starts)[:, own:]), dim=1), read(ends)
+        if (resets := chunks.rates.resets) is not None and chunks.initial is not None:  # those chunks began anew
+            anew = _read(self.memory.engine, keys, self.memory.tokenwise, chunks.initial)
+            before = torch.where(resets[:, :, None, None], anew, before)
         if share is not None:  # an unfinished mini-batch has not been blended yet
             unfinished = (batch == batch[-1]) & (not ends_mini_batch(first + m, batch_chunks))
             after = torch.where(unfinished[:, None, None], torch.lerp(before, after, share.to(after.dtype)), after)
@@ -201,8 +204,9 @@ def _read(engine, keys: Tensor, tokenwise: bool, weights: Tensors) -> Tensor:
 def _largest(chunks: Chunks, before: Tensor, after: Tensor, retained: Tensor | float, batch=None) -> Tensor:
     """Return the largest gain of predictions [B m p d] of all keys; batch: the mini-batch of each chunk, long
     [m] from 0 on, None for one."""
-    values = chunks.values
-    moved, error, size = (_norms(x, batch) for x in (after - retained * before, values - before, values))
+    values, scale = chunks.values, chunks.rates.start_scale
+    start = before if scale is None else scale[:, :, None, None] * before
+    moved, error, size = (_norms(x, batch) for x in (after - retained * before, values - start, values))
     return torch.where(moved > 0, moved / torch.maximum(error, KNOWN * size), 0.0).amax()
 
 

@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from titans_pytorch.ops.positions import Rows
-from titans_pytorch.rules.base import UpdateRule
+from titans_pytorch.rules.base import UpdateRule, like
 from titans_pytorch.rules.rates import WriteRates
 
 from .plan import Plan
@@ -30,7 +31,8 @@ class Chunks:
 
     keys, values: [B m p d]. rates: of each chunk. first: the absolute index of the first. residual: an earlier layer's
     fast weights, added to those at which surprises are computed; or None. threshold: pairs whose inner loss is below it
-    change nothing; None for no threshold.
+    change nothing; None for no threshold. initial: the initial fast weights, name -> [B ...], from which texts begin
+    (`rates.resets`), in mini-batches of one chunk; None without resets.
     """
 
     keys: Tensor
@@ -39,6 +41,7 @@ class Chunks:
     first: int
     residual: "EarlierLayer | None" = None
     threshold: float | None = None
+    initial: Tensors | None = None
 
     def __len__(self) -> int:
         return self.keys.shape[1]
@@ -54,6 +57,24 @@ class Chunks:
             rates=self.rates.chunks(start, stop),
             first=self.first + start,
         )
+
+    def restarted(self, name: str, weight: Tensor, index: int = 0) -> Tensor:
+        """A parameter [B ...] before chunk `index`: the initial one in rows whose text begins with it."""
+        if self.initial is None or self.rates.resets is None:
+            return weight
+        return torch.where(like(self.rates.resets[:, index], weight), self.initial[name], weight)
+
+    def restarted_slots(
+        self, slots: Sequence[Tensor], fresh: Sequence[Tensor] | None, index: int = 0
+    ) -> tuple[Tensor, ...]:
+        """The rule's slots, each [B ...], before chunk `index`: fresh ones in rows whose text begins with it; None:
+        zero."""
+        resets = self.rates.resets
+        if resets is None:
+            return tuple(slots)
+        fresh = tuple(map(torch.zeros_like, slots)) if fresh is None else fresh
+        pairs = zip(slots, fresh, strict=True)
+        return tuple(torch.where(like(resets[:, index], slot), new, slot) for slot, new in pairs)
 
 
 @dataclass(frozen=True)

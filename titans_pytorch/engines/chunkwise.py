@@ -86,17 +86,21 @@ class ChunkwiseEngine(Engine):
         loss, products = self._surprise(chunks, carry.start)
         rates = skip_below_threshold(chunks.rates, loss, chunks.threshold)
         c = None
-        if plan.dual or len(chunks) > 1:  # one chunk is built as it is
+        restarts = chunks.initial is not None  # then the window is one chunk
+        if (plan.dual or len(chunks) > 1) and not restarts:  # one chunk is built as it is
             momentum, combine = (x if x is None else at_least_float32(x) for x in (rates.momentum, rates.combine))
             c = coefficients(at_least_float32(rates.retention), momentum, combine, rates.active)
         paths, finals = {}, {}
         for index, name in enumerate(carry.start):
             modulation = None if rates.modulation is None else rates.modulation[..., index]
-            carried = None if carry.slots is None else carry.slots[name]
-            dual = plan.dual and carry.weights[name].ndim == 3
-            paths[name], finals[name] = self._path(
-                products[name], carry.weights[name], carried, modulation, rates, c, dual
-            )
+            carried = None if carry.slots is None else chunks.restarted_slots(carry.slots[name], None)
+            before = carry.weights[name]
+            weights = chunks.restarted(name, before)
+            dual = plan.dual and before.ndim == 3 and not restarts
+            path, finals[name] = self._path(products[name], weights, carried, modulation, rates, c, dual)
+            if restarts:
+                path = BuiltPath(torch.stack((before, path.entry(1)), dim=1))
+            paths[name] = path
         return Window(chunks.first, len(chunks), paths, lambda name: finals[name](), loss, rates.learning_rate)
 
     def solve(self, chunks: Chunks, carry: Carry, mini_batch: int, transition: Tensor | None) -> Window:
@@ -104,11 +108,13 @@ class ChunkwiseEngine(Engine):
         starts, ends = mini_batches(chunks.first, len(chunks), mini_batch, chunks.keys.device)
         blend = None if transition is None else Transition(transition, starts, ends)
         momentum, combine = (x if x is None else at_least_float32(x) for x in (rates.momentum, rates.combine))
-        c = coefficients(at_least_float32(rates.retention), momentum, combine, rates.active, blend)
+        c = coefficients(at_least_float32(rates.retention), momentum, combine, rates.active, blend, rates.resets)
         start, slots = carry.start[name], None if carry.slots is None else carry.slots[name]
         carried = [(c.memory_start, carry.weights[name]), *zip(c.memory_carry, slots or (), strict=False)]
         if c.memory_anchor is not None:
-            carried.append((c.memory_anchor, start))
+            carried.append((c.memory_anchor, chunks.restarted(name, start)))
+        if c.memory_initial is not None and chunks.initial is not None:
+            carried.append((c.memory_initial, chunks.initial[name]))
         scale = None if rates.modulation is None else rates.modulation[..., 0]
         surprise = c.memory_surprise if scale is None else c.memory_surprise * scale.unsqueeze(1)
 
@@ -118,6 +124,8 @@ class ChunkwiseEngine(Engine):
         at_start = surprise[:, rows]
         if rates.start_scale is not None:
             at_start = at_start * rates.start_scale.unsqueeze(-1)
+        if rates.resets is not None:
+            at_start = at_start.masked_fill(rates.resets.unsqueeze(-1), 0.0)
         errors = exact_errors(keys, errors, steps, at_start)
         delta = -steps.unsqueeze(-1) * errors
 
@@ -131,7 +139,12 @@ class ChunkwiseEngine(Engine):
 
     def _known(self, chunks: Chunks, keys: Tensor, carried, start: Tensor, rows: Rows, mini_batch: int) -> Tensor:
         """Return what carried weights and an earlier layer's say to a window's keys [B m p d]: [B m p e]."""
-        own = chunks_of_first(chunks.first, len(chunks), mini_batch)
+        own, resets = chunks_of_first(chunks.first, len(chunks), mini_batch), chunks.rates.resets
+        if resets is not None:  # those chunks are written at the initial weights
+            start, before = chunks.restarted(self.model.matrix, start), carried
+            carried = [(share[:, :-1].masked_fill(resets, 0.0), weight) for share, weight in before[:-1]]
+            share, initial = before[-1]
+            carried.append((torch.where(resets, 1.0, share[:, :-1]), initial))
         if start is carried[0][1] or own == len(chunks):
             known = through(keys, start) if own == len(chunks) else carried_product(keys, rows, carried)
         else:  # the first chunks' mini-batch began before the window, at other weights

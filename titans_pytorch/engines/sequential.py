@@ -7,6 +7,7 @@ Letters: B rows (batch and heads), m chunks, G read groups, r queries per group,
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch.func import functional_call, vmap
 from titans_pytorch.ops.modes import eager, inner_gradients, ordinary
 from titans_pytorch.ops.positions import Rows
 from titans_pytorch.rules.base import like
-from titans_pytorch.rules.rates import WriteRates, skip_below_threshold, skip_pairs
+from titans_pytorch.rules.rates import skip_below_threshold, skip_pairs
 
 from .base import Carry, Chunks, Engine, Tensors, Window
 from .plan import Plan
@@ -33,16 +34,19 @@ class SequentialEngine(Engine):
         for index, (name, gradient) in enumerate(gradients.items()):
             surprise = self.rule.surprise(gradient, None if rates.modulation is None else rates.modulation[..., index])
             carried = None if carry.slots is None else carry.slots[name]
-            entries, slots[name] = self._write(surprise, carry.weights[name], carried, rates)
+            written = replace(chunks, rates=rates)
+            entries, slots[name] = self._write(name, surprise, carry.weights[name], carried, written)
             paths[name] = BuiltPath(torch.stack(entries, dim=1))
         return Window(chunks.first, len(chunks), paths, slots.__getitem__, loss, rates.learning_rate)
 
-    def _write(self, surprise: Tensor, weights: Tensor, slots, rates: WriteRates):
+    def _write(self, name: str, surprise: Tensor, weights: Tensor, slots, chunks: Chunks):
         """The fast weights before each chunk and after the last, and the slots after the last. surprise [B m ...]."""
         if slots is None:
             slots = self.rule.init(weights)
-        slots, entries = tuple(slots), [weights]
+        slots, entries, rates = tuple(slots), [weights], chunks.rates
+        fresh = None if chunks.initial is None else self.rule.init(chunks.initial[name])
         for i, surprise_i in enumerate(surprise.unbind(1)):
+            weights, slots = chunks.restarted(name, weights, i), chunks.restarted_slots(slots, fresh, i)
             before = (weights, *slots)
             weights, slots = self.rule.update(weights, surprise_i, slots, rates.chunk(i))
             if rates.active is not None:

@@ -6,7 +6,7 @@ Entry i: the fast weights before chunk i, counted from the first chunk of the st
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -176,6 +176,8 @@ def write(engine: Engine, chunks: Chunks, carry: Carry, mini_batch: int | None, 
     ends_at = plan.chunks if plan.solve else mini_batch
     for start, stop in solve_windows(chunks.first, len(chunks), ends_at, plan.chunks):
         part = chunks.part(start, stop)
+        if part.initial is not None and not plan.solve:
+            carry = replace(carry, start=restarted(part, carry.start))
         if plan.solve and mini_batch is not None:
             window = engine.solve(part, carry, mini_batch, transition)
         else:
@@ -195,6 +197,11 @@ def write(engine: Engine, chunks: Chunks, carry: Carry, mini_batch: int | None, 
             weights = _blend(carry.start, weights, transition)
         carry = Carry(weights if ends else carry.start, weights, slots)
     return Written(engine, windows, shapes, carry, blended)
+
+
+def restarted(chunks: Chunks, start: Tensors) -> LazyTensors:
+    """Return the start weights of a mini-batch of one chunk, the initial ones where a text begins with it."""
+    return LazyTensors(tuple(start), lambda name: chunks.restarted(name, start[name]))
 
 
 def nothing_written(engine: Engine, first: int, carry: Carry) -> Written:

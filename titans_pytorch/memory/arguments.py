@@ -1,7 +1,7 @@
 """Validate and normalise the arguments of a call."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from titans_pytorch.common.checks import Words, wrong
 from titans_pytorch.engines.written import EarlierLayer, Written, given_entries
 from titans_pytorch.memory.state import NeuralMemState
+from titans_pytorch.ops.earlier_tokens import EarlierTokens, earlier_tokens
 from titans_pytorch.ops.modes import HALF, under_autocast
 from titans_pytorch.ops.positions import Reads
 from titans_pytorch.rules.base import UpdateRule
+from titans_pytorch.rules.rates import WriteRates
 
 
 def as_views(seq: Tensor, store_seq: Tensor | None, dim: int, diff_views: bool) -> tuple[Tensor, Tensor]:
@@ -207,6 +209,76 @@ def check_mask(mask, batch: int, n: int, name: str) -> None:
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != (batch, n):
         got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
         raise wrong(name, Words(got), f"a bool tensor of shape {(batch, n)}")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Where tokens are in the rows of a call, and where texts begin. present: bool [b n]. resets: bool [b n], or None
+    where no text begins."""
+
+    present: Tensor
+    resets: Tensor | None
+
+    def earlier(self, back: int) -> EarlierTokens:
+        """Return the `back` tokens before each token, padding and other texts left out."""
+        none = torch.zeros_like(self.present) if self.resets is None else self.resets
+        return earlier_tokens(self.present, none, back)
+
+    def hide(self, x: Tensor) -> Tensor:
+        """Return x [.. b n d] with zeros at padding, whatever stands there."""
+        return x.masked_fill(~self.present.unsqueeze(-1), 0.0)
+
+    def of_pairs(self, x: Tensor, pairs: int) -> Tensor:
+        """Return a value of each pair [b h n*p], 0 at padding."""
+        return x.masked_fill(~self.present.repeat_interleave(pairs, dim=1).unsqueeze(1), 0.0)
+
+    def applied(self, rates: WriteRates, heads: int, pairs: int) -> WriteRates:
+        """Return the rates of chunks of one token, such that padding changes nothing and texts begin where they do."""
+
+        def per_head(mask: Tensor) -> Tensor:
+            return mask.repeat_interleave(heads, dim=0)
+
+        present = per_head(self.present)
+        resets = None if self.resets is None else per_head(self.resets)
+        return replace(rates.masked(present.unsqueeze(-1).expand(-1, -1, pairs)), active=present, resets=resets)
+
+
+def texts_of(memory, token_mask: Tensor | None, resets: Tensor | None, b: int, n: int, mini_batch) -> Texts | None:
+    """Return where tokens are and texts begin; None without the arguments. mini_batch: chunks of one, or None.
+
+    Raises:
+        ValueError: for another shape, or a memory in which rows need common boundaries.
+    """
+    check_mask(token_mask, b, n, "token_mask")
+    if resets is not None:
+        resets = _resets(resets, b, n)
+    if token_mask is None and resets is None:
+        return None
+    name = "token_mask" if resets is None else "resets"
+    if memory.chunk_config.chunk_size != (1, 1):
+        raise ValueError(f"{name} needs a memory with chunk_size = 1: a row's chunks would hold another row's padding")
+    if mini_batch not in ((None, 1) if resets is None else (1,)):
+        takes = "batch_size = 1, or None" if resets is None else "batch_size = 1"
+        raise ValueError(f"{name} needs a memory with {takes}: mini-batches begin at the same positions in all rows")
+    if memory.gates is not None:
+        raise ValueError(f"{name} cannot be combined with gates and pages, which look at neighbouring tokens")
+    if memory.earlier_pairs:
+        raise ValueError(f"{name} cannot be combined with surprise_window, whose earlier pairs stand side by side")
+    present = torch.ones_like(resets) if token_mask is None else token_mask
+    return Texts(present, resets)
+
+
+def _resets(resets: Tensor, b: int, n: int) -> Tensor:
+    """Return where texts begin, bool [b n], also from cu_seqlens."""
+    takes = f"a bool tensor of shape {(b, n)}, or the bounds of texts in the flattened rows, integers 0 .. {b * n}"
+    if not isinstance(resets, Tensor):
+        raise wrong("resets", Words(type(resets).__name__), takes)
+    if resets.dtype == torch.bool and tuple(resets.shape) == (b, n):
+        return resets
+    if resets.ndim != 1 or resets.dtype not in (torch.int32, torch.int64) or len(resets) < 2:
+        raise wrong("resets", Words(f"{resets.dtype} {tuple(resets.shape)}"), takes)
+    starts = torch.zeros(b * n + 1, dtype=torch.bool, device=resets.device)
+    return starts.index_fill(0, resets.long(), True)[: b * n].view(b, n)
 
 
 def join_masks(mask: Tensor | None, state: NeuralMemState, batch: int, n: int) -> Tensor | None:

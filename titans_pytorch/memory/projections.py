@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from titans_pytorch.common.checks import callable_or_none, positive_int, wrong
 from titans_pytorch.layers.norms import MultiheadRMSNorm, RMSNorm
+from titans_pytorch.ops.earlier_tokens import EarlierTokens
 from titans_pytorch.ops.modes import at_least_float32
 from titans_pytorch.ops.vjp import unit_norm
 
@@ -30,13 +31,20 @@ class CausalConv(nn.Module):
         self.kernel = kernel
         self.weight = nn.Parameter(torch.empty(kernel, width).uniform_(-(kernel**-0.5), kernel**-0.5))
 
-    def forward(self, x: Tensor, before: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, before: Tensor | None = None, earlier: EarlierTokens | None = None
+    ) -> tuple[Tensor, Tensor]:
         """x [b n w] after the k-1 tokens `before` it [b k-1 w] (None: zeros): (y [b n w], the k-1 tokens before the
-        next)."""
+        next). `earlier`: where the tokens before each are, in rows with padding or several texts; None: in front."""
         kernel, weight, n = self.kernel, self.weight, x.shape[1]
         if before is None:
             before = x.new_zeros(x.shape[0], kernel - 1, x.shape[2])
         x = torch.cat((before, x), dim=1)
+        if earlier is not None:
+            y = x[:, kernel - 1 :] * weight[-1]
+            for back in range(1, kernel):
+                y = torch.addcmul(y, earlier.shifted(x, back), weight[kernel - 1 - back])
+            return y, earlier.tail(x)
         # a sum of shifted products: on a CPU many times faster than conv1d with as many groups as channels
         y = x[:, :n] * weight[0]
         for shift in range(1, kernel):
@@ -136,12 +144,21 @@ class Projections(nn.Module):
             "store_conv": (self.looks_back, 2 * wide) if used else (0, 0),
         }
 
-    def keys_and_values(self, key_view: Tensor, value_view: Tensor, chunk: int, before: Tensor | None):
+    def keys_and_values(
+        self,
+        key_view: Tensor,
+        value_view: Tensor,
+        chunk: int,
+        before: Tensor | None,
+        earlier: EarlierTokens | None = None,
+    ):
         """Normalised views [b m*c d] of complete chunks: (keys and values, each [(b h) m c*u d], the tail of both
         convolutions [b k-1 2w])."""
         before_keys, before_values = (None, None) if before is None else before.chunk(2, dim=-1)
-        keys, keys_tail = _mapped(key_view, self.to_keys, self.keys_conv, self.activation, before_keys)
-        values, values_tail = _mapped(value_view, self.to_values, self.values_conv, self.activation, before_values)
+        keys, keys_tail = _mapped(key_view, self.to_keys, self.keys_conv, self.activation, before_keys, earlier)
+        values, values_tail = _mapped(
+            value_view, self.to_values, self.values_conv, self.activation, before_values, earlier
+        )
         keys = self.k_norm(at_least_float32(self._by_chunk(keys, chunk)))
         values = at_least_float32(self._by_chunk(values, chunk))
         tail = None if keys_tail is None else torch.cat((keys_tail, values_tail), dim=-1)
@@ -152,9 +169,11 @@ class Projections(nn.Module):
         x = x.unflatten(1, (-1, chunk)).unflatten(-1, (self.config.heads, self.config.kv_per_token, -1))
         return x.permute(0, 3, 1, 2, 4, 5).flatten(3, 4)
 
-    def queries(self, tokens: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def queries(
+        self, tokens: Tensor, before: Tensor | None, earlier: EarlierTokens | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Normalised tokens [b n d]: (queries [b h n d], the tail of the convolution [b k-1 w])."""
-        x, tail = _mapped(tokens, self.to_queries, self.queries_conv, self.activation, before)
+        x, tail = _mapped(tokens, self.to_queries, self.queries_conv, self.activation, before, earlier)
         x = x.unflatten(-1, (self.config.heads, -1)).transpose(1, 2)
         return self.q_norm(at_least_float32(x)), tail
 
@@ -172,9 +191,9 @@ class Projections(nn.Module):
         return self.combine_heads(read.transpose(1, 2).flatten(2))
 
 
-def _mapped(x: Tensor, linear: nn.Module, conv: CausalConv | None, activation, before: Tensor | None):
+def _mapped(x: Tensor, linear: nn.Module, conv: CausalConv | None, activation, before: Tensor | None, earlier):
     """Tokens [b n d] through the linear map, its convolution and the activation: ([b n w], the convolution's tail)."""
     x = linear(x)
     if conv is not None:
-        x, before = conv(x, before)
+        x, before = conv(x, before, earlier)
     return activation(x), before

@@ -10,6 +10,7 @@ from einops import repeat
 from torch import Tensor, nn
 
 from titans_pytorch.common.checks import Words, flags, of_kind, wrong
+from titans_pytorch.ops.earlier_tokens import EarlierTokens
 from titans_pytorch.ops.modes import at_least_float32
 
 SOURCES = ("memory", "prediction")
@@ -23,13 +24,17 @@ class NextToken(nn.Module):
         super().__init__()
         self.predict = nn.Linear(dim, dim)
 
-    def forward(self, tokens: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, tokens: Tensor, before: Tensor | None, earlier: EarlierTokens | None = None
+    ) -> tuple[Tensor, Tensor]:
         """tokens [b n d], n >= 1, after `before` [b 1 d]: (the error's mean square over d [b n], the last token)."""
         tokens = tokens.detach()
         before = torch.zeros_like(tokens[:, :1]) if before is None else before.to(tokens.dtype)
-        guess = self.predict(torch.cat((before, tokens[:, :-1]), dim=1))
+        joined = torch.cat((before, tokens), dim=1)
+        guess = self.predict(joined[:, :-1] if earlier is None else earlier.shifted(joined, 1))
         error = at_least_float32(guess) - at_least_float32(tokens)
-        return error.square().mean(dim=-1), tokens[:, -1:].clone()
+        last = tokens[:, -1:].clone() if earlier is None else earlier.tail(joined)
+        return error.square().mean(dim=-1), last
 
 
 def of_pairs(surprise: Tensor, chunk: int, heads: int, kv_per_token: int, pairs: int) -> Tensor:

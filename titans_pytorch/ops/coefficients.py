@@ -14,6 +14,8 @@ dropped, which is its column of E^k and D.
 A gated transition (`Transition`) replaces M at the end of each mini-batch by start + share (M - start), start being M
 where the mini-batch began. That is linear in M too, and changes D alone.
 
+Where a text begins (`resets`), M is the initial memory and S is zero before the chunk: nothing crosses, in D and in E.
+
 Letters: B rows (batch and heads), m chunks, o momentum order.
 """
 
@@ -33,6 +35,7 @@ class Coefficients:
     memory_start [B m+1]: of M_0 in M_i. memory_carry [o B m+1]: of S^l_0. memory_surprise [B m+1 m]: of u_j.
     momentum_carry [o][o] of [B]: of S^l_0 in S^k_m. momentum_surprise [o][B m]: of u_j in S^k_m.
     memory_anchor [B m+1]: of the memory at which the first mini-batch began; None without a transition.
+    memory_initial [B m+1]: of the initial memory, from which texts begin; None without resets.
     """
 
     memory_start: Tensor
@@ -41,6 +44,7 @@ class Coefficients:
     momentum_carry: list[list[Tensor]]
     momentum_surprise: list[Tensor]
     memory_anchor: Tensor | None = None
+    memory_initial: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -62,28 +66,34 @@ def coefficients(
     combine: Tensor | None,
     active: Tensor | None = None,
     transition: Transition | None = None,
+    resets: Tensor | None = None,
 ) -> Coefficients:
     """keep [B m]; momentum [B m o] or None; combine [B m o (+1)] or None (the last order alone); active bool [B m], or
-    None: all are."""
+    None: all are; resets bool [B m], with mini-batches of one chunk, or None: no text begins."""
     order, gates = 0, keep.unsqueeze(1)
     if momentum is not None:
         order, gates = momentum.shape[-1], torch.cat((gates, momentum.transpose(1, 2)), dim=1)
     if active is not None:
         gates = torch.where(active.unsqueeze(1), gates, 1.0)
-    products, anchor = cumulative_products(gates), None  # [B o+1 m+1 m+1]
+    products, anchor, initial = cumulative_products(gates), None, None  # [B o+1 m+1 m+1]
+    added = None
     if transition is not None:
-        blended, anchor = blended_products(gates[:, 0], transition)
+        blended, added, anchor = blended_products(gates[:, 0], transition)
         products = torch.cat((blended.unsqueeze(1), products[:, 1:]), dim=1)
+    if resets is not None:
+        products, anchor, initial = _without_crossing(products, anchor, resets)
     if active is not None:
         products = products.masked_fill(~pad(active, (1, 0), value=True)[:, None, None, :], 0.0)
     decay_full, echoes = products[:, 0], [products[:, k + 1, 1:, :] for k in range(order)]
     start, decay = decay_full[:, :, 0], decay_full[:, :, 1:]
+    if added is not None:
+        decay = decay * added
 
     update, carries = _combined_update(echoes, combine)
     momentum_carry, momentum_surprise = _final_momentum(echoes)
     memory_surprise = decay if update is None else decay @ update  # without momentum it is the surprise itself
     memory_carry = [(decay @ carry.unsqueeze(-1)).squeeze(-1) for carry in carries]
-    return Coefficients(start, memory_carry, memory_surprise, momentum_carry, momentum_surprise, anchor)
+    return Coefficients(start, memory_carry, memory_surprise, momentum_carry, momentum_surprise, anchor, initial)
 
 
 def cumulative_products(gates: Tensor) -> Tensor:
@@ -108,36 +118,52 @@ def naive_cumulative_products(gates: Tensor) -> Tensor:
     return torch.stack(rows, dim=-2)
 
 
-def blended_products(gates: Tensor, transition: Transition) -> tuple[Tensor, Tensor]:
-    """Return `cumulative_products` of gates [B m], with a transition: [B m+1 m+1], column j > 0 being what chunk j
-    adds before the transition at its end; and the coefficients [B m+1] of the memory where the first mini-batch began.
+def _without_crossing(products: Tensor, anchor: Tensor | None, resets: Tensor):
+    """Return products [B o+1 m+1 m+1] and anchor with nothing from before a text in it, and the coefficients [B m+1] of
+    the initial memory: those of the entry before the text's first chunk."""
+    text = pad(resets.long().cumsum(dim=-1), (1, 0))  # of each entry
+    began = torch.arange(resets.shape[-1], device=resets.device).mul(resets).cummax(dim=-1).values
+    began = pad(began, (1, 0)).unsqueeze(-1)  # of each entry: the entry before its text's first chunk
+    starts = products[:, 0]
+    if anchor is not None:  # where the first chunk begins a text, its mini-batch too began at the initial memory
+        starts = torch.cat((starts[:, :, :1] + anchor.unsqueeze(-1), starts[:, :, 1:]), dim=2)
+    initial = starts.gather(2, began).squeeze(-1).masked_fill(text == 0, 0.0)
+    anchor = None if anchor is None else anchor.masked_fill(text > 0, 0.0)
+    crossing = text.unsqueeze(-1) != text.unsqueeze(-2)
+    return products.masked_fill(crossing.unsqueeze(1), 0.0), anchor, initial
+
+
+def blended_products(gates: Tensor, transition: Transition) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `cumulative_products` of gates [B m] with a transition [B m+1 m+1]; what the transition at a chunk's end
+    leaves of what it adds [m]; and the coefficients [B m+1] of the memory where the first mini-batch began.
 
     M_i = gate_i M_{i-1} + u_i within a mini-batch, share times that and (1 - share) M_start at its end: a triangular
     system without negative entries, so that nothing cancels.
     """
     m, share, starts, ends = gates.shape[-1], transition.share.to(gates.dtype), transition.starts, transition.ends
-    after = torch.where(ends, share, 1.0)  # [m]: what stays of the memory after each chunk
+    added = torch.where(ends, share, 1.0)
     to_start = torch.nn.functional.one_hot(starts, m + 1) * (ends & (starts > 0)).unsqueeze(-1)
-    step = torch.diag_embed(gates * after, offset=-1) + (1.0 - share) * pad(to_start, (0, 0, 1, 0))
+    step = torch.diag_embed(gates * added, offset=-1) + (1.0 - share) * pad(to_start, (0, 0, 1, 0))
     one = torch.eye(m + 1, dtype=gates.dtype, device=gates.device)
     spread = torch.linalg.solve_triangular(-step, one.expand_as(step), upper=False, unitriangular=True)
     from_first = pad(ends & (starts == 0), (1, 0)).to(gates.dtype)
-    return spread * pad(after, (1, 0), value=1.0), (1.0 - share) * (spread @ from_first)
+    return spread, added, (1.0 - share) * (spread @ from_first)
 
 
-def naive_blended_products(gates: Tensor, transition: Transition) -> tuple[Tensor, Tensor]:
+def naive_blended_products(gates: Tensor, transition: Transition) -> tuple[Tensor, Tensor, Tensor]:
     """Return the same by running the recurrence on unit vectors, chunk by chunk."""
     m, share = gates.shape[-1], transition.share
     one = torch.eye(m + 2, dtype=gates.dtype, device=gates.device).expand(gates.shape[0], -1, -1)
     entries, first = [one[:, 0]], one[:, m + 1]
+    added = torch.stack([share if end else torch.ones_like(share) for end in transition.ends])
     for i in range(m):
-        entry = gates[:, i, None] * entries[-1] + one[:, i + 1]
+        entry = gates[:, i, None] * entries[-1]
         if transition.ends[i]:
             start = int(transition.starts[i])
             entry = torch.lerp(entries[start] if start else first, entry, share)
-        entries.append(entry)
+        entries.append(entry + one[:, i + 1])
     rows = torch.stack(entries, dim=1)
-    return rows[:, :, : m + 1], rows[:, :, m + 1]
+    return rows[:, :, : m + 1], added, rows[:, :, m + 1]
 
 
 def _chains(echoes):

@@ -22,6 +22,7 @@ class WriteRates:
     modulation: factor of the surprise of each parameter [B m w]; None: 1.
     residual_mix: share of an earlier layer's fast weights in those at which surprises are computed [B m]; None: 0.
     active: False where a chunk changes nothing, neither fast weights nor momentum [B m] bool; None: True.
+    resets: True where a text begins, with initial fast weights and without momentum [B m] bool; None: nowhere.
     bound: the learned bound of each pair's inner loss, above 0 [B m p]; None: the loss takes none.
     step: the learning rate of a chunk, where the rule applies it (`UpdateRule.step_outside`) [B m]; None: it is in
         learning_rate.
@@ -38,6 +39,7 @@ class WriteRates:
     modulation: Tensor | None = None
     residual_mix: Tensor | None = None
     active: Tensor | None = None
+    resets: Tensor | None = None
     active_rows: Tensor | None = None
     bound: Tensor | None = None
     step: Tensor | None = None
