@@ -204,7 +204,8 @@ def _read(engine, keys: Tensor, tokenwise: bool, weights: Tensors) -> Tensor:
 def _largest(chunks: Chunks, before: Tensor, after: Tensor, retained: Tensor | float, batch=None) -> Tensor:
     """Return the largest gain of predictions [B m p d] of all keys; batch: the mini-batch of each chunk, long
     [m] from 0 on, None for one."""
-    values, scale = chunks.values, chunks.rates.start_scale
+    values = chunks.values
+    scale = chunks.rates.start_scale if isinstance(retained, Tensor) else None  # of one matrix
     start = before if scale is None else scale[:, :, None, None] * before
     moved, error, size = (_norms(x, batch) for x in (after - retained * before, values - start, values))
     return torch.where(moved > 0, moved / torch.maximum(error, KNOWN * size), 0.0).amax()
