@@ -183,3 +183,24 @@ def test_a_random_model_is_finite_or_named(seed):
         finite = read(model, random.Random(seed).choice(STREAMS), 4096, seed)
     note = overshoot_note(gains)
     assert finite or (gains.lost and all(name in note for name in gains.lost)), (kind, settings)
+
+
+def test_a_loss_without_a_least_value_has_no_gain():
+    for name, chunk in (("linear_attention", {}), ("lact", {"chunk": 4})):
+        memory = NeuralMemory.preset(name, 8, **chunk)
+        with watch_gains(memory) as gains:
+            memory(torch.randn(1, 12, 8))
+        assert gains == {}
+
+
+def test_a_window_multiplies_the_gain_of_repeated_tokens():
+    """One token repeated, learning rate 0.1 for itself and 0.1 times one half for each of the three before it."""
+    memory = NeuralMemory(
+        8, 1, batch_size=4, surprise_window=4, default_step_transform_max_lr=0.1, learned_step=False, qk_l2norm=True,
+        momentum=False, mem_model_norm_add_residual=False, default_model_kwargs={"depth": 1},
+    )  # fmt: skip
+    torch.nn.init.zeros_(memory.rates.to_window_weights.weight)
+    torch.nn.init.zeros_(memory.rates.to_window_weights.bias)
+    with watch_gains(memory) as gains:
+        memory(torch.randn(1, 1, 8).repeat(1, 16, 1))
+    assert gains[""] == pytest.approx(2 * 4 * 0.1 * (1 + 3 / 2) / 8, rel=1e-4)

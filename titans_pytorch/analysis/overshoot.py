@@ -29,6 +29,7 @@ from titans_pytorch.engines.base import Carry, Chunks, Tensors, Window
 from titans_pytorch.memory_models import ResidualNorm
 from titans_pytorch.neural_memory import NeuralMemory
 from titans_pytorch.ops.positions import chunks_of_first, ends_mini_batch, mini_batch_entries
+from titans_pytorch.rules.losses import Loss
 from titans_pytorch.rules.titans import TitansRule
 
 __all__ = ["OVERSHOOTS", "Gains", "overshoot_note", "watch_gains"]
@@ -59,9 +60,10 @@ def watch_gains(model: nn.Module) -> Iterator[Gains]:
     """Within this context, measure the largest gain of each memory of `model` that writes: name -> gain.
 
     Measured on every mini-batch that is written; without `batch_size` on all chunks that a call writes in one go,
-    against the initial fast weights. For a memory that nothing limits (with `batch_size`, and
-    without `mem_model_norm_add_residual`, `max_grad_norm`, `spectral_norm_surprises` or a loss of one's own) the gain
-    is at least 2 C theta |k|^2 / d of each token. It costs two more reads, and on an accelerator one synchronisation,
+    against the initial fast weights. A memory whose loss has no least value (the dot product) has no gain. For a memory
+    that nothing limits (with `batch_size`, and without `mem_model_norm_add_residual`, `max_grad_norm`,
+    `spectral_norm_surprises` or a loss of one's own) the gain is at least 2 C theta |k|^2 / d of each token. It costs
+    two more reads, and on an accelerator one synchronisation,
     for each mini-batch. The mapping is filled when the context ends.
     """
     watchers = {name: _Watcher(memory) for name, memory in memories_of(model).items()}
@@ -113,6 +115,8 @@ class _Watcher:
         plain = isinstance(rule, TitansRule) and not rule.spectral_norm
         limited = rule.max_grad_norm is not None or rule.loss_fn is not None
         self.unlimited = plain and not limited and not isinstance(memory.engine.model, ResidualNorm)
+        # a loss without a least value has no error that a step could overshoot
+        self.measured = not isinstance(rule.loss_fn, Loss) or rule.loss_fn.has_least
         self.forgets = plain and rule.has_closed_form and getattr(memory.engine.model, "matrix", None) is not None
         self.largest: Tensor | None = None
         self.lost: int | None = None
@@ -126,6 +130,8 @@ class _Watcher:
         end = {name: path.entry(len(chunks)) for name, path in window.paths.items()}
         if not _finite(end):
             self.lost = self._position(chunks, window)
+            return
+        if not self.measured:
             return
         if window.solved and batch_chunks is not None:
             gain = self._solved(chunks, carry.start, window, batch_chunks, share)
@@ -189,8 +195,11 @@ class _Watcher:
             gain = gain * rates.modulation.amax(dim=-1, keepdim=True)
         if rates.active is not None:
             gain = gain * rates.active.unsqueeze(-1)
+        chunk = self.memory.store_chunk_size
+        if self.memory.earlier_pairs:  # a token is written once for each place that it has in a window
+            return 2 * batch_chunks * gain.sum(dim=-1).amax()
         gain = pad(gain, (0, -gain.shape[-1] % u)).unflatten(-1, (-1, u)).sum(dim=-1)
-        return 2 * batch_chunks * self.memory.store_chunk_size * gain.amax()
+        return 2 * batch_chunks * chunk * gain.amax()
 
 
 def _read(engine, keys: Tensor, tokenwise: bool, weights: Tensors) -> Tensor:

@@ -25,9 +25,11 @@ class Loss(ABC):
     """An inner loss whose gradient is written out.
 
     learned_bound: whether it takes `bound` [...], which is learned for each pair.
+    has_least: whether it is least where the prediction is the target; else it has no least value.
     """
 
     learned_bound = False
+    has_least = True
 
     @abstractmethod
     def __call__(self, prediction: Tensor, target: Tensor, bound: Tensor | None = None) -> Tensor:
@@ -48,6 +50,8 @@ def checked_loss(loss: Any, name: str) -> Callable | None:
 @dataclass(frozen=True)
 class DotProduct(Loss):
     """-(prediction . target) / d: linear attention (arXiv 2006.16236), LaCT (arXiv 2505.23884, eq. 5)."""
+
+    has_least = False
 
     def __call__(self, prediction: Tensor, target: Tensor, bound: Tensor | None = None) -> Tensor:
         return -(prediction * target).mean(dim=-1)
