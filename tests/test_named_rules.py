@@ -19,6 +19,8 @@ SHORT["lact"] = {"chunk": CHUNK}
 VARIANTS = {name: (name, SHORT.get(name, {})) for name in NAMED}
 VARIANTS["moneta as printed"] = ("moneta", {"segment": SEGMENT, "printed": True, "p": 1.5})
 VARIANTS["moneta, q below 2"] = ("moneta", {"segment": SEGMENT, "p": 2.0, "q": 1.5})
+VARIANTS["omeganet, deep"] = ("omeganet", {"segment": SEGMENT, "window": WINDOW, "depth": 2})
+VARIANTS["omeganet, token by token"] = ("omeganet", {"window": WINDOW})
 VARIANTS["atlas, degree 1"] = ("atlas", {"segment": 1, "window": 5, "degree": 1, "depth": 1})
 
 
@@ -176,11 +178,14 @@ def of_window(head, network, segment, window, own, retain):
         yield network(weights, head.q[t])
 
 
-def omeganet(head):
-    def retain(t, weights, grads):
-        return [head.keep[t] * w - g for w, g in zip(weights, grads, strict=True)]
+def omeganet(segment, most):
+    def loop(head):
+        def retain(t, weights, grads):
+            return [head.keep[t] * w - g for w, g in zip(weights, grads, strict=True)]
 
-    return of_window(head, polynomial, SEGMENT, WINDOW, lambda t: 4 / (SEGMENT * WINDOW) * head.step[t], retain)
+        return of_window(head, polynomial, segment, WINDOW, lambda t: most / (segment * WINDOW) * head.step[t], retain)
+
+    return loop
 
 
 def atlas(segment, window, degree):
@@ -278,7 +283,9 @@ LOOPS = {
     "ttt_linear": ttt(1.0),
     "ttt_mlp": ttt(0.1),
     "titans": titans,
-    "omeganet": omeganet,
+    "omeganet": omeganet(SEGMENT, 1 / 5),
+    "omeganet, deep": omeganet(SEGMENT, 4),
+    "omeganet, token by token": omeganet(1, 1 / 5),
     "atlas": atlas(SEGMENT, WINDOW, 2),
     "moneta": moneta(3.0, 4.0, False),
     "yaad": yaad,

@@ -97,3 +97,18 @@ def test_the_papers_rule_given_by_hand_is_the_same():
     same = NeuralMemory(DIM, 2, batch_size=4, update_rule=TitansRule(momentum_order=2, spectral_norm=True)).double()
     seq = torch.randn(1, 12, DIM, dtype=torch.float64)
     assert torch.equal(memory(seq)[0], same(seq)[0])
+
+
+class Doubled(TitansRule):
+    """A loss of its own, with two arguments."""
+
+    def loss(self, prediction, target):
+        return 2 * super().loss(prediction, target)
+
+
+def test_a_rule_may_have_a_loss_of_its_own():
+    memory = randomise(NeuralMemory(DIM, 2, batch_size=4, update_rule=Doubled(), engine="sequential").double())
+    same = NeuralMemory(DIM, 2, batch_size=4, default_step_transform_max_lr=2.0).double()
+    same.load_state_dict(memory.state_dict())
+    seq = torch.randn(1, 12, DIM, dtype=torch.float64)
+    assert_close(memory(seq)[0], same(seq)[0], 1e-9)

@@ -209,7 +209,7 @@ class ChunkwiseEngine(Engine):
         prediction, back = self.model.with_vjp(chunks.keys, weights)
         rates = chunks.rates
         loss, slope = self.rule.loss_and_slope(
-            prediction, chunks.values, rates.learning_rate, chunks.threshold, rates.bound
+            prediction, chunks.values, rates.learning_rate, chunks.threshold, *rates.bounds
         )
         if not stands_still(chunks, loss):
             back(slope)
@@ -224,8 +224,7 @@ class ChunkwiseEngine(Engine):
         with enable_inner_grad():
             weights = StartWeightsForAutograd({k: ordinary(v) for k, v in start.items()}, chunks)
             prediction = self.model.with_weights(ordinary(chunks.keys), weights)
-            bound = None if chunks.rates.bound is None else ordinary(chunks.rates.bound)
-            loss = self.rule.loss(prediction, ordinary(chunks.values), bound)
+            loss = self.rule.loss(prediction, ordinary(chunks.values), *map(ordinary, chunks.rates.bounds))
             if not differentiable and stands_still(chunks, loss.detach()):
                 return loss.detach(), weights.products()
             total = (loss * skip_pairs(ordinary(chunks.rates.learning_rate), loss, chunks.threshold)).sum()
@@ -245,7 +244,7 @@ class ChunkwiseEngine(Engine):
 
         def total(offsets: tuple[Tensor, ...]):
             weights, prediction = products(offsets)
-            loss = self.rule.loss(prediction, chunks.values, chunks.rates.bound)
+            loss = self.rule.loss(prediction, chunks.values, *chunks.rates.bounds)
             learning_rate = skip_pairs(chunks.rates.learning_rate, loss, chunks.threshold)
             return (loss * learning_rate).sum(), (loss, tuple(x for _, x, _ in weights.used))
 

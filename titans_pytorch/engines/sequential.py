@@ -76,8 +76,7 @@ class SequentialEngine(Engine):
 
         def total(params: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
             prediction = self._call(dict(zip(start, params, strict=True)), ordinary(chunks.keys))
-            bound = None if chunks.rates.bound is None else ordinary(chunks.rates.bound)
-            loss = self.rule.loss(prediction, ordinary(chunks.values), bound)
+            loss = self.rule.loss(prediction, ordinary(chunks.values), *map(ordinary, chunks.rates.bounds))
             return (loss * skip_pairs(ordinary(chunks.rates.learning_rate), loss, chunks.threshold)).sum(), loss
 
         gradients, loss = inner_gradients(total, lambda: tuple(map(of_chunks, start)))

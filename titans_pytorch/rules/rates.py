@@ -46,6 +46,11 @@ class WriteRates:
     start_scale: Tensor | None = None
     window: Tensor | None = None
 
+    @property
+    def bounds(self) -> tuple[Tensor, ...]:
+        """(bound,), or nothing where the loss takes none: further arguments of `UpdateRule.loss`."""
+        return () if self.bound is None else (self.bound,)
+
     def chunks(self, start: int, stop: int) -> "WriteRates":
         """The rates of the chunks start .. stop - 1."""
         return self._map(lambda rate: rate[:, start:stop])

@@ -12,30 +12,35 @@ from titans_pytorch.rules.parts import PartsRule
 def omeganet(
     dim_head: int,
     *,
-    segment: int = 64,
+    segment: int = 1,
     window: int = 8,
     degree: int = 2,
-    depth: int = 2,
+    depth: int = 1,
     expansion_factor: float = 4.0,
 ) -> dict:
     """M_t = alpha_t M_{t-1} - the sum over the last `window` tokens i of gamma_i grad |M(phi(k_i)) - v_i|^2 (OmegaNet,
-    arXiv 2505.23735, eq. 9 and 10), gradients at the weights where a mini-batch of `segment` tokens starts (section
-    3.3).
+    arXiv 2505.23735, eq. 9 and 10). Gradients are taken at M_{t-1}, with `segment` above 1 at the weights where a
+    mini-batch of as many tokens starts (section 3.3).
 
     phi are monomials (`PolynomialMemoryMLP`). Causal convolution over 4 tokens, SiLU, unit norm of queries and keys,
     gated output. Chosen: gamma is the token's own learning rate for itself, and that times a learned sigmoid of the
-    distance for each token before; the coefficients of phi are fixed (the paper learns them, starting there); the
-    window, and learning rates, of which those of a segment's windows add up to at most 4 (as in `paper_memory_kwargs`).
+    distance for each token before; the coefficients of phi are fixed (the paper learns them, starting there); one
+    matrix, since a deep memory without residual decays to zero where steps are small (`depth` changes that); the
+    window; learning rates. The largest are such that the windows of a segment of equal tokens write at most all of
+    their error, in a deep memory those of `paper_memory_kwargs` over the window.
     """
     positive_int(segment, "segment"), positive_int(window, "window")
+    model = PolynomialMemoryMLP(dim_head, depth, degree, expansion_factor)
+    keys = 1.0 + 1.0 + 0.5 * (degree == 2)  # norm(phi(k))^2 of unit keys
+    most = 1 / (2 * keys) if depth == 1 else MOST_PER_SEGMENT
     return {
         "chunk_size": 1,
         "batch_size": segment,
         "surprise_window": window,
-        "model": PolynomialMemoryMLP(dim_head, depth, degree, expansion_factor),
+        "model": model,
         "mem_model_norm_add_residual": False,
-        "default_step_transform_max_lr": MOST_PER_SEGMENT / (segment * window) * dim_head,
-        "init_adaptive_step_bias": -2.0,
+        "default_step_transform_max_lr": most / (segment * window) * dim_head,
+        "init_adaptive_step_bias": 0.0 if depth == 1 else -2.0,
         "init_decay_bias": -5.0,
         "momentum": False,
         "qkv_conv_kernel": 4,
@@ -58,8 +63,9 @@ def atlas(
     """S_t = eta_t S_{t-1} + the gradient of `omeganet`, M_t = alpha_t M_{t-1} - theta_t NewtonSchulz5(S_t) (Atlas,
     arXiv 2505.23735, eq. 32 and 33).
 
-    The settings of `omeganet`, and max_step, the largest theta. An update has a norm near theta whatever the loss, so
-    that none can diverge. Chosen: as in `omeganet`; a token's own pair counts once in its window.
+    The settings of `omeganet`, for a deep memory, and max_step, the largest theta. An update has a norm near theta
+    whatever the loss, so that none can diverge. Chosen: as in `omeganet`, with a token's own pair weighing 1 in its
+    window; the mini-batch.
     """
     step = positive_number(max_step, "max_step")
     changed = {"update_rule": PartsRule(optimizer=Muon(outside=True)), "default_step_transform_max_lr": step}
