@@ -1,6 +1,6 @@
 """How fast, and in how much memory: this library, titans-pytorch 0.5.5 (the peer) and full attention, side by side.
 
-python benchmarks/benchmark_speed.py --quick                                   # seconds, to see that it runs
+python benchmarks/benchmark_speed.py --quick                                   # seconds: shows that it runs
 python benchmarks/benchmark_speed.py --peer peer/bin/python \\
     --output-json runs/speed.json --output-png runs/speed.png                  # everything; hours with the peer
 python benchmarks/benchmark_speed.py --cases readme paper-rule --repeats 3     # some of it
@@ -32,7 +32,7 @@ import sys
 from dataclasses import asdict
 
 from harness.environment import run_record
-from harness.program import whole
+from harness.program import add_engine, whole
 from harness.resident import available_memory
 from harness.timing import CLOCKS, DTYPES
 from harness.workers import WorkerFailure
@@ -70,10 +70,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--memory-limit", type=float, metavar="GB", help="an arm may ask for (default: 90%% of what is free)"
     )
-    p.add_argument(
-        "--engine", default="auto", choices=("auto", "dual", "matrix", "reference"), help="engine of our memory"
-    )
-    p.add_argument("--threads", type=positive, help="of each arm (default: by the width, see docs/threads.md)")
+    add_engine(p)
+    p.add_argument("--threads", type=positive, help="CPU threads of each arm (default: see docs/threads.md)")
     p.add_argument("--clock", default="wall", choices=CLOCKS, help="process: CPU time, with --threads 1")
     p.add_argument("--device", default="cpu", help="cpu or cuda")
     p.add_argument("--dtype", default="float32", choices=DTYPES, help="bfloat16 is autocast")

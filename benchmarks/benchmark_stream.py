@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from harness.environment import REPOSITORY, run_record
 from harness.later import torch
 from harness.plots import COLOURS, new_figure, save_png, style
-from harness.program import UsageError, checked_device
+from harness.program import UsageError, add_engine, checked_device
 from harness.resident import Watermark, resident
 from harness.tables import percent, size, table
 from harness.timing import DTYPES, timed
@@ -197,7 +197,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--tokens", type=int, help="length of the stream (default: 1048576, with --quick 65536)")
     p.add_argument("--piece", type=int, help="tokens of one call (default: 1024, with --quick 512)")
     p.add_argument("--quick", action="store_true")
-    p.add_argument("--engine", default="auto", choices=("auto", "dual", "matrix", "reference"))
+    add_engine(p)
     p.add_argument("--device", default="cpu", help="cpu or cuda")
     p.add_argument("--dtype", default="float32", choices=DTYPES, help="bfloat16 is autocast")
     p.add_argument("--seed", type=int, default=0)

@@ -47,13 +47,13 @@ QUICK = {"steps": 2, "seq_len": 64, "data_limit": 20_000, "sample_len": 16}
 def parser() -> argparse.ArgumentParser:
     found = OneLineParser(description=__doc__, threads=True)
     found.add_argument("--data", help="data, as for train_mac.py [auto]")
-    found.add_argument("--seeds", type=int, help="how many [3, with --quick 1]")
+    found.add_argument("--seeds", type=int, help="number of seeds [3, with --quick 1]")
     found.add_argument("--seed", type=int, default=0, help="the first seed [0]")
     found.add_argument("--steps", type=int, help="training steps [the preset's]")
     found.add_argument("--seq-len", type=int, help="bytes of a sequence [the preset's]")
     found.add_argument("--device", help="auto, cpu, cuda [auto]")
-    found.add_argument("--quick", action="store_true", help="two steps on little data, to see that it runs")
-    found.add_argument("--out", help="where the runs are kept [runs/text, with --quick runs/text-quick]")
+    found.add_argument("--quick", action="store_true", help="two steps on little data: shows that it runs")
+    found.add_argument("--out", help="folder of the runs [runs/text, with --quick runs/text-quick]")
     found.add_argument("--output-json", metavar="FILE", help="JSON file of the result")
     found.add_argument("--output-png", metavar="FILE", help="PNG file of the figure")
     return found

@@ -2,12 +2,12 @@
 
 python benchmarks/gate_costs.py                              # some minutes on one core
 python benchmarks/gate_costs.py --arms "pages|kinetics"      # those whose name matches
-python benchmarks/gate_costs.py --quick                      # few tokens, to see it run
+python benchmarks/gate_costs.py --quick                      # few tokens: shows that it runs
 
 Forward and backward of the memory of train_mac.py (dim 384, heads of 64, chunk 4, batch 128) on 4 x 512 tokens, against
-a plain memory with as many heads: 16, whether 4 pages of 4 or otherwise. Arms take turns; what counts is the least CPU
-time of all turns (on CUDA the least time). Without orthogonalised updates, with which a memory
-with pages is the cheaper one, as it orthogonalises those of one page only (--spectral).
+a plain memory of 16 heads; a memory with pages has 4 pages of 4 heads. Arms are measured in rounds; the least CPU time
+of all rounds counts (on CUDA the least time). Updates are not orthogonalised unless --spectral is given. With it a
+memory with pages is cheaper than a plain one, since it orthogonalises the updates of one page only.
 """
 
 from __future__ import annotations
@@ -131,9 +131,15 @@ def measure(arms: dict[str, dict], repeats: int, spectral: bool, tokens: int, de
 def cost_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that all scripts for costs share."""
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds of each arm")
-    parser.add_argument("--threads", type=whole(1), default=1, metavar="N", help="CPU time is counted: one [1]")
+    parser.add_argument(
+        "--threads",
+        type=whole(1),
+        default=1,
+        metavar="N",
+        help="CPU threads; CPU time is counted [1]",
+    )
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--quick", action="store_true", help="few tokens, one turn")
+    parser.add_argument("--quick", action="store_true", help="few tokens, one round")
     parser.add_argument("--output-json")
 
 

@@ -1,7 +1,7 @@
 """How often a page threshold switches pages, for each gate, on a spiral and a helix in noise and on noise alone.
 
 python benchmarks/gate_thresholds.py                  # about a minute on one core
-python benchmarks/gate_thresholds.py --quick          # seconds, to see it run
+python benchmarks/gate_thresholds.py --quick          # seconds: shows that it runs
 
 Switches in 12 chunks, each of which may switch (page_switch_every = the chunk), at untrained weights and dim 128: mean
 and standard deviation over seeds. The last column is a threshold from `calibrate_page_threshold` for 3 switches.
@@ -96,7 +96,7 @@ def report(found: list[dict]) -> str:
 def main():
     parser = OneLineParser(description=__doc__, threads=True)
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
-    parser.add_argument("--seeds", type=int, default=5, help="how many")
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds")
     parser.add_argument("--quick", action="store_true", help="one seed")
     parser.add_argument("--output-json")
     args = parser.parse_args()

@@ -1,11 +1,11 @@
 """What each part of the paper's memory costs over the bare rule.
 
 python benchmarks/paper_costs.py                  # a minute on one core
-python benchmarks/paper_costs.py --quick          # few tokens, to see it run
+python benchmarks/paper_costs.py --quick          # few tokens: shows that it runs
 
 Per-token rates with gradients at the start of each 64 tokens, 4 heads of 64 at dim 256, on 2 x 1024 tokens: forward
-without gradients, and forward and backward. Arms take turns; what counts is the least CPU time of all turns (on CUDA
-the least time). "written" is the share of pairs whose inner loss exceeds the threshold.
+without gradients, and forward and backward. Arms are measured in rounds; the least CPU time of all rounds counts (on
+CUDA the least time). "written" is the share of pairs whose inner loss exceeds the threshold.
 """
 
 from __future__ import annotations

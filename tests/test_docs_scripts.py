@@ -20,6 +20,23 @@ def script(name: str) -> ModuleType:
     return module
 
 
+PROGRAMS = sorted(path.stem for path in (ROOT / "docs" / "scripts").glob("*.py") if "def main(" in path.read_text())
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_command_lines(name, capsys):
+    program = script(name)
+    with pytest.raises(SystemExit) as stopped:
+        program.main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out.startswith("titans_pytorch ")
+    if name != "sizes":  # other options are pip's
+        with pytest.raises(SystemExit) as stopped:
+            program.main(["--versoin"])
+        assert stopped.value.code == 2
+        assert "the nearest is --version" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("name", "start"), [("timeline", b"<?xml"), ("paged", b"\x89PNG")])
 def test_pictures_are_drawn(name, start, tmp_path):
     assert script(name).main(["--out", str(tmp_path / "picture")]) == 0

@@ -1,4 +1,4 @@
-"""torch, imported when it is first used: the --help of a runner answers before that.
+"""torch, imported at its first use, so that --help of a runner needs no torch.
 
 from harness.later import torch
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 else:
 
     class Later:
-        """A module that is imported when one of its names is asked for."""
+        """A module that is imported when one of its names is first read."""
 
         def __init__(self, name: str):
             self._name = name

@@ -134,7 +134,7 @@ class Benchmark:
         if args.output_csv:
             check_columns(args.output_csv)
         if args.output_png:
-            check_drawing()  # before anything is measured
+            check_drawing()  # fail before anything is measured
         choose_threads(args.threads, getattr(args, "dim", None))
         session = self.session(args)
         try:
@@ -195,6 +195,20 @@ class UsageError(Exception):
 
 def whole(least: int) -> Callable[[str], int]:
     return number(int, f"an integer of at least {least}", lambda value: value >= least)
+
+
+ENGINES = ("auto", "solve", "dual", "matrix", "sequential")
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """Add --engine, the engine of our memories. "reference", an earlier name of "sequential", is accepted."""
+    parser.add_argument(
+        "--engine",
+        default="auto",
+        type=lambda name: "sequential" if name == "reference" else name,
+        choices=ENGINES,
+        help="engine of our memory",
+    )
 
 
 def numbers(text: str) -> list[float]:

@@ -1,4 +1,4 @@
-"""A gate that looks at nothing, for benchmark_gate_variants.py."""
+"""A gate that ignores its tokens, for benchmark_gate_variants.py."""
 
 from typing import Any
 

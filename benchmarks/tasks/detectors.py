@@ -1,4 +1,4 @@
-"""Scores of sequences, for benchmark_dmd.py.  Letters: b batch, n tokens, d features"""
+"""Modules that score sequences, for benchmark_dmd.py. Letters: b batch, n tokens, d features."""
 
 from typing import Any
 

@@ -11,6 +11,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from titans_pytorch.training.options import OneLineParser
+
 HEAD = """\
 # Versions with which all tests passed (make constraints), on Python {python}.
 # pip install -c configs/constraints.txt -e .
@@ -31,7 +33,8 @@ def first_python(requires: str | None) -> int:
     return next(minor for minor in range(100) if pythons.contains(f"3.{minor}.99"))
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
+    OneLineParser(description=__doc__).parse_args(argv)
     oldest = first_python(metadata("titans-pytorch")["Requires-Python"])
     found = {canonicalize_name(package.name): package for package in distributions()}
     sys.stdout.write(HEAD.format(python=platform.python_version()))

@@ -4,11 +4,14 @@ python docs/scripts/exact_precision.py
 """
 
 import copy
+import sys
 
 import torch
 from torch import Tensor
 
 from titans_pytorch import NeuralMemory
+from titans_pytorch.common.threads import choose_threads
+from titans_pytorch.training.options import OneLineParser
 
 TOKENS, DIM = 4096, 64
 
@@ -36,8 +39,9 @@ def error(got: Tensor, wanted: Tensor) -> float:
     return ((got.double() - wanted).norm() / wanted.norm()).item()
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> int:
     """Print the largest error over the streams."""
+    choose_threads(OneLineParser(description=__doc__, threads=True).parse_args(argv).threads, DIM)
     for momentum in (False, True):
         found: dict[tuple[str, str], float] = {}
         for seq in streams().values():
@@ -54,7 +58,8 @@ def main() -> None:
                     found[kind, what] = max(found.get((kind, what), 0.0), error(value, wanted[what]))
         for (kind, what), largest in found.items():
             print(f"momentum {momentum}: {what} in {kind}: {largest:.1e}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,7 +3,6 @@
 The notebook remembers which cells gave its outputs: a test compares.
 """
 
-import argparse
 import base64
 import contextlib
 import hashlib
@@ -15,6 +14,8 @@ import matplotlib
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
+
+from titans_pytorch.training.options import OneLineParser
 
 NOTEBOOK = Path(__file__).parents[2] / "examples" / "titans.ipynb"
 DPI = 72  # small pictures: about 10 kB each
@@ -57,7 +58,7 @@ def picture(number: int) -> dict:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Runs the notebook and stores its outputs.")
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=NOTEBOOK)
     args = parser.parse_args(argv)
     notebook = json.loads(NOTEBOOK.read_text())

@@ -5,7 +5,6 @@ python docs/scripts/own_model.py             # all tables, three seeds: 12 minut
 python docs/scripts/own_model.py --table constructors
 """
 
-import argparse
 import importlib.util
 import statistics
 import sys
@@ -21,7 +20,9 @@ from tqdm import tqdm
 
 from titans_pytorch import NeuralMemory
 from titans_pytorch.analysis.storing import storing_off
+from titans_pytorch.common.threads import choose_threads
 from titans_pytorch.tasks.recall import Recall
+from titans_pytorch.training.options import OneLineParser
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_model.py"
 spec = importlib.util.spec_from_file_location("own_model", EXAMPLE)
@@ -120,9 +121,9 @@ def arm(
         model.embed = nn.Sequential(model.embed, WindowAttention(DIM, window))
     with redirect_stdout(StringIO()):
         own_model.train(model, task, steps, lr=lr)
-    on = own_model.accuracy(model, task)
+    on = task.score(lambda ids: model(ids)[0], batch_size=50).accuracy
     with storing_off(model):
-        return on, own_model.accuracy(model, task)
+        return on, task.score(lambda ids: model(ids)[0], batch_size=50).accuracy
 
 
 TABLES: dict[str, dict[str, dict]] = {
@@ -133,12 +134,12 @@ TABLES: dict[str, dict[str, dict]] = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, threads=True)
     parser.add_argument("--table", choices=TABLES, action="append", help="one of the tables [all]")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=350, help="training steps of each arm [350]")
     args = parser.parse_args(argv)
-    torch.set_num_threads(1)
+    choose_threads(args.threads, DIM)
     for table in args.table or TABLES:
         print(f"{table}: accuracy with writing on (lowest to highest of {args.seeds} seeds), with writing off")
         for name, settings in tqdm(TABLES[table].items(), disable=None):

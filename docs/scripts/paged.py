@@ -6,7 +6,6 @@ Two contexts take turns, each a rotation in a plane of its own, in noise. Nothin
 `dim_free`, four pages, a threshold calibrated for a switch in every fourth window.
 """
 
-import argparse
 import math
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import torch
 
 from titans_pytorch import NeuralMemory, calibrate_page_threshold, gate_trace, plot_gate_trace
+from titans_pytorch.training.options import OneLineParser
 
 DIM, TURN = 32, 64
 
@@ -29,7 +29,7 @@ def contexts(tokens: int, rng: torch.Generator) -> torch.Tensor:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "images" / "pages.png")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)

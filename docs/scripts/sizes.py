@@ -14,6 +14,8 @@ import sys
 import zipfile
 from urllib.request import Request, url2pathname, urlopen
 
+from titans_pytorch.training.options import OneLineParser
+
 BLOCK = 1 << 18
 
 
@@ -53,9 +55,10 @@ def sizes(url: str) -> tuple[int, int]:
         return file.seek(0, io.SEEK_END), sum(member.file_size for member in wheel.infolist())
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str] | None = None) -> int:
+    _, words = OneLineParser(description=__doc__).parse_known_args(argv)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--report", "-"]
-    run = subprocess.run([*pip, *(argv or ["."])], stdout=subprocess.PIPE, check=True)
+    run = subprocess.run([*pip, *(words or ["."])], stdout=subprocess.PIPE, check=True)
     wheels = [item for item in json.loads(run.stdout)["install"] if item["download_info"]["url"].endswith(".whl")]
     found = {item["metadata"]["name"]: sizes(item["download_info"]["url"]) for item in wheels}
     for name, (packed, unpacked) in sorted(found.items(), key=lambda item: item[1])[-12:]:
@@ -66,4 +69,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    raise SystemExit(main())

@@ -1,14 +1,13 @@
 """Which settings of a memory diverge: the figures of docs/stability.md.
 
 python docs/scripts/stability.py                # 4 minutes of one core
-python docs/scripts/stability.py --quick        # short streams, to see it run
+python docs/scripts/stability.py --quick        # short streams: shows that it runs
 
 edge: the largest 2 C theta |k|^2 / d at which a memory that reads one repeated token converges.
 streams: the norm of the fast weights after a long stream (noise; a repeated phrase of 32 tokens; one token),
 as a multiple of the initial norm, the worst of all; chunks and mini-batches of 16 tokens.
 """
 
-import argparse
 import math
 import sys
 from pathlib import Path
@@ -22,6 +21,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # the tables 
 from harness.tables import table
 
 from titans_pytorch import MemoryMLP, NeuralMemory
+from titans_pytorch.common.threads import choose_threads
+from titans_pytorch.training.options import OneLineParser
 
 LIMIT = 1e4  # times the norm at the start: it has diverged
 
@@ -174,12 +175,12 @@ def cell(build, tokens: int, seeds: int) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, threads=True)
     parser.add_argument("--tokens", type=int, default=16_384, help="length of a stream [16384]")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="short streams, one seed")
     args = parser.parse_args(argv)
-    torch.set_num_threads(1)
+    choose_threads(args.threads, DIM)
     print(table(("edge of 2 C theta", "a rate per chunk", "a rate per token"), edges(20 if args.quick else 200)))
     tokens, seeds = (1024, 1) if args.quick else (args.tokens, args.seeds)
     print(table((f"weights after {tokens:,} tokens", *BASES), growths(tokens, seeds)))

@@ -3,7 +3,6 @@
 python docs/scripts/timeline.py
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from titans_pytorch.common.files import replacing
+from titans_pytorch.training.options import OneLineParser
 
 CHUNK, BATCH, TOKENS = 4, 8, 16
 INK, PAPER, LINE = "#263238", "#fafafa", "#90a4ae"
@@ -62,7 +62,7 @@ def draw() -> Figure:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "images" / "timeline.svg")
     args = parser.parse_args(argv)
     matplotlib.rcParams["svg.hashsalt"] = "timeline"  # the same file every time

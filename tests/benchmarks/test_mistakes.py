@@ -16,15 +16,16 @@ import pytest
             ["--seeds", "x"],
             "argument --seeds: must be an integer of at least 1, got 'x'",
         ),
-        (benchmark_paging.BENCHMARK.main, ["--sedes", "3"], "unrecognized arguments: --sedes 3"),
+        (benchmark_paging.BENCHMARK.main, ["--sedes", "3"], "unknown setting --sedes; the nearest is --seeds"),
         (
             benchmark_paging.BENCHMARK.main,
             ["--device", "cdua"],
             "--device must be one that torch can use here, got 'cdua'",
         ),
         (benchmark_precision.main, ["--device", "cdua"], "--device must be one that torch can use here, got 'cdua'"),
-        (benchmark_precision.main, ["--threads", "-2"], "--threads must be 1 or more, got -2"),
+        (benchmark_precision.main, ["--threads", "-2"], "argument --threads: must be a whole number from 0 to "),
         (benchmark_stream.main, ["--device", "cdua"], "--device must be one that torch can use here, got 'cdua'"),
+        (benchmark_stream.main, ["--engine", "fast"], "argument --engine: invalid choice: 'fast'"),
         (benchmark_speed.main, ["--repeats", "x"], "argument --repeats: must be an integer of at least 1, got 'x'"),
         (
             benchmark_lengths.compare,
@@ -43,6 +44,13 @@ def test_mistakes(capsys, main, words, message):
     assert message in error.splitlines()[-1]
     if main is benchmark_paging.BENCHMARK.main:  # of all runners
         assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("script", [benchmark_speed, benchmark_stream])
+def test_the_earlier_name_of_an_engine(script):
+    for name in ("reference", "sequential"):
+        assert script.parser().parse_args(["--engine", name]).engine == "sequential"
+    assert "reference" not in script.parser().format_help()
 
 
 def test_what_cannot_be_written_is_named(tmp_path, capsys, monkeypatch):

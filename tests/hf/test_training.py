@@ -124,7 +124,7 @@ def test_convert_a_run(tmp_path, capsys):
         assert (back / name).read_bytes() == (run / name).read_bytes(), name
 
     assert convert([str(run), str(tmp_path / "out")]) == 1
-    assert "is there already" in capsys.readouterr().err
+    assert "out must be a new or an empty folder" in capsys.readouterr().err
     assert convert([str(tmp_path / "none"), str(tmp_path / "other")]) == 1
     assert "holds no run" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()

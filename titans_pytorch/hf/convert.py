@@ -5,11 +5,11 @@ python -m titans_pytorch.hf.convert runs/mac converted/
 python -m titans_pytorch.hf.convert converted/ runs/again      # `titans sample`, `eval`, ... open it
 """
 
-import argparse
 import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,6 +19,7 @@ from titans_pytorch.models.config import TitansConfig
 from titans_pytorch.models.runs import load_run
 from titans_pytorch.training.checkpoint import WEIGHTS, write_weights
 from titans_pytorch.training.errors import TrainingError
+from titans_pytorch.training.options import OneLineParser
 from titans_pytorch.training.run import in_a_line
 
 __all__ = ["convert", "convert_back", "main"]
@@ -64,9 +65,10 @@ def convert_back(folder: Path, out: Path) -> None:
 
     check_new(out)
     try:
-        model, found = TitansForCausalLM.from_pretrained(
+        loaded: Any = TitansForCausalLM.from_pretrained(
             str(folder), local_files_only=True, dtype=torch.float32, output_loading_info=True
         )
+        model, found = loaded
         if lacks := sorted(found["missing_keys"]):
             raise ValueError(f"it lacks {len(lacks)} tensors, {lacks[0]} first")
         config = TitansConfig(model.config.to_model())
@@ -81,7 +83,7 @@ def convert_back(folder: Path, out: Path) -> None:
 
 def check_new(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise TrainingError(f"{out} is there already, takes a new or an empty folder")
+        raise TrainingError(f"out must be a new or an empty folder, got {out}")
 
 
 def is_model(folder: Path) -> bool:
@@ -94,7 +96,7 @@ def is_model(folder: Path) -> bool:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line, `argv` or sys.argv; returns its exit status: 0, or 1 after an error in one line."""
-    parser = argparse.ArgumentParser("titans_pytorch.hf.convert", description=__doc__.splitlines()[0])
+    parser = OneLineParser("titans_pytorch.hf.convert", __doc__)
     parser.add_argument("run", type=Path, help="the folder of a run, or of a converted one")
     parser.add_argument("out", type=Path, help="a new folder")
     options = parser.parse_args(argv)
