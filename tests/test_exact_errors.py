@@ -141,3 +141,18 @@ def test_a_later_token_that_is_not_finite_leaves_earlier_entries_alone():
     bad = seq.clone()
     bad[:, 20:] = float("nan")
     assert_close(memory(bad)[1].updates["weights.0"][:, :21], wanted[:, :21], 1e-12)
+
+
+def test_second_derivatives():
+    """Forward over reverse, and autograd twice, through the solve."""
+    memory = exact(momentum_order=2, gated_transition=True)
+    x = stream(4)[:1]
+
+    def loss(x):
+        return memory(x)[0].square().sum()
+
+    wanted = torch.func.hessian(loss)(x)
+    assert windows_of(memory, x) == [(4, True)]
+    assert_close(torch.autograd.functional.hessian(loss, x), wanted)
+    slow = exact("sequential", momentum_order=2, gated_transition=True)
+    assert_close(torch.autograd.functional.hessian(lambda x: slow(x)[0].square().sum(), x), wanted)

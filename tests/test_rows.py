@@ -173,6 +173,39 @@ def test_gains_are_those_of_each_text():
     assert gains[""] == pytest.approx(max(apart), rel=1e-9)
 
 
+def packed_example(name):
+    memory, seq = built(name), torch.randn(2, 12, D, dtype=torch.float64)
+    mask = torch.rand(2, 12, generator=torch.Generator().manual_seed(0)) > 0.3
+    resets = torch.zeros(2, 12, dtype=torch.bool)
+    resets[0, 5], resets[1, [3, 8]] = True, True
+
+    def read(seq, mask, resets):
+        return memory(seq, token_mask=mask, resets=resets)[0]
+
+    return memory, read, (seq, mask, resets)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["momentum", "transition", "prediction"])
+def test_compiled(name):
+    _, read, given = packed_example(name)
+    assert_close(torch.compile(read, backend="aot_eager")(*given), read(*given), 1e-12)
+
+
+@pytest.mark.parametrize("name", ["momentum", "transition", "prediction"])
+def test_modes(name):
+    """Checkpointed, under vmap and without gradients: the same."""
+    memory, read, (seq, mask, resets) = packed_example(name)
+    wanted = read(seq, mask, resets)
+    with torch.inference_mode():
+        assert_close(read(seq, mask, resets), wanted, 1e-12)
+    assert_close(torch.utils.checkpoint.checkpoint(read, seq, mask, resets, use_reentrant=False), wanted, 1e-12)
+    rows = torch.func.vmap(lambda *row: read(*(x.unsqueeze(0) for x in row))[0])(seq, mask, resets)
+    assert_close(rows, wanted, 1e-12)
+    half = memory.bfloat16()
+    assert half(seq.bfloat16(), token_mask=mask, resets=resets)[0].isfinite().all()
+
+
 MASK = torch.ones(2, 8, dtype=torch.bool)
 REFUSED = [
     ({"chunk_size": 2, "batch_size": 2}, {"token_mask": MASK}, "token_mask needs a memory with chunk_size = 1"),

@@ -571,7 +571,7 @@ class NeuralMemory(nn.Module):
         arguments.check_dtype(query, self.projections.to_queries, "seq")
         arguments.check_dtype(store, self.projections.to_keys, "store_seq")
         mini_batch = mini_batch_chunks(ttt_batch_size or self.batch_size, self.store_chunk_size, "ttt_batch_size")
-        texts = arguments.texts_of(self, token_mask, resets, *query.shape[:2], mini_batch)
+        texts = arguments.texts_of(self, token_mask, resets, query.shape[0], query.shape[1], mini_batch)
         if texts is not None:
             if texts.resets is not None and prev_weights is not None:
                 raise ValueError("resets cannot be combined with prev_weights")

@@ -264,8 +264,10 @@ def texts_of(memory, token_mask: Tensor | None, resets: Tensor | None, b: int, n
         raise ValueError(f"{name} cannot be combined with gates and pages, which look at neighbouring tokens")
     if memory.earlier_pairs:
         raise ValueError(f"{name} cannot be combined with surprise_window, whose earlier pairs stand side by side")
-    present = torch.ones_like(resets) if token_mask is None else token_mask
-    return Texts(present, resets)
+    if token_mask is None:
+        assert resets is not None
+        token_mask = torch.ones_like(resets)
+    return Texts(token_mask, resets)
 
 
 def _resets(resets: Tensor, b: int, n: int) -> Tensor:
