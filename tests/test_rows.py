@@ -29,15 +29,26 @@ OPTIONS = {
     "dual": {"engine": "dual", "momentum": True},
     "matrix": {"engine": "matrix"},
     "foreign": {"model": ForeignModel(D), "momentum": True},
+    "deltanet": {"preset": "deltanet"},
+    "gated_deltanet": {"preset": "gated_deltanet"},
+    "linear_attention": {"preset": "linear_attention"},
+    "ttt_linear": {"preset": "ttt_linear", "segment": 1},
+    "yaad": {"preset": "yaad", "segment": 1},
+    "moneta": {"preset": "moneta", "segment": 1},
+    "memora": {"preset": "memora", "segment": 1},
     "one mini-batch": {"batch_size": None, "momentum": True, "default_step_transform_max_lr": 0.1},
 }
-SHORT = ("threshold", "deep", "dual, deep", "spectral", "sequential", "dual", "matrix", "foreign")  # loops over tokens
+SHORT = ("threshold", "deep", "dual, deep", "spectral", "sequential", "dual", "matrix", "foreign")
+SHORT += ("ttt_linear", "yaad", "moneta", "memora")  # loops over tokens
 each = pytest.mark.parametrize("name", OPTIONS)
 
 
 def built(name):
     torch.manual_seed(0)
-    return randomise(NeuralMemory.exact(D, **OPTIONS[name]).double(), scale=0.2)
+    options = dict(OPTIONS[name])
+    preset = options.pop("preset", None)
+    memory = NeuralMemory.exact(D, **options) if preset is None else NeuralMemory.preset(preset, D, **options)
+    return randomise(memory.double(), scale=0.2)
 
 
 def texts(name, *lengths):
@@ -215,6 +226,7 @@ REFUSED = [
     ({"batch_size": None}, {"resets": MASK, "token_mask": MASK}, "resets needs a memory with batch_size = 1: "),
     ({}, {"resets": MASK, "ttt_batch_size": 2}, "resets needs a memory with batch_size = 1: "),
     ({"use_dmd_gating": True}, {"token_mask": MASK}, "token_mask cannot be combined with gates and pages"),
+    ({"surprise_window": 2}, {"token_mask": MASK}, "token_mask cannot be combined with surprise_window"),
     ({}, {"token_mask": MASK[:1]}, r"token_mask must be a bool tensor of shape \(2, 8\), got"),
     ({}, {"token_mask": MASK.float()}, "token_mask must be"),
     ({}, {"resets": MASK[:, :3]}, "resets must be a bool tensor"),
