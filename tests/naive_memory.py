@@ -203,8 +203,10 @@ class NaiveMemory:
         """The pairs of a chunk behind those before it: (keys, values, steps, bounds)."""
         earlier = (self.o["surprise_window"] - 1) * self.u
         shares = sigmoid(self.rate("to_window_weights", pooled, h, earlier)) * step.mean()
-        before = self.pairs[-earlier:]
-        steps = [s if pair[2] else 0.0 * s for s, pair in zip(shares[earlier - len(before) :], before, strict=True)]
+        zero = (torch.zeros_like(of_chunk[0][0]), torch.zeros_like(of_chunk[0][1]), False)
+        none = (*zero, None if of_chunk[0][3] is None else torch.zeros_like(of_chunk[0][3]))
+        before = ([none] * earlier + self.pairs)[-earlier:]  # before the stream: zeros, never written
+        steps = [s if pair[2] else 0.0 * s for s, pair in zip(shares, before, strict=True)]
         pairs = before + of_chunk
         self.pairs = self.pairs + of_chunk
         bounds = None if pairs[0][3] is None else torch.stack([p[3] for p in pairs])

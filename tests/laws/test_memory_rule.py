@@ -6,6 +6,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from titans_pytorch.rules.losses import HuberLoss
+
 from ..helpers import assert_close, assert_same_gradients, gradients
 from ..naive_memory import NaiveMemory
 from .subjects import AXES, DIM, MODELS, Subject, option_sets, store_chunk, tolerance
@@ -109,3 +111,13 @@ PAPER_PARTS = {
 def test_the_papers_memory(part):
     """Section 4.4: convolution, SiLU, unit norm, normalised and gated output."""
     agrees(PLAIN | PAPER | PAPER_PARTS[part], 8, masked=True)
+
+
+@pytest.mark.parametrize("model", ["foreign", "polynomial"])
+@pytest.mark.parametrize("loss", [None, HuberLoss()])
+@pytest.mark.parametrize("chunk_size", [1, 2])
+@pytest.mark.parametrize("pairs", [1, 2])
+def test_surprise_windows(loss, chunk_size, pairs, model):
+    """Masked tokens are in no window, and none reaches back before the stream."""
+    options = {"surprise_window": 3, "chunk_size": chunk_size, "num_kv_per_token": pairs, "store_memory_loss_fn": loss}
+    agrees(PLAIN | options | {"batch_chunks": 2, "model": model, "heads": 2}, 7, masked=True)

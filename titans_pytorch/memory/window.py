@@ -1,7 +1,8 @@
 """Surprise windows (the Omega rule, arXiv 2505.23735, eq. 9): a chunk also writes the pairs before it.
 
 The key-value pairs of a chunk become those of its window: the last k pairs before the chunk, then its own. An engine
-sees chunks of more pairs, and nothing else changes.
+sees chunks of more pairs, and nothing else changes. Before the first token of a stream a window has zeros, which are
+never written (a network that is not tokenwise sees them among its keys).
 
 Letters: b batch, h heads, B rows (b h), m chunks, p pairs of a chunk, k earlier pairs of a window, d features, w what
 is carried of a pair.
