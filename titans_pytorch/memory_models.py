@@ -1,13 +1,13 @@
-"""Networks whose weights are the memory: [.. n d] -> [.. n d], parameters stored [in, out].
+"""Memory networks: [.. n d] -> [.. n d], parameters stored [in, out].
 
-Each model is written once, in `with_vjp(x, weights)`: the value at x and the way back, with every parameter used
-through `weights.matmul(x, name)` or `weights.mul(x, name)`. Who supplies `weights` decides what a parameter is: the
-module's own (forward), the weights a surprise is taken at (recording what the gradient is made of), or a memory that is
-never built (see engines). A model of your own may do the same with `with_weights(x, weights)`, forward only; a
-model that does neither still works, on the slower reference engine.
+Each network is written once, in `with_vjp(x, weights)`: the output at x and the function for the backward pass, with
+every parameter used through `weights.matmul(x, name)` or `weights.mul(x, name)`. `weights` decides what a parameter is:
+the module's own parameter (forward), the mini-batch start weights (with a record of the factors of the gradient), or
+fast weights that are never built (see engines). A network of your own may define `with_weights(x, weights)`, which is
+the forward pass alone. A network with neither method runs on the slower sequential engine.
 
-`tokenwise` says that a token's output depends on that token alone. Where it is false (the default for a foreign model),
-reads see the earlier queries that read the same memory, and the memory's state carries them.
+`tokenwise`: a token's output depends on that token alone. If it is False (the default for a network of your own), reads
+see the earlier queries of their read group, and the memory's state carries these.
 """
 
 from typing import Protocol
@@ -21,7 +21,7 @@ from titans_pytorch.ops import vjp
 
 
 class TapedWeights(Protocol):
-    """What `with_vjp` is given. Both calls return (y, back), back giving the gradient of the input."""
+    """The weights given to `with_vjp`. Both methods return (y, back); back maps the gradient of y to that of x."""
 
     def matmul(self, x: Tensor, name: str):
         """x [.. d] @ W, the parameter of that name [d d']."""
@@ -31,7 +31,7 @@ class TapedWeights(Protocol):
 
 
 class Weights(Protocol):
-    """What `with_weights` is given."""
+    """The weights given to `with_weights`."""
 
     def matmul(self, x: Tensor, name: str) -> Tensor:
         """x [.. d] @ W, the parameter of that name [d d']."""
@@ -41,7 +41,7 @@ class Weights(Protocol):
 
 
 class Untaped:
-    """Runs `with_vjp` for its value alone, on plain `Weights`."""
+    """Plain `Weights` for `with_vjp` where only its output is needed."""
 
     def __init__(self, weights: Weights):
         self.weights = weights
@@ -83,7 +83,7 @@ class MemoryModel(nn.Module):
     """Base of the shipped models: one definition, `with_vjp`, serves every use."""
 
     tokenwise = True
-    dim: int | None = None  # features of a token, where a model says so: others are refused
+    dim: int | None = None  # features of a token; None: any number
 
     @property
     def matrix(self) -> str | None:
@@ -91,27 +91,27 @@ class MemoryModel(nn.Module):
         return None
 
     def features(self, x: Tensor) -> Tensor:
-        """What enters that W: x itself, [.. n d]."""
+        """Return the input of that W; by default x itself, [.. n d]."""
         return x
 
     def with_vjp(self, x: Tensor, weights: TapedWeights):
-        """([.. n d] at x, the way back: a function from the gradient of that to the gradient of x), with every
-        parameter used through `weights`, by its name: `weights.matmul(x, name)`, `weights.mul(x, name)`.
+        """Return (y [.. n d], back); back maps the gradient of y to the gradient of x. Every parameter is used through
+        `weights`, by its name: `weights.matmul(x, name)`, `weights.mul(x, name)`.
         """
         raise NotImplementedError
 
     def with_weights(self, x: Tensor, weights: Weights) -> Tensor:
-        """[.. n d] at x, parameters used through `weights`."""
+        """Return the output [.. n d] at x with parameters used through `weights`."""
         return self.with_vjp(x, Untaped(weights))[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [.. n d] -> [.. n d], with the module's own parameters."""
+        """Return the output [.. n d] at x [.. n d] with the module's own parameters."""
         check_features(x, self.dim)
         return self.with_weights(x, OwnWeights(self))
 
 
 def check_features(x: Tensor, dim: int | None) -> None:
-    """Refuses anything but floating point tokens [.. n dim]."""
+    """Raise ValueError unless x holds floating point tokens [.. n dim]."""
     takes = f"a floating point tensor [.. n {'d' if dim is None else dim}]"
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise wrong("x", Words(x.dtype if isinstance(x, Tensor) else type(x).__name__), takes)
@@ -152,15 +152,15 @@ class PlainLayerNorm(MemoryModel):
 
 
 class ResidualNorm(MemoryModel):
-    """The wrapper round a memory: LayerNorm(model(x)) * (gamma + 1) + x, eps 1e-5; gamma [dim] starts at zero.
+    """The wrapper around a memory network: LayerNorm(model(x)) * (gamma + 1) + x, eps 1e-5; gamma [dim] starts at zero.
 
     From titans-pytorch; the paper has neither norm nor residual.
 
     Args:
         dim: features of a token.
         model: [.. n dim] -> [.. n dim].
-        gain: whether there is a gamma, one more fast weight; else LayerNorm(model(x)) + x, as in TTT (arXiv 2407.04620,
-            section 2.7) and MIRAS (arXiv 2504.13173, section 5.3).
+        gain: add gamma, one more fast weight; without it LayerNorm(model(x)) + x, as in TTT (arXiv 2407.04620, section
+            2.7) and MIRAS (arXiv 2504.13173, section 5.3).
     """
 
     def __init__(self, dim: int, model: nn.Module, gain: bool = True):
@@ -171,7 +171,7 @@ class ResidualNorm(MemoryModel):
 
     @property
     def tokenwise(self):
-        """Whether a token's output depends on that token alone: as in the model."""
+        """Whether a token's output depends on that token alone; the model decides."""
         return getattr(self.model, "tokenwise", False)
 
     def with_vjp(self, x, weights):
@@ -184,7 +184,7 @@ class ResidualNorm(MemoryModel):
         return self.norm.with_weights(y, Scoped(weights, "norm.")) + x
 
     def forward(self, x):
-        """x [.. n d] -> [.. n d]."""
+        """Return the output [.. n d] at x [.. n d]."""
         check_features(x, self.dim)
         return self.norm(self.model(x)) + x
 
@@ -346,7 +346,7 @@ class FactorizedMemoryMLP(MemoryModel):
     Args:
         dim: features of a token.
         depth: layers.
-        k: the rank of each.
+        k: rank of each layer.
 
     Raises:
         ValueError: for an argument of the wrong type, shape or range, by name.
@@ -481,7 +481,7 @@ class MemoryAttention(MemoryModel):
 
     Args:
         dim: features of a token.
-        scale: of the scores.
+        scale: factor of the attention scores.
         expansion_factor: width of F_1 as a multiple of dim.
 
     Raises:
@@ -513,9 +513,10 @@ class MemoryAttention(MemoryModel):
 
 
 def fast_form(model: nn.Module) -> str | None:
-    """How a model is differentiated without the reference engine: "taped" (with_vjp), "ghost" (with_weights) or None.
+    """Return how the chunkwise engine differentiates a network: "taped" (with_vjp) or "ghost" (with_weights). None: it
+    cannot, only the sequential engine can.
 
-    A shipped model whose `forward` was overridden is foreign: its `with_vjp` no longer says what it computes.
+    A network of this file whose `forward` was overridden gives None: its `with_vjp` may no longer agree with it.
     """
     if any(p.ndim > 2 for p in model.parameters()):
         return None

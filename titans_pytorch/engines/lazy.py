@@ -1,4 +1,4 @@
-"""LazyTensors: tensors that are built when they are read."""
+"""LazyTensors: a mapping of tensors that are built when they are read."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -44,7 +44,7 @@ class LazyTensors(Mapping[str, Any]):
                 made = build(name) if self._compiled else self._build_in_mode(build, name)
             self._built.setdefault(name, made)
             if len(self._built) == len(self._names):
-                self._build = None  # frees what the tensors were built from
+                self._build = None  # frees the sources of the tensors
         return self._built[name]
 
     def _build_in_mode(self, build: Callable[[str], Any], name: str) -> Any:
@@ -69,11 +69,11 @@ class LazyTensors(Mapping[str, Any]):
         return len(self._names)
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> "LazyTensors":
-        """fn applied to every tensor, when it is read."""
+        """Return a mapping that applies fn to every tensor when it is read."""
         return LazyTensors(self._names, lambda name: fn(self[name]), self.first_chunk)
 
     def to(self, device: torch.device | str | int, **options: Any) -> Mapping[str, Tensor]:
-        """Itself if its tensors are on the device, else copies there. accelerate moves what it passes on."""
+        """Return itself if its tensors are on the device, else copies there. accelerate calls this."""
         device = torch.empty(0, device=device).device
         if all(tensor.device == device for tensor in self.values()):
             return self

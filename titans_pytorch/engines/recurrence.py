@@ -1,4 +1,4 @@
-"""Momentum and decay over built surprises: every entry of a parameter, one pass per recurrence.
+"""Momentum and forget gate over built surprises: every entry of a parameter, one pass per recurrence.
 
 Letters: B rows (batch and heads), m chunks, o momentum order.
 """
@@ -18,7 +18,9 @@ Scan = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 def combined_update(
     surprise: Tensor, rates: WriteRates, carried: Sequence[Tensor] | None, scan: Scan
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """surprise [B m ...] -> the update of each chunk [B m ...], and the momentum after the last, each order [B ...]."""
+    """Return the update of each chunk [B m ...], and each order's momentum after the last [B ...], from surprises
+    [B m ...].
+    """
     if rates.momentum is None:
         return surprise, ()
     outs, x = [surprise], surprise
@@ -33,14 +35,14 @@ def combined_update(
 
 
 def where_active(active: Tensor | None, gate: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """A recurrence's gate [B m] and input [B m ...], such that it stands still where a chunk is not active."""
+    """Return a recurrence's gate [B m] and input [B m ...] with which it does not change at inactive chunks."""
     if active is None:
         return gate, x
     return torch.where(active, gate, 1.0), torch.where(like(active, x), x, 0.0)
 
 
 def on_active(fn: Callable[[Tensor], Tensor], x: Tensor, rows: Tensor | None) -> Tensor:
-    """fn [r m ...] -> [r m ...] of the rows that are written, rows long [r m], zero on the others: x [B m ...]."""
+    """Apply fn [r m ...] -> [r m ...] to the written rows (long [r m]) of x [B m ...]; other rows become zero."""
     if rows is None:
         return fn(x)
     m, flat = x.shape[1], x.flatten(0, 1)

@@ -25,7 +25,7 @@ def positive(name: str, value) -> float:
 
 
 def fraction(name: str, value, zero: bool = True) -> float:
-    """A number in [0, 1], or in (0, 1] with `zero = False`."""
+    """Return a number in [0, 1], or in (0, 1] with `zero = False`."""
     if not _is_finite(value) or not 0 <= value <= 1 or (value == 0 and not zero):
         raise ValueError(f"{name} must be a number in {'[' if zero else '('}0, 1], got {value!r}")
     return float(value)

@@ -1,6 +1,6 @@
-"""Complexity gates the decay: a chunk that turns the course of the sequence fades the memory less.
+"""Complexity lowers the forget gate: complex chunks remove less of the fast weights.
 
-    decay of a chunk *= 1 - scale * complexity,    complexity the largest over the chunk's tokens, scale learned
+    forget gate of a chunk *= 1 - scale * complexity,    complexity the largest over the chunk's tokens, scale learned
 
 Letters as in `stages`.
 """
@@ -18,7 +18,7 @@ from titans_pytorch.gates.stages import Gated, Score, Span, Stage
 
 
 class ScoreOf(Protocol):
-    """How complex the tokens of a span are, given as many earlier ones as `context` says, or all there are."""
+    """Scores the complexity of a span's tokens, given `context` earlier tokens, or all if there are fewer."""
 
     def context(self, gates, chunk: int) -> int: ...
 
@@ -29,10 +29,10 @@ class ScoreOf(Protocol):
 
 @dataclass(frozen=True)
 class GateScore:
-    """The scores of `gates.symplectic_gate`, whatever module stands there. phase: ask for its manifold state too.
+    """The scores of the module `gates.symplectic_gate`. phase: also request its manifold state.
 
-    The module is called once for each part of the span that shares an anchor, on that part behind its context. One that
-    says `causal = True` is called once for all parts: more tokens change none of its scores.
+    The module is called once for each mini-batch of the span, on its tokens preceded by the context. A module with
+    `causal = True` is called once for the whole span, because later tokens change none of its scores.
     """
 
     phase: bool = False
@@ -74,7 +74,7 @@ class GateScore:
 
 @dataclass(frozen=True)
 class DmdScore:
-    """tanh of the DMD error over the last `window` tokens, at the end of each chunk."""
+    """The tanh of the DMD error over the last `window` tokens, at the end of each chunk."""
 
     window: int
 
@@ -109,7 +109,7 @@ class MeanScore:
 
 @dataclass(frozen=True)
 class DecayGate(Stage):
-    """The stage: scores the span, and takes the score out of the decay."""
+    """The stage that scores a span and lowers the forget gates of its chunks."""
 
     score: ScoreOf
 
@@ -117,7 +117,8 @@ class DecayGate(Stage):
         earlier = gated.carry.gate_tokens
         earlier = span.tokens[:, :0] if earlier is None else earlier
         score = self.score(gates, span, earlier)
-        share = (between_0_and_1(self.score.scale(gates)) * score.chunk).clamp(0.0, 1.0)  # whatever a user's gate says
+        share = between_0_and_1(self.score.scale(gates)) * score.chunk
+        share = share.clamp(0.0, 1.0)  # a user's gate may leave [0, 1]
         keep = gated.rates.retention
         keep = keep + (1.0 - keep) * repeat(share, "b m -> (b h) m", h=gates.internal_heads).to(keep.dtype)
         tokens = torch.cat((earlier.to(span.tokens.dtype), span.tokens), dim=1)
@@ -130,7 +131,7 @@ class DecayGate(Stage):
 
 
 def context_of(gate: nn.Module) -> int:
-    """How many earlier tokens the gate needs: 1 if it says nothing."""
+    """Return the number of earlier tokens that the gate needs; 1 if it has no `context`."""
     context = getattr(gate, "context", 1)
     if isinstance(context, bool) or not isinstance(context, int) or context < 0:
         takes = "an integer of at least 0; a budget over the whole sequence has none: give it a budget_window"
@@ -139,31 +140,32 @@ def context_of(gate: nn.Module) -> int:
 
 
 def between_0_and_1(x: Tensor) -> Tensor:
-    """x clamped to [0, 1]. Its gradient is that of x, so that a value outside finds its way back. (A gradient that is
-    masked by its sign would depend on how a sequence is cut into calls.)"""
+    """Clamp x to [0, 1] with the gradient of the identity, so that training can bring back a value outside. (A gradient
+    masked by its sign would depend on how a sequence is cut into calls.)
+    """
     return x + (x.clamp(0.0, 1.0) - x).detach()
 
 
 def circular_mean(angles: Tensor) -> Tensor:
-    """The direction of the mean of unit vectors, in [-pi, pi]: [.. n] -> [..]."""
+    """Return the angle of the mean of unit vectors, in [-pi, pi]: [.. n] -> [..]."""
     return torch.atan2(angles.sin().mean(dim=-1), angles.cos().mean(dim=-1))
 
 
 def last_tokens(tokens: Tensor, count: int) -> Tensor:
-    """The last `count` of [b n d], or all there are."""
+    """Return the last `count` tokens of [b n d], or all if there are fewer."""
     n = tokens.shape[1]
     return tokens[:, n - min(n, count) :]
 
 
 def _after(earlier: Tensor, context: int, span: Span) -> tuple[Tensor, int]:
-    """The span's tokens behind as many earlier ones as are wanted and there, and how many these are."""
+    """Return up to `context` earlier tokens followed by the span's tokens, and the number of earlier ones."""
     earlier = last_tokens(earlier, context)
     k = earlier.shape[1]
     return (torch.cat((earlier.to(span.tokens.dtype), span.tokens), dim=1) if k else span.tokens), k
 
 
 def _own(values, what: str, tokens: Tensor, earlier: int, chunk: int) -> Tensor:
-    """All but the first, earlier tokens' part of what a gate says of each token: [b k+m*c x] -> [b m c x]."""
+    """Check a gate's values of all tokens and drop those of the earlier tokens: [b k+m*c x] -> [b m c x]."""
     b, n, _ = tokens.shape
     width = "1" if what == "complexity" else "pairs"
     right = isinstance(values, Tensor) and values.ndim == 3 and values.shape[:2] == (b, n)

@@ -33,7 +33,7 @@ class DynamicModeDecomposition(nn.Module):
     equal. A sequence that is not finite has error NaN.
 
     Args:
-        rank: how many singular directions of X to keep, all by default.
+        rank: number of singular directions of X to keep; None: all.
 
     Raises:
         ValueError: for a rank that is not a positive int.
@@ -44,7 +44,7 @@ class DynamicModeDecomposition(nn.Module):
         self.rank = None if rank is None else checks.int_between("rank", rank)
 
     def forward(self, x: Tensor, return_eigenvalues: bool = False):
-        """The error of sequences.
+        """Return the error of sequences.
 
         Args:
             x: snapshots [.. n d], floating point.
@@ -70,11 +70,11 @@ class DynamicModeDecomposition(nn.Module):
 
 
 def windowed_dmd_error(x: Tensor, window: int, every: int, rank: int | None = None, context: int = 0) -> Tensor:
-    """DMD error of the last `window` tokens at every `every` tokens. x [b n d] -> [b (n - context) // every].
+    """Return the DMD error of the last `window` tokens, every `every` tokens. x [b n d] -> [b (n - context) // every].
 
-    Entry i is the error of tokens e - window .. e - 1, of as many as there are, with e = context + (i + 1) * every. The
-    first `context` tokens are there to be looked back at; with window - every of them, or all there are, entries
-    equal those of the whole sequence. Fewer than two tokens have error 0.
+    Entry i is the error of tokens e - window .. e - 1 (fewer at the start), with e = context + (i + 1) * every. Windows
+    may begin in the first `context` tokens. With window - every of them, or all earlier tokens, entries equal those of
+    the whole sequence. Fewer than two tokens have error 0.
 
     `rank` as in DynamicModeDecomposition. Raises ValueError for a window or step below 1 or a negative context.
     """
@@ -87,8 +87,8 @@ def windowed_dmd_error(x: Tensor, window: int, every: int, rank: int | None = No
     chunks = max(0, (n - context) // every)
     if chunks == 0 or window < 2:
         return x[:, :0].sum(dim=(1, 2))[:, None].expand(-1, chunks)
-    # Windows that reach back before the start see zeros there. Pairs that begin with one are no part of |Y|^2; in the
-    # matrices they do no harm, as kept eigenvectors are zero at them.
+    # Windows that begin before the start see zeros there. Pairs that begin with such a zero are left out of |Y|^2. They
+    # do not change the matrices, because kept eigenvectors are zero at them.
     missing = window - every - context
     reach = F.pad(x, (0, 0, missing, context + chunks * every - n)).to(torch.float64)
     first = (missing - every * torch.arange(chunks, device=x.device)).clamp(0, window)
@@ -105,7 +105,7 @@ def windowed_dmd_error(x: Tensor, window: int, every: int, rank: int | None = No
 
 
 def naive_dmd_error(x: Tensor, rank: int | None = None) -> Tensor:
-    """Word for word, for one sequence [n d]: its gradient holds where singular values are far apart."""
+    """Return the error of one sequence [n d] by its definition. Its gradient needs distinct singular values."""
     n, d = x.shape
     if n < 2:
         return x.sum() * 0
@@ -125,9 +125,9 @@ def naive_windowed_dmd_error(x: Tensor, window: int, every: int, rank: int | Non
 
 
 def _gram_of_snapshots(reach: Tensor, window: int, every: int, chunks: int, there: Tensor):
-    """X^T X, X^T Y, each [b c w-1 w-1], and |Y|^2 [b c], from inner products of snapshots.
+    """Return X^T X, X^T Y, each [b c w-1 w-1], and |Y|^2 [b c], from inner products of snapshots.
 
-    Windows that overlap share theirs: products are taken within blocks of as many windows as fit in two window lengths.
+    Overlapping windows share products: they are taken within blocks of the windows that fit in two window lengths.
     """
     at_once = min(max(1, window // every), chunks)
     blocks, span = -(-chunks // at_once), window + (at_once - 1) * every
@@ -144,14 +144,14 @@ def _gram_of_snapshots(reach: Tensor, window: int, every: int, chunks: int, ther
 
 
 def _gram_of_features(reach: Tensor, window: int, every: int, chunks: int, there: Tensor):
-    """X X^T, X Y^T, each [b c d d], and |Y|^2 [b c]."""
+    """Return X X^T, X Y^T, each [b c d d], and |Y|^2 [b c]."""
     tokens = reach.unfold(1, window, every).mT
     early, late = tokens[..., :-1, :].contiguous(), tokens[..., 1:, :].contiguous()
     return early.mT @ early, early.mT @ late, (late.square().sum(dim=-1) * there).sum(dim=-1)
 
 
 class _InnerProducts(torch.autograd.Function):
-    """x x^T [.. w w] of x [.. w d], with one product in the backward where autograd takes two."""
+    """The product x x^T [.. w w] of x [.. w d]. Its backward takes one product; autograd's takes two."""
 
     @staticmethod
     def forward(ctx, x):
@@ -166,16 +166,19 @@ class _InnerProducts(torch.autograd.Function):
 
 
 def relative_cut(dtype: torch.dtype, longer: Tensor, p: int) -> Tensor:
-    """Eigenvalues of the Gram matrix below this share of the largest are rounding: (longer side x eps)^2, or the
-    float64 rounding of the Gram matrix itself where that is more."""
+    """Return the share of the largest eigenvalue of the Gram matrix below which eigenvalues are rounding: (longer side
+    x eps)^2, or the float64 rounding of the Gram matrix itself if that is more.
+    """
     eps = min(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
     return (longer.double() * eps).square().clamp(min=16 * p * torch.finfo(torch.float64).eps)
 
 
 def captured_energy(gram: Tensor, cross: Tensor, cut: Tensor, rank: int | None = None) -> Tensor:
-    """sum over kept i, j of (v_i^T C v_j)^2 / l_i for gram = V diag(l) V^T and cross = C, each [.. p p] -> [..].
+    """Return the sum over kept i, j of (v_i^T C v_j)^2 / l_i, with gram = V diag(l) V^T and cross = C.
 
-    Kept: the `rank` largest l, those above cut x the largest only. cut [..] broadcasts.
+    gram, cross: [.. p p] -> [..].
+
+    Kept are the `rank` largest l, if above cut x the largest. cut [..] broadcasts.
     """
     energy = _TransformedEnergy if in_transform() else _CapturedEnergy
     return energy.apply(gram, cross, cut, rank)[0]
@@ -185,12 +188,12 @@ ONE_DERIVATIVE = "the DMD error cannot be differentiated twice"
 
 
 class _CapturedEnergy(torch.autograd.Function):
-    """tr(P C^T G^+ C P) with P the projector on the kept eigenvectors of G and G^+ the inverse there.
+    """The energy tr(P C^T G^+ C P), P the projector on the kept eigenvectors of G and G^+ the inverse there.
 
     Its derivative is that of functions of a symmetric matrix (Daleckii and Krein): for h(G) = V h(l) V^T,
     dh = V (F * (V^T dG V)) V^T with F_ij = (h(l_i) - h(l_j)) / (l_i - l_j). Between two kept directions that is 0 for
     P and -1 / (l_i l_j) for G^+: the gaps between them, which make the backward of `eigh` and `svd` explode, cancel.
-    Left are gaps between kept and dropped ones, those below the cut counting as zero; equal ones are decoupled.
+    Gaps between kept and dropped directions remain; eigenvalues below the cut count as zero, equal ones are decoupled.
     """
 
     @staticmethod
@@ -209,7 +212,7 @@ class _CapturedEnergy(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.mark_non_differentiable(*output[1:])
-        # gram and cross too, so that what depends on them is known to
+        # gram and cross too, so that dependence on them is known
         ctx.save_for_backward(*inputs[:2], *output[1:])
         ctx.save_for_forward(*inputs[:2], *output[1:])
 
@@ -221,7 +224,7 @@ class _CapturedEnergy(torch.autograd.Function):
 
 
 class _EnergySlope(torch.autograd.Function):
-    """The derivative of the energy with respect to gram and cross. It has none of its own."""
+    """The derivative of the energy with respect to gram and cross. It cannot be differentiated again."""
 
     @staticmethod
     def forward(gram, own_cross, eigenvalues, vectors, kept, floor, cross):
@@ -247,7 +250,7 @@ class _EnergySlope(torch.autograd.Function):
 
 
 class _TransformedEnergy(_CapturedEnergy):
-    """For torch.func and forward mode; torch.compile takes no function with a jvp."""
+    """_CapturedEnergy for torch.func and forward mode, apart because torch.compile takes no function with a jvp."""
 
     generate_vmap_rule = True
 
@@ -271,7 +274,7 @@ def _inverse(eigenvalues: Tensor, kept: Tensor) -> Tensor:
 
 
 def _eigenvalues(x: Tensor, rank: int | None) -> Tensor:
-    """Eigenvalues of U^T Y V S^-1 for x [.. n d], complex [.. r], by a singular value decomposition of X itself."""
+    """Return eigenvalues of U^T Y V S^-1 for x [.. n d], complex [.. r], by an SVD of X itself."""
     n, d = x.shape[-2:]
     r = min(max(n - 1, 0), d, d if rank is None else rank)
     complex_dtype = torch.complex128 if x.dtype == torch.float64 else torch.complex64

@@ -37,7 +37,7 @@ class Gates(nn.Module):
         if config.num_pages > 1:
             self.register_buffer("page_switch_events", torch.tensor(0), persistent=False)
         else:
-            self.page_switch_events = torch.tensor(0, device="cpu")  # never counts: no buffer for DDP to broadcast
+            self.page_switch_events = torch.tensor(0, device="cpu")  # constant: no buffer for DDP to broadcast
 
     @property
     def internal_heads(self) -> int:
@@ -45,13 +45,13 @@ class Gates(nn.Module):
         return self.heads * self.pages
 
     def start(self, carry: GateCarry, batch: int, device: torch.device) -> GateCarry:
-        """What a state carries before the first chunk."""
+        """Return the carry before the first chunk."""
         for stage in self.stages:
             carry = stage.start(carry, batch, device)
         return carry
 
     def decide(self, span: Span, rates: WriteRates, carry: GateCarry) -> Gated:
-        """The rates of a span after all stages; nothing is counted."""
+        """Return the result of all stages for a span, without counting switches."""
         gated = Gated(rates, carry)
         for stage in self.stages:
             gated = stage(self, span, gated)
@@ -62,8 +62,8 @@ class Gates(nn.Module):
 
         Args:
             tokens: the normalised key view of its complete chunks [b m*c d].
-            rates: of these chunks; None where there are none.
-            state: the NeuralMemState that the call is given.
+            rates: rates of these chunks; None without chunks.
+            state: the NeuralMemState given to the call.
             first: the absolute index of the first chunk.
             mini_batch: chunks of a mini-batch; None for one mini-batch.
 
@@ -82,7 +82,7 @@ class Gates(nn.Module):
         return rates, carry._asdict(), pages
 
     def hidden(self, page, batch: int, n: int) -> Tensor | None:
-        """The heads that n tokens do not read, where reads are from the caller's page alone: bool [b h n]."""
+        """Return the heads that n tokens do not read if they read the caller's page alone: bool [b h n]; else None."""
         if not self.reads_one_page:
             return None
         return hidden_heads(given_page(page, self.pages, batch, n), self.heads, self.pages)
@@ -108,6 +108,6 @@ class Gates(nn.Module):
 
 
 def gates_of(memory: Any) -> Gates | None:
-    """The gates of a NeuralMemory; None where it has none, or is no memory."""
+    """Return the gates of a NeuralMemory; None if it has none, or is not a memory."""
     gates = getattr(memory, "gates", None)
     return gates if isinstance(gates, Gates) else None

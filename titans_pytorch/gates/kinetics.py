@@ -1,5 +1,5 @@
-"""Kinetics: step and decay draw on one budget. Where a chunk's step is large beside its decay, decay shrinks and the
-step grows.
+"""Kinetics: a coupling of learning rate and forget gate. If a chunk's learning rate is large beside its forget gate,
+the forget gate shrinks and the learning rate grows.
 
 Letters: B rows (batch and heads), m chunks, p pairs per chunk.
 """
@@ -12,10 +12,10 @@ from titans_pytorch.gates.stages import Gated, Span, Stage
 
 
 def kinetics(keep: Tensor, step: Tensor, mix: float, eps: float, max_step: float) -> tuple[Tensor, Tensor]:
-    """keep = 1 - decay [B m], step [B m p] -> the same, coupled.
+    """Couple retention `keep` = 1 - forget gate [B m] and learning rates `step` [B m p]; return both.
 
-    With r = lr / (lr + decay + eps), lr the chunk's mean step: decay *= 1 - mix r, within [0, 1];
-    step += mix r (max_step - step), at least 0.
+    With r = lr / (lr + forget gate + eps), lr the chunk's mean learning rate: forget gate *= 1 - mix r, within [0, 1];
+    learning rate += mix r (max_step - learning rate), at least 0.
     """
     lr, decay = step.mean(dim=-1), 1.0 - keep
     share = mix * (lr / (lr + decay + eps))
@@ -26,7 +26,7 @@ def kinetics(keep: Tensor, step: Tensor, mix: float, eps: float, max_step: float
 
 @dataclass(frozen=True)
 class Kinetics(Stage):
-    """The stage."""
+    """The stage that couples learning rate and forget gate."""
 
     mix: float
     eps: float

@@ -1,5 +1,4 @@
-"""What a chunk's complexity has to exceed for its row to turn the page: a fixed threshold, or a quantile of the
-complexities before it.
+"""Limits: the complexity above which a row switches pages. A fixed threshold, or a quantile of earlier complexities.
 
 Letters: b batch, m chunks, w window.
 """
@@ -14,12 +13,12 @@ from titans_pytorch.common.checks import wrong
 from titans_pytorch.gates.scores import rounding
 from titans_pytorch.gates.stages import GateCarry
 
-FEWEST = 8  # complexities that a quantile is taken of
+FEWEST = 8  # least number of complexities for a quantile
 
 
 @dataclass(frozen=True)
 class FixedLimit:
-    """`gates.symplectic_page_threshold`."""
+    """The limit `gates.symplectic_page_threshold`."""
 
     def __call__(self, gates, complexity: Tensor, carry: GateCarry) -> tuple[Tensor | float, GateCarry]:
         limit = gates.symplectic_page_threshold  # may be set at any time
@@ -48,11 +47,12 @@ class QuantileLimit:
 
 
 def trailing_quantile(x: Tensor, quantile: float, window: int, fewest: int = 1) -> Tensor:
-    """Quantile (linear between neighbours) of the last `window` entries before each place, of as many as there are;
-    infinite where there are fewer than `fewest`. [b n] -> [b n+1], the last being that of the next place."""
+    """Return the quantile (linear between neighbours) of up to `window` entries before each position; infinite with
+    fewer than `fewest` entries. [b n] -> [b n+1]; the last value belongs to the next position.
+    """
     b, n = x.shape
     padded = torch.nn.functional.pad(x, (window, 0), value=torch.inf)
-    ordered = padded.unfold(-1, window, 1).sort(dim=-1).values  # what is not there stands last
+    ordered = padded.unfold(-1, window, 1).sort(dim=-1).values  # missing entries sort last
     count = torch.arange(n + 1, device=x.device).clamp(max=window)
     at = (count - 1).clamp(min=0).to(x.dtype) * quantile
     low = at.floor()
@@ -64,7 +64,7 @@ def trailing_quantile(x: Tensor, quantile: float, window: int, fewest: int = 1) 
 
 
 def naive_trailing_quantile(x: Tensor, quantile: float, window: int, fewest: int = 1) -> Tensor:
-    """The same, place by place."""
+    """`trailing_quantile` as a loop over positions."""
     outs = []
     for i in range(x.shape[1] + 1):
         part = x[:, max(0, i - window) : i]

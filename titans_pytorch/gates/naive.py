@@ -1,6 +1,6 @@
-"""SymplecticGating word for word: loops over samples, tokens and features, the twin that the module is tested against.
+"""SymplecticGating as loops over samples, tokens and features: the slow twin of its tests.
 
-Gradients at zero, where a norm or an angle has none, are zero. Meant for float64.
+Where a norm or an angle has no gradient, it is zero. Meant for float64.
 """
 
 import math
@@ -12,7 +12,7 @@ from titans_pytorch.gates.scores import rounding
 
 
 def naive_forward(gate, x: Tensor) -> dict[str, Tensor]:
-    """Everything that `gate`, a SymplecticGating, returns for tokens x [b n d], by name."""
+    """Return every output of `gate`, a SymplecticGating, for tokens x [b n d], by name."""
     rows = [_row(gate, row) for row in x]
 
     def stacked(name: str) -> Tensor | None:
@@ -151,6 +151,6 @@ def _quorum(gate, scores: list[Tensor]) -> list[Tensor]:
 
 
 def _in_top(window: list[float], gate) -> bool:
-    """Is the last of the window among its top k? Earlier ones win ties."""
+    """Return whether the last of the window is among its top k; earlier ones win ties."""
     ahead = [level for level in window[:-1] if level >= window[-1] - rounding(torch.float64)]
     return len(ahead) < math.ceil(gate.budget_topk_ratio * gate.budget_window)

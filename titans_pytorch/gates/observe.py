@@ -1,4 +1,4 @@
-"""What gates and pages do to a sequence: a trace of it, its picture, and the threshold that gives a wanted switch rate.
+"""Trace of gates and pages along a sequence, its plot, and the threshold for a wanted switch rate.
 
 Letters: b batch, n tokens, m chunks, h internal heads (page * heads + head), p pages.
 """
@@ -24,18 +24,18 @@ from titans_pytorch.memory.state import NeuralMemState
 
 @dataclass(frozen=True)
 class GateTrace:
-    """What gates and pages did in one call, of the chunks that it would store, m = floor(tokens / chunk).
+    """Values of gates and pages for the m = floor(tokens / chunk) complete chunks of a call.
 
-    complexity_tokens: [b n], of each token; None with kinetics alone. With DMD a token has its chunk's score (or the
-    mean of that and its own, with both gates).
-    complexity: [b m], the largest of each chunk; None with kinetics alone.
-    decay_before: [b h m], of each chunk, without gates and kinetics.
-    decay_after: [b h m], with them.
-    page: long [b m], which one a chunk is written to.
-    switched: bool [b m], whether it turned to it.
-    limit: [b m], what its complexity had to exceed.
-    windows: long [m], in which switch window it lies.
-    pages: how many there are.
+    complexity_tokens: [b n], complexity of each token; None with kinetics alone. With DMD a token has its chunk's
+        score; with both gates, the mean of that and its own.
+    complexity: [b m], the largest complexity of each chunk; None with kinetics alone.
+    decay_before: [b h m], forget gate of each chunk before gates and kinetics.
+    decay_after: [b h m], forget gate after them.
+    page: long [b m], the page that each chunk is written to.
+    switched: bool [b m], whether the row switched pages at the chunk.
+    limit: [b m], the complexity above which a chunk switches.
+    windows: long [m], the switch window of each chunk.
+    pages: number of pages.
     chunk: tokens per chunk.
     """
 
@@ -63,13 +63,13 @@ class GateTrace:
 
 @torch.no_grad()
 def gate_trace(memory, seq: Tensor, state: NeuralMemState | None = None) -> GateTrace:
-    """What the gates, kinetics and pages of a memory would do if it were called, of which nothing is written or
-    counted. Only complete chunks are seen.
+    """Trace gates, kinetics and pages of a memory for a call, without writing or counting anything. Tokens of an
+    incomplete chunk are left out.
 
     Args:
         memory: a NeuralMemory with gates or kinetics.
-        seq: as in its forward.
-        state: what it carries, as in its forward.
+        seq: as for its forward.
+        state: as for its forward.
 
     Returns:
         A GateTrace.
@@ -113,12 +113,13 @@ def gate_trace(memory, seq: Tensor, state: NeuralMemState | None = None) -> Gate
 
 
 def calibrate_page_threshold(memory, tokens: Tensor, target_switch_rate: float, set_threshold: bool = False) -> float:
-    """The page threshold with which a memory would turn a page in a given share of its switch windows.
+    """Return the page threshold with which a memory switches pages in a given share of its switch windows.
 
-    A switch window is what allows one switch: `page_switch_every` tokens, or a call (or a `batch_size` window of it).
-    The sample's windows are ranked by their largest complexity, and the threshold is laid between two of them so that
-    the share above comes closest to the target: with few windows, or many of equal complexity, that may be some way off
-    (`gate_trace(...).switch_rate` says what is reached). It holds for data like the sample and the present weights.
+    A switch window allows one switch: `page_switch_every` tokens, or a call (or a mini-batch of it). The windows of the
+    sample are ranked by their largest complexity. The threshold lies between two of them, where the share above comes
+    closest to the target. With few windows, or many of equal complexity, it may miss the target;
+    `gate_trace(...).switch_rate` tells the rate reached. It holds for data like the sample, and for the present
+    weights.
 
     Args:
         memory: a NeuralMemory with pages and a fixed threshold.
@@ -147,11 +148,12 @@ def calibrate_page_threshold(memory, tokens: Tensor, target_switch_rate: float, 
 
 
 def threshold_for_rate(highest: Tensor, rate: float) -> float:
-    """The threshold that comes closest to this share of entries above it. highest, of any shape: the largest complexity
-    of each switch window. The threshold lies halfway between two of them, or at the largest."""
+    """Return the threshold for which the share of entries above it is closest to `rate`. highest, of any shape: the
+    largest complexity of each switch window. The threshold lies halfway between two of them, or at the largest.
+    """
     values, counts = highest.double().flatten().unique(return_counts=True)
     below = values.new_zeros(1) if values[0] > 0 else values[:1] - 1.0
-    # between neighbours; at the highest itself nothing exceeds
+    # between neighbours, and at the highest, which nothing exceeds
     thresholds = torch.cat(((torch.cat((below, values[:-1])) + values) / 2, values[-1:]))
     rates = torch.cat((counts.flip(0).cumsum(0).flip(0), counts.new_zeros(1))) / highest.numel()
     best = (rates - rate).abs().argmin()
@@ -159,13 +161,13 @@ def threshold_for_rate(highest: Tensor, rate: float) -> float:
 
 
 def plot_gate_trace(trace: GateTrace, path, row: int = 0) -> Path:
-    """Draws one row of a trace to a PNG file: complexity against its limit, decay before and after, pages and how much
-    each was written. Needs matplotlib (the extra `bench`).
+    """Draw one row of a trace to a PNG file: complexity and its limit, forget gate before and after, pages and the
+    share of chunks written to each. Needs matplotlib (the extra `bench`).
 
     Args:
-        trace: of `gate_trace`.
+        trace: the result of `gate_trace`.
         path: the file; its folder is made.
-        row: which row of the batch.
+        row: index of the row in the batch.
 
     Returns:
         The path.
@@ -220,7 +222,7 @@ def plot_gate_trace(trace: GateTrace, path, row: int = 0) -> Path:
 
     steps(middle, trace.decay_before[row].mean(dim=0), color="gray", label="before")
     steps(middle, trace.decay_after[row].mean(dim=0), color="tab:green", label="after")
-    middle.set_ylabel("decay (mean of heads)")
+    middle.set_ylabel("forget gate (mean of heads)")
     middle.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=8, frameon=False)
 
     steps(bottom, trace.page[row], color="tab:purple")

@@ -1,4 +1,4 @@
-"""The memory's keywords that concern gates, kinetics and pages, checked, and turned into stages."""
+"""The memory's keywords for gates, kinetics and pages: checks, and the stages made from them."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ BUDGET_WINDOW = 64
 
 @dataclass(frozen=True)
 class GateConfig:
-    """The keywords of NeuralMemory that concern gates, kinetics and pages. heads: those of one page."""
+    """The keywords of NeuralMemory that concern gates, kinetics and pages. heads: heads of one page."""
 
     dim: int
     heads: int
@@ -57,7 +57,7 @@ class GateConfig:
 
     @property
     def threshold(self) -> float:
-        """What complexity has to exceed for a page to be turned."""
+        """The complexity above which a row switches pages."""
         if self.symplectic_page_threshold is not None:
             return self.symplectic_page_threshold
         return 0.4 if self.use_dmd_gating else 0.5
@@ -66,7 +66,9 @@ class GateConfig:
         self._check()
 
     def stages(self) -> tuple[Stage, ...]:
-        """Gates change the forget gate, kinetics learning rate and forget gate; then pages select what is written."""
+        """Return the stages in order: the gate changes the forget gate, kinetics changes learning rate and forget gate,
+        pages select the heads to write.
+        """
         router = self._router()
         stages: list[Stage] = []
         if self.gated:
@@ -81,7 +83,7 @@ class GateConfig:
         return tuple(stages)
 
     def gate(self) -> nn.Module | None:
-        """`symplectic_gate`: the user's, or a SymplecticGating whose budget, if any, looks back over a window."""
+        """Return `symplectic_gate`: the user's, or a SymplecticGating whose budget, if any, has a window."""
         if not self.use_symplectic_gating:
             return None
         if self.symplectic_gate is not None:
@@ -111,7 +113,7 @@ class GateConfig:
         return KeyedRouter(self.num_pages) if self.manifold_state_keyed_paging else SequentialRouter(self.num_pages)
 
     def _hierarchy(self) -> tuple[int, int]:
-        """(coarse, fine). Where neither is given, one coarse page, as in the fork."""
+        """Return the numbers of coarse and fine pages. By default one coarse page, as in the fork."""
         pages, coarse, fine = self.num_pages, self.coarse_pages, self.fine_pages
         if coarse is None:
             coarse = 1 if fine is None else pages // fine

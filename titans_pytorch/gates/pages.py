@@ -1,4 +1,4 @@
-"""The stage that turns pages: when (limits), where to (paging), and what that means for the rates.
+"""The stage that switches pages: when (limits), to which page (paging), and the effect on the rates.
 
 Letters as in `stages`.
 """
@@ -48,7 +48,7 @@ class FixedWindows:
 
 @dataclass(frozen=True)
 class Pages(Stage):
-    """The stage. Only the active page is written: on the others nothing moves."""
+    """The stage that selects the page to write. Inactive pages do not change."""
 
     pages: int
     heads: int  # of one page
@@ -62,7 +62,7 @@ class Pages(Stage):
         return carry._replace(active_page_indices=torch.zeros(batch, dtype=torch.long, device=device))
 
     def windows_of(self, span: Span, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The number of each chunk's switch window, and that of its first chunk in this span: long [m]."""
+        """Return the switch window of each chunk, and the window's first chunk in the span, both long [m]."""
         return window_of(span.first, len(span), self.windows.chunks_of(span), device)
 
     @torch.no_grad()

@@ -1,8 +1,8 @@
-"""Pages: copies of the heads, of which each row of the batch writes one at a time. Where a chunk is complex enough, the
-row turns to the page that a router names.
+"""Pages: copies of the heads; each row of the batch writes one page at a time. At a chunk above the limit, the row
+switches to the page that a router selects.
 
 A router is a function of (page, complexity, angle), elementwise. A chunk is therefore a table, page before -> page
-after, and tables compose: which page every chunk is written to takes log2(m) gathers, whatever the router.
+after, and tables compose: the pages of all chunks take log2(m) gathers, for every router.
 
 Letters: b batch, m chunks, p pages.
 """
@@ -21,7 +21,7 @@ Router = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 @dataclass(frozen=True)
 class SequentialRouter:
-    """The next page: (page + 1) mod p."""
+    """Selects the next page: (page + 1) mod p."""
 
     pages: int
     uses_phase = False
@@ -32,7 +32,7 @@ class SequentialRouter:
 
 @dataclass(frozen=True)
 class KeyedRouter:
-    """The page whose share of the circle the phase angle lies in; without a phase the next one."""
+    """Selects the page by the arc of the circle that contains the phase angle; without a phase, the next page."""
 
     pages: int
     uses_phase = True
@@ -45,8 +45,9 @@ class KeyedRouter:
 
 @dataclass(frozen=True)
 class HierarchicalRouter:
-    """A coarse page by complexity, a fine one within it by the phase angle (without a phase the next one); mixed with
-    the sequential choice, round((1 - mix) sequential + mix hierarchical)."""
+    """Selects a coarse page by complexity and a fine page within it by the phase angle (without a phase, the next one),
+    then mixes: round((1 - mix) sequential + mix hierarchical).
+    """
 
     coarse: int
     fine: int
@@ -63,28 +64,31 @@ class HierarchicalRouter:
 
 
 def bucket(x: Tensor, count: int) -> Tensor:
-    """floor(x) as an index below `count`; what is not a number gets a valid one too."""
+    """Return floor(x) as an index below `count`; NaN gives a valid index too."""
     return x.floor().long().clamp(0, count - 1)
 
 
 def circle_bucket(angle: Tensor, count: int) -> Tensor:
-    """Which of `count` equal arcs from -pi on an angle lies in."""
+    """Return the index of the arc that contains the angle, among `count` equal arcs from -pi on."""
     return bucket((angle + math.pi) / (2 * math.pi) * count, count)
 
 
 def first_of_window(exceeds: Tensor, starts: Tensor, spent: Tensor | None = None) -> Tensor:
-    """True at the first chunk of each window that exceeds. exceeds bool [b m]; starts long [m]: the first chunk of each
-    chunk's window; spent bool [b m]: the window had its switch in an earlier call."""
+    """Return True at the first chunk of each window that exceeds the limit.
+
+    exceeds: bool [b m]. starts: long [m], the first chunk of each chunk's window. spent: bool [b m], whether the window
+    had its switch in an earlier call.
+    """
     before = exceeds.long().cumsum(dim=-1) - exceeds.long()
     first = exceeds & (before == before[:, starts])
     return first if spent is None else first & ~spent
 
 
 def turn_pages(page: Tensor, switched: Tensor, complexity: Tensor, angle: Tensor | None, router: Router, pages: int):
-    """The page of each chunk, which a switch at it has turned already: long [b m].
+    """Return the page of each chunk, after a switch at that chunk: long [b m].
 
-    page long [b]: before the first; switched bool [b m]; complexity [b m], angle [b m] or None. What the router names
-    (anything that broadcasts) is clamped to the pages there are.
+    page: long [b], the page before the first chunk. switched: bool [b m]. complexity: [b m]. angle: [b m] or None. The
+    router's result (any shape that broadcasts) is clamped to the existing pages.
     """
     b, m = switched.shape
     stay = torch.arange(pages, device=page.device).expand(b, m, pages)
@@ -98,7 +102,7 @@ def turn_pages(page: Tensor, switched: Tensor, complexity: Tensor, angle: Tensor
 
 
 def _named(page: Tensor | int, stay: Tensor) -> Tensor:
-    """What a router named, as long of a shape that goes with the pages it was given."""
+    """Check a router's result; return it as long of a shape that broadcasts with the pages given."""
     if isinstance(page, int):
         return torch.full_like(stay, page)
     if not isinstance(page, Tensor):
@@ -111,8 +115,9 @@ def _named(page: Tensor | int, stay: Tensor) -> Tensor:
 
 
 def naive_turn_pages(page, exceeds, windows, spent, complexity, angle, router, pages):
-    """Chunk by chunk, row by row: windows [m] numbers each chunk's window, spent [b] is the number of the one in which
-    the row has switched already. Returns (page [b m], switched [b m])."""
+    """`turn_pages` and `first_of_window` as a loop over rows and chunks. windows [m]: the window of each chunk. spent
+    [b]: the window in which the row has switched already. Returns (page [b m], switched [b m]).
+    """
     page_of, switched = torch.zeros_like(exceeds, dtype=torch.long), torch.zeros_like(exceeds)
     for row in range(len(page)):
         now, last = page[row], int(spent[row])
@@ -125,7 +130,7 @@ def naive_turn_pages(page, exceeds, windows, spent, complexity, angle, router, p
 
 
 def active_rows(page: Tensor, pages: int, heads: int) -> tuple[Tensor, Tensor]:
-    """Which memories each chunk is written to, page [b m]: bool [(b p heads) m], and their rows, long [(b heads) m]."""
+    """Return the heads that each chunk is written to, bool [(b p heads) m], and their rows, long [(b heads) m]."""
     b, m = page.shape
     of_page = torch.arange(b, device=page.device).unsqueeze(-1) * pages + page  # [b m]
     rows = of_page.unsqueeze(1) * heads + torch.arange(heads, device=page.device).unsqueeze(-1)

@@ -1,4 +1,4 @@
-"""Agreement of neighbouring scores: trailing means and which of them lie within a budget.
+"""Quorum of neighbouring scores: trailing means, and the budget that keeps the largest.
 
 Letters: b batch, n tokens, w window. A window is the token and the w - 1 before it; at the start it has fewer.
 """
@@ -14,10 +14,10 @@ from titans_pytorch.gates.selection import top_k_mask
 
 
 def trailing_mean(x: Tensor, window: int) -> Tensor:
-    """Mean of the last `window` entries, of as many as there are at the start. [b n] -> [b n].
+    """Return the mean of the last `window` entries, at the start of fewer. [b n] -> [b n].
 
-    Partial sums are doubled, log2(window) additions of shifted copies. A running sum would be cheaper, but then every
-    result would depend on all entries before it: by rounding, and altogether where one of them is not finite.
+    Sums of 1, 2, 4, ... entries take log2(window) additions of shifted copies. A running sum would be cheaper, but its
+    results depend on all earlier entries: through rounding, and through entries that are not finite.
     """
     total, span, size, offset = torch.zeros_like(x), x, 1, 0
     while True:
@@ -33,21 +33,21 @@ def trailing_mean(x: Tensor, window: int) -> Tensor:
 
 
 def budget_size(ratio: float, length: int) -> int:
-    """How many of `length` positions a budget keeps: ceil(ratio * length)."""
+    """Return the number of positions that a budget keeps: ceil(ratio * length)."""
     return math.ceil(ratio * length)
 
 
 def sequence_budget(level: Tensor, ratio: float) -> Tensor:
-    """True at the top ceil(ratio * n) positions of the whole sequence, which needs the future. [b n] -> bool [b n]."""
+    """Return True at the top ceil(ratio * n) positions of the whole sequence; not causal. [b n] -> bool [b n]."""
     n = level.shape[-1]
     return top_k_mask(level.detach(), budget_size(ratio, n)) if n else level > 0
 
 
 def trailing_budget(level: Tensor, ratio: float, window: int) -> Tensor:
-    """True where a position is among the top ceil(ratio * w) of the last w, itself included. [b n] -> bool [b n].
+    """Return True at positions among the top ceil(ratio * w) of the last w, themselves included. [b n] -> bool [b n].
 
-    Earlier positions win ties, and a difference that rounding can make is a tie: tokens that repeat give levels equal
-    but for rounding, and what they pass must not depend on how a sequence was cut into calls.
+    Earlier positions win ties. Differences within rounding are ties: repeated tokens give levels that are equal up to
+    rounding, and the result must not depend on how a sequence is cut into calls.
     """
     if level.shape[-1] == 0:
         return level > 0

@@ -1,4 +1,4 @@
-"""Reads from one page: every token reads the page that was active when its entry was written.
+"""Reads of one page: every token reads the page that was active when its entry was written.
 
 Letters: b batch, n tokens, h heads of all pages (page * heads + head), d features of a head, i entries (fast weights
 before each chunk and after the last, see engines/written.py).
@@ -16,8 +16,8 @@ from titans_pytorch.ops.positions import Reads
 class EntryPages(NamedTuple):
     """The active page at each entry.
 
-    first: the first entry. page: long [b i]. older: long [b], that of the older entry that the unfinished read group
-    reads; None without one. heads: heads of one page. pages: how many there are.
+    first: the first entry. page: long [b i]. older: long [b], the page of the unfinished read group's older entry; None
+    without one. heads: heads of one page. pages: number of pages.
     """
 
     first: int
@@ -27,11 +27,11 @@ class EntryPages(NamedTuple):
     older: Tensor | None = None
 
     def at(self, entry: int) -> Tensor:
-        """The page of one entry [b]."""
+        """Return the page of one entry [b]."""
         return self.older if self.older is not None and entry < self.first else self.page[:, entry - self.first]
 
     def hidden(self, position: int, n: int, reads: Reads) -> Tensor:
-        """The heads that n tokens from `position` on do not read: bool [b h n]."""
+        """Return the heads that n tokens from `position` on do not read: bool [b h n]."""
         entry = reads.entries(position, n, self.page.device) - self.first
         page = self.page[:, entry.clamp(min=0)]
         if self.older is not None:
@@ -40,13 +40,13 @@ class EntryPages(NamedTuple):
 
 
 def hidden_heads(page: Tensor, heads: int, pages: int) -> Tensor:
-    """The heads of all pages but each token's, page long [b n]: bool [b h n]."""
+    """Return the heads of all pages except each token's. page: long [b n]. -> bool [b h n]."""
     of_head = torch.arange(heads * pages, device=page.device) // heads
     return page.unsqueeze(1) != of_head.unsqueeze(-1)
 
 
 def given_page(page, pages: int, batch: int, n: int) -> Tensor:
-    """A caller's page, long [b] or [b n], for each token: [b n]."""
+    """Return a caller's page, long [b] or [b n], for each token [b n]; ValueError for another shape or dtype."""
     if not isinstance(page, Tensor) or page.is_floating_point() or tuple(page.shape) not in ((batch,), (batch, n)):
         takes = f"the page that is read, an integer tensor of shape {(batch,)} or {(batch, n)}"
         takes += ", as the memory reads one page"

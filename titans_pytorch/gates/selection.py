@@ -1,12 +1,12 @@
-"""Keeping the k largest entries: exactly k of them, with equal values too."""
+"""Selection of exactly k largest entries, also among equal values."""
 
 from torch import Tensor
 
 
 def top_k_mask(values: Tensor, k: int | Tensor) -> Tensor:
-    """True at the k largest of the last dim. values [.. d], k in [1, d] an int or long [.. 1] -> bool [.. d].
+    """Return True at the k largest of the last dim. values [.. d], k in [1, d] an int or long [.. 1] -> bool [.. d].
 
-    Of equal values the ones with lower index are taken, on every device, so that exactly k are kept.
+    Of equal values those with lower index are taken, on every device, so exactly k are kept.
     """
     if isinstance(k, int):
         least = values.topk(k, dim=-1).values[..., -1:]
@@ -18,7 +18,7 @@ def top_k_mask(values: Tensor, k: int | Tensor) -> Tensor:
 
 
 def adaptive_k(values: Tensor, ratio: float, least: int) -> Tensor:
-    """ceil(tanh(mean |values|) * ratio * d) in [least, d], for each token. values [.. d] -> long [.. 1]."""
+    """Return ceil(tanh(mean |values|) * ratio * d) in [least, d] for each token. values [.. d] -> long [.. 1]."""
     d = values.shape[-1]
     k = (values.detach().abs().mean(dim=-1, keepdim=True).tanh() * (ratio * d)).ceil()
     return k.nan_to_num(least).clamp(least, d).long()

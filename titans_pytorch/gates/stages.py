@@ -1,7 +1,7 @@
-"""Between the rates and the engine: what gates, kinetics and pages do to the rates of the chunks that a call stores.
+"""Stages between the rates and the engine. Gates, kinetics and pages change the rates of the chunks that a call writes.
 
-Each idea is a stage, a small object without tensors of its own: learned parameters are in `Gates`, what is carried
-between calls is in the memory's state.
+A stage is a small object without tensors of its own: `Gates` holds the learned parameters, and the memory's state
+carries tensors between calls.
 
 Letters: b batch, n tokens, m chunks, c tokens per chunk, h internal heads (page * heads + head), k earlier tokens,
 w window.
@@ -18,11 +18,11 @@ from titans_pytorch.rules.rates import WriteRates
 
 
 class GateCarry(NamedTuple):
-    """What stages carry from call to call, fields of NeuralMemState, None where no stage uses them.
+    """The tensors that stages carry from call to call: fields of NeuralMemState, None if no stage uses them.
 
-    gate_tokens [b k d]: the last stored tokens, normalised key view. active_page_indices [b]: the page being written.
-    last_switch [b]: index of the switch window in which a row last turned a page, -1 for none. recent_complexity [b w]:
-    of the last chunks.
+    gate_tokens [b k d]: the last written tokens, normalised key view. active_page_indices [b]: the page being written.
+    last_switch [b]: index of the switch window in which a row last switched, -1 for none. recent_complexity [b w]:
+    complexities of the last chunks.
     """
 
     gate_tokens: Tensor | None = None
@@ -32,7 +32,7 @@ class GateCarry(NamedTuple):
 
     @classmethod
     def of(cls, state) -> "GateCarry":
-        """That of a NeuralMemState."""
+        """Return the carry in a NeuralMemState."""
         return cls(*(getattr(state, name) for name in cls._fields))
 
 
@@ -53,26 +53,28 @@ class Span:
         return self.tokens.shape[1] // self.chunk
 
     def parts(self) -> list[tuple[int, int]]:
-        """(start, stop) of the chunks that are in one mini-batch, counted from the first."""
+        """Return (start, stop) of the chunks of each mini-batch, counted from the first chunk."""
         return list(solve_windows(self.first, len(self), self.mini_batch, len(self)))
 
 
 class Score(NamedTuple):
-    """Complexity of every token [b m c] (or [b m 1]: of the chunk), and the circular mean of each chunk's phase angles
-    [b m], where there is a phase."""
+    """Complexity of every token [b m c] (or of every chunk [b m 1]), and the circular mean of each chunk's phase angles
+    [b m]; None without a phase.
+    """
 
     tokens: Tensor
     angle: Tensor | None = None
 
     @property
     def chunk(self) -> Tensor:
-        """The most complex token of each chunk: [b m]."""
+        """The largest complexity of each chunk: [b m]."""
         return self.tokens.amax(dim=-1)
 
 
 class PageChoice(NamedTuple):
-    """page long [b m]: which page each chunk is written to. switched bool [b m]. limit: a number or [b m], what a
-    chunk's complexity has to exceed."""
+    """The pages of chunks. page: long [b m], the page each chunk is written to. switched: bool [b m]. limit: a number
+    or [b m], the complexity above which a chunk switches.
+    """
 
     page: Tensor
     switched: Tensor
@@ -80,7 +82,7 @@ class PageChoice(NamedTuple):
 
 
 class Gated(NamedTuple):
-    """Rates after the stages so far, what is carried on, and what was decided."""
+    """The rates after the stages so far, the carry, and the decisions."""
 
     rates: WriteRates
     carry: GateCarry
@@ -89,13 +91,14 @@ class Gated(NamedTuple):
 
 
 class Stage:
-    """One idea."""
+    """One change of the rates, such as a gate."""
 
     def start(self, carry: GateCarry, batch: int, device: torch.device) -> GateCarry:
-        """What stands in the state before the first chunk."""
+        """Return the carry with this stage's values before the first chunk."""
         return carry
 
     def __call__(self, gates, span: Span, gated: Gated) -> Gated:
-        """The rates as this stage leaves them, and the carry with what it will need; what it carries is None where a
-        sequence begins."""
+        """Return the rates after this stage, and the carry for the next span. Fields of the carry are None at the start
+        of a sequence.
+        """
         raise NotImplementedError

@@ -1,6 +1,6 @@
-"""SymplecticGating: how much each token turns the course of a sequence, as a number in [0, 1].
+"""SymplecticGating: the complexity of each token, a number in [0, 1].
 
-Letters: b batch, n tokens, d features (dim), p phase pairs. The mathematics is in `gating`, this is the module.
+Letters: b batch, n tokens, d features (dim), p phase pairs. The equations are in `scores` and `quorum`.
 """
 
 from typing import Any
@@ -31,39 +31,40 @@ class SymplecticGating(nn.Module):
     """Complexity of each token given the tokens before it: tokens [b n d] -> [b n 1] in [0, 1].
 
     The base score is the twist: with unit-norm linear maps q, k of the tokens, tanh of the norm of q_t * k_{t-1} -
-    q_{t-1} * k_t. It is 0 at the first token and wherever a token repeats the one before. Every option is causal but a
-    budget without `budget_window`. Not from a paper: from displague's fork of titans-pytorch.
+    q_{t-1} * k_t. It is 0 at the first token and wherever a token repeats the one before. Every option is causal except
+    a budget without `budget_window`. Not from a paper: from displague's fork of titans-pytorch.
 
     Args: Features
         dim: features per token.
-        gated: scores gate(x) * relu(magnitude(x)) in place of x; both are linear maps.
+        gated: score gate(x) * relu(magnitude(x)) in place of x; both are linear maps.
         diag: these maps are elementwise (with `gated`).
         gate_mode: "hard": gate_pre > threshold with the gradient of sigmoid(gate_pre) (straight through); "soft":
             sigmoid(gate_pre).
-        gate_threshold: that threshold.
+        gate_threshold: threshold of the hard gate.
         top_k: keep exactly the k features of each token with the largest gate_pre (of equal ones those with lower
             index), zero elsewhere (with `gated`).
         adaptive_topk_ratio: in its place: k = ceil(tanh(mean |gate_pre|) * ratio * dim).
-        adaptive_topk_min_k: at least so many.
+        adaptive_topk_min_k: least k.
 
     Args: Scores
-        dim_free: scales the twist's norm by sqrt(dim), as it shrinks like 1 / sqrt(dim) on noise.
-        phase_mix: share of the phase score: mean angle, over pi, that pairs of a linear map turn by.
-        phase_pairs: how many pairs; default dim // 2.
+        dim_free: scale the norm of the twist by sqrt(dim), since on noise it shrinks like 1 / sqrt(dim).
+        phase_mix: share of the phase score: the mean angle, over pi, between a token and the one before in pairs of a
+            linear map.
+        phase_pairs: number of pairs; default dim // 2.
         codebook_mix: share of the codebook score, blended after phase: total variation between consecutive tokens' soft
             assignments.
-        codebook_size: entries.
-        codebook_temperature: of the assignments.
-        codebook_topk: over the top k entries alone.
+        codebook_size: number of entries.
+        codebook_temperature: temperature of the assignments.
+        codebook_topk: assign to the top k entries alone.
 
     Args: Quorum
         quorum_mix: complexity *= (1 - mix) + mix * quorum.
-        quorum_window: quorum = sigmoid((mean of so many last scores - threshold) / temperature).
-        quorum_threshold: see there.
-        quorum_temperature: see there.
-        budget_topk_ratio: zero the quorum but at the top ceil(ratio * n) positions of the sequence, which reads the
-            future.
-        budget_window: with a window w, a position keeps it if among the top ceil(ratio * w) of the last w.
+        quorum_window: number of scores in the mean; quorum = sigmoid((mean - threshold) / temperature).
+        quorum_threshold: threshold of the quorum.
+        quorum_temperature: temperature of the quorum.
+        budget_topk_ratio: keep the quorum at the top ceil(ratio * n) positions of the sequence, zero elsewhere. Not
+            causal.
+        budget_window: a window w; keep the quorum at positions among the top ceil(ratio * w) of the last w. Causal.
 
     Raises:
         ValueError: for values out of range, both top-k options, or a budget without a quorum.
@@ -137,13 +138,13 @@ class SymplecticGating(nn.Module):
 
     @property
     def causal(self) -> bool:
-        """Whether later tokens change no score, nor earlier ones than `context`."""
+        """Whether a score depends only on its token and the `context` tokens before it."""
         return self.context is not None
 
     @property
     def context(self) -> int | None:
-        """How many earlier tokens the scores of later ones need to be exact: with `context` of them in front, or all
-        there are, scores equal those of the whole sequence. None with a budget over the whole sequence: no number does.
+        """Number of earlier tokens that a score depends on. None with a budget over the whole sequence, where no number
+        is enough.
         """
         if self.budget_topk_ratio is not None and self.budget_window is None:
             return None
@@ -160,19 +161,19 @@ class SymplecticGating(nn.Module):
         return_manifold_state: bool = False,
         return_quorum_map: bool = False,
     ):
-        """Complexity of tokens, and what it is made of.
+        """Return the complexity of tokens, and its parts if requested.
 
         Args:
             x: tokens [b n d].
             return_moment_map: also the twist's moment [b n d].
             return_phase_map: also the phase score [b n 1]; 0 without `phase_mix`.
             return_codebook_map: also the codebook score [b n 1]; 0 without `codebook_mix`.
-            return_sparse_k: also how many features were kept, long [b n 1]; None without `gated` and a top-k option.
-            return_manifold_state: also what `extract_manifold_state` gives.
+            return_sparse_k: also the number of features kept, long [b n 1]; None without `gated` and a top-k option.
+            return_manifold_state: also the result of `extract_manifold_state`.
             return_quorum_map: also the quorum after the budget [b n 1]; 1 without a quorum.
 
         Returns:
-            Complexity [b n 1], or a tuple of it and what is asked for, in the order: moment, phase, codebook, quorum,
+            Complexity [b n 1], or a tuple of it and the parts requested, in the order: moment, phase, codebook, quorum,
             sparse k, manifold state.
 
         Raises:
@@ -216,7 +217,7 @@ class SymplecticGating(nn.Module):
         return (complexity, *asked) if asked else complexity
 
     def extract_manifold_state(self, x: Tensor) -> dict[str, Tensor] | None:
-        """x [b n d] -> dict(phase_radius, phase_angle), each [b n p], angles in [-pi, pi]; None if `phase_mix` is 0."""
+        """Return dict(phase_radius, phase_angle) of tokens x [b n d], each [b n p]; None if `phase_mix` is 0."""
         self._check_tokens(x)
         if self.phase_mix == 0:
             return None
@@ -224,11 +225,11 @@ class SymplecticGating(nn.Module):
         return {"phase_radius": radius.to(x.dtype), "phase_angle": angle.to(x.dtype)}
 
     def compute_sparse_mask(self, gate_pre: Tensor, return_k: bool = False):
-        """Which features the top-k options keep: exactly k in each token, of equal values those with lower index. All
-        without a top-k option.
+        """Return the mask of the features that the top-k options keep: exactly k in each token, of equal values those
+        with lower index; without a top-k option, all.
 
         Args:
-            gate_pre: [b n d], what is compared.
+            gate_pre: gate pre-activations [b n d].
             return_k: also return k, long [b n 1].
 
         Returns:
@@ -245,12 +246,12 @@ class SymplecticGating(nn.Module):
         return (mask, k) if return_k else mask
 
     def apply_quorum_policy(self, score: Tensor, return_budget_k: bool = False):
-        """Scores after the quorum and its budget.
+        """Return scores after the quorum and its budget.
 
         Args:
             score: [b n 1].
-            return_budget_k: also return k, the int ceil(ratio * length) of positions that a budget keeps, the length
-                being the sequence's or the budget's window; n without a budget.
+            return_budget_k: also return k, the number of positions that a budget keeps: the int ceil(ratio * length),
+                with the length of the sequence or of the budget's window; n without a budget.
 
         Returns:
             (adjusted, quorum), each [b n 1], or (adjusted, quorum, k). Without a quorum: the scores as they are, and
@@ -268,13 +269,13 @@ class SymplecticGating(nn.Module):
         return (score, quorum, budget_k) if return_budget_k else (score, quorum)
 
     def _within_budget(self, level: Tensor) -> Tensor:
-        # by the mean and not by the quorum, which is the same order until the sigmoid saturates
+        # ranked by the mean, not by the quorum: the order is the same until the sigmoid saturates
         if self.budget_window is None:
             return sequence_budget(level, self.budget_topk_ratio)
         return trailing_budget(level, self.budget_topk_ratio, self.budget_window)
 
     def _gate(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """gate * relu(magnitude) on the kept features, and how many were kept (None if not limited)."""
+        """Return gate * relu(magnitude) on the kept features, and the number kept (None without a limit)."""
         if not self.gated:
             return x, None
         if self.diag:
@@ -289,11 +290,11 @@ class SymplecticGating(nn.Module):
         if self.top_k is None and self.adaptive_topk_ratio is None:
             return gated, None
         mask, k = self.compute_sparse_mask(pre, return_k=True)
-        # a product, not a choice: a token that is not a number must stay so
+        # a product, not torch.where: NaN must propagate
         return gated * mask, k
 
     def _assign(self, x: Tensor) -> Tensor:
-        """Soft assignment of each token to the codebook [b n s]."""
+        """Return the soft assignment of each token to the codebook [b n s]."""
         logits = _at_least_float(self.to_codebook(x)) / self.codebook_temperature
         if self.codebook_topk is not None and self.codebook_topk < self.codebook_size:
             logits = logits.masked_fill(~top_k_mask(logits.detach(), self.codebook_topk), float("-inf"))
@@ -320,5 +321,5 @@ def _small_linear(dim: int, out: int) -> nn.Linear:
 
 
 def _at_least_float(x: Tensor) -> Tensor:
-    """Norms and angles of half precision are taken in float32."""
+    """Convert half precision to float32, for norms and angles."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -1,5 +1,4 @@
-"""Weights saved from the released package `titans-pytorch` (the peer), or from the fork of it with gates and pages,
-loaded into modules of the same arguments."""
+"""Loading of weights saved by the package `titans-pytorch` (the peer), or by its fork with gates and pages."""
 
 from collections.abc import Mapping
 
@@ -14,7 +13,7 @@ RATES = (
     *("to_layer_modulation", "to_learned_weight_residual_mix"),
 )
 SCALES = ("gates.symplectic_complexity_scale", "gates.dmd_complexity_scale")  # of shape (1,) in the fork
-IN_SEQUENCE = (*RATES[1:], "retrieve_gate", "to_queries", "to_keys", "to_values")  # a Linear, then what rearranges
+IN_SEQUENCE = (*RATES[1:], "retrieve_gate", "to_queries", "to_keys", "to_values")  # a Linear, then a rearrangement
 
 
 def load_peer_state_dict(module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
@@ -72,10 +71,10 @@ def _without_effect(memory: NeuralMemory, key: str) -> bool:
         return True
     if key == "page_switch_events":  # a count, not a weight
         return True
-    if key == "transition_gate":  # kept also where no batch size ever uses it
+    if key == "transition_gate":  # the peer keeps it without a batch size, too
         return memory.transition_gate is None
-    if key.startswith("to_learned_momentum_combine."):  # kept also for a mixture of one
+    if key.startswith("to_learned_momentum_combine."):  # the peer keeps it for a mixture of one, too
         return memory.rates.to_learned_momentum_combine is None
-    if key == "reduce_to_chunk_rep.to_attn_logits.weight":  # kept also for chunks of one token
+    if key == "reduce_to_chunk_rep.to_attn_logits.weight":  # the peer keeps it for chunks of one token, too
         return memory.store_chunk_size == 1
-    return key == "reduce_to_chunk_rep.to_attn_logits.bias"  # the softmax over tokens does not see it
+    return key == "reduce_to_chunk_rep.to_attn_logits.bias"  # cancels in the softmax over tokens

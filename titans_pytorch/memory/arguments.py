@@ -18,8 +18,9 @@ from titans_pytorch.rules.rates import WriteRates
 
 
 def as_views(seq: Tensor, store_seq: Tensor | None, dim: int, diff_views: bool) -> tuple[Tensor, Tensor]:
-    """The query view [b n d] and the store view of a call, [b n d] or [2 b n d] (keys, values). No tokens are fine, no
-    rows are not."""
+    """Return the query view [b n d] and the store view of a call, [b n d] or [2 b n d] (keys, values). A call may have
+    no tokens, but needs rows.
+    """
     shapes = f"[3 b n {dim}]" if diff_views else f"[b n {dim}] or one token [b {dim}]"
     given = tuple(_floating(seq, "seq", shapes).shape)
     if seq.ndim == 3 - (not diff_views):
@@ -69,8 +70,9 @@ def _floating(seq, name: str, shapes: str) -> Tensor:
 
 
 def check_dtype(seq: Tensor, layer: nn.Module, name: str) -> None:
-    """Without autocast tokens must have the dtype of the linear map that they enter. Only a quantised, adapted or
-    hooked one knows what it takes."""
+    """Raise ValueError if tokens lack the dtype of the linear map that they enter. Skipped under autocast, and for
+    layers that are quantised, adapted or hooked, which may take others.
+    """
     weight = layer._parameters.get("weight")
     if weight is None or type(layer).forward is not nn.Linear.forward:
         return
@@ -81,7 +83,7 @@ def check_dtype(seq: Tensor, layer: nn.Module, name: str) -> None:
 
 
 def checked_state(memory, state, expected: "StateShape") -> NeuralMemState:
-    """The state of a call, made by a memory of the same settings; an empty one where there is none."""
+    """Return the state of a call, checked to come from a memory of the same settings; for None an empty state."""
     if state is None:
         return NeuralMemState(0)
     if not isinstance(state, NeuralMemState):
@@ -95,7 +97,7 @@ def checked_state(memory, state, expected: "StateShape") -> NeuralMemState:
 
 
 def check_for_rule(rule: UpdateRule, weights: Mapping[str, Tensor] | None, name: str) -> None:
-    """Refuse fast weights given by hand that the update rule cannot continue from."""
+    """Reject fast weights given by hand that the update rule cannot continue from."""
     if weights is not None and type(rule).check_weights is not UpdateRule.check_weights:
         for key in weights:
             rule.check_weights(f"{name}[{key!r}]", weights[key])
@@ -103,8 +105,11 @@ def check_for_rule(rule: UpdateRule, weights: Mapping[str, Tensor] | None, name:
 
 @dataclass(frozen=True)
 class StateShape:
-    """What a state must look like. shapes: name -> ((b h), ...); width: the shape of the tokens less their length;
-    tails: what convolutions look back on, field -> (tokens, channels), (0, 0) without."""
+    """The shapes that a state must have.
+
+    shapes: name -> ((b h), ...). width: shape of the tokens without their length. tails: shapes of the convolutions'
+    earlier inputs, field -> (tokens, channels), (0, 0) without.
+    """
 
     chunk: int
     shapes: Mapping[str, tuple]
@@ -118,7 +123,7 @@ class StateShape:
         return torch.float32 if self.dtype in HALF else self.dtype
 
     def check(self, state: NeuralMemState) -> None:
-        """Refuses a state of another configuration, batch size or dtype."""
+        """Reject a state of another configuration, batch size or dtype."""
         if not isinstance(state.seq_index, int) or state.seq_index < 0 or state.seq_index % self.chunk:
             raise wrong("state.seq_index", state.seq_index, f"a multiple of the store chunk size, {self.chunk}")
         self._check_waiting(state)
@@ -160,7 +165,7 @@ class StateShape:
         check_weights(weights, self.shapes, name, entries, self.kept_in)
 
     def has_entries(self, weights, name: str) -> bool:
-        """Whether weights have one more dim than parameters do: one entry per chunk."""
+        """Return whether weights have one more dim than parameters: one entry per chunk."""
         _check_names(weights, self.shapes, name)
         return all(weights[key].ndim == len(shape) + 1 for key, shape in self.shapes.items())
 
@@ -174,11 +179,11 @@ class StateShape:
 
 
 def check_weights(weights, shapes: Mapping[str, tuple], name: str, entries: bool = False, dtype=None):
-    """name -> tensor of exactly these shapes; with `entries`, of a further dim 1."""
+    """Return `weights` if they map names to tensors of exactly these shapes; `entries`: with a further dim 1."""
     if not entries and isinstance(weights, Mapping) and weights.keys() == shapes.keys():
         given = [(weights[key], shape) for key, shape in shapes.items()]
         if all(isinstance(v, Tensor) and v.shape == shape and dtype in (None, v.dtype) for v, shape in given):
-            return weights  # what almost every call finds
+            return weights  # the case of almost every call
     _check_names(weights, shapes, name)
     for key, wanted in shapes.items():
         value = weights[key]
@@ -284,7 +289,7 @@ def _resets(resets: Tensor, b: int, n: int) -> Tensor:
 
 
 def join_masks(mask: Tensor | None, state: NeuralMemState, batch: int, n: int) -> Tensor | None:
-    """The mask of the waiting and the new tokens [b k+n], or None if nothing is masked."""
+    """Return the mask of the waiting and the new tokens [b k+n], or None if nothing is masked."""
     before = state.cache_store_mask
     if mask is not None:
         waiting = state.position - state.seq_index
@@ -295,7 +300,7 @@ def join_masks(mask: Tensor | None, state: NeuralMemState, batch: int, n: int) -
 
 
 def earlier_layer(prev_weights, expected: StateShape, first: int, count: int) -> EarlierLayer:
-    """An earlier layer's updates, from chunk `first` on. A plain mapping begins at this call's first chunk."""
+    """Return an earlier layer's updates, from chunk `first` on. A plain mapping begins at this call's first chunk."""
     written = _written_of(prev_weights, expected, first)
     if written.first > first or written.last < first + count - 1:
         got = Words(f"the memory before chunks {written.first} to {written.last}")
@@ -316,14 +321,14 @@ def _written_of(prev_weights, expected: StateShape, first: int) -> Written:
 
 
 class EarlierQueries(NamedTuple):
-    """What a read needs of the queries before it: fields of NeuralMemState, see there."""
+    """Earlier queries that a read needs; fields of NeuralMemState, described there."""
 
     query_group: Tensor | None = None
     query_conv: Tensor | None = None
 
 
 def with_earlier_queries(queries: Tensor, earlier: Tensor | None, position: int, reads: Reads) -> tuple[Tensor, int]:
-    """queries [b h n d] behind the earlier ones of their read group, and the position of the first."""
+    """Return the read group's earlier queries with `queries` [b h n d] behind them, and the first position."""
     wanted = reads.earlier(position)
     got = 0 if earlier is None else earlier.shape[2]
     if got != wanted:
@@ -332,14 +337,14 @@ def with_earlier_queries(queries: Tensor, earlier: Tensor | None, position: int,
 
 
 def older_page(state: NeuralMemState) -> Tensor:
-    """The page of the unfinished read group's entry, where that is older than the state's own."""
+    """Return the page of the unfinished read group's entry, if that is older than the state's own."""
     if state.read_page is None:
         raise wrong("state.read_page", None, "the page that goes with read_weights, as the call before returned it")
     return state.read_page
 
 
 def older_weights(state: NeuralMemState, entry: int):
-    """The fast weights of the unfinished read group's entry, where that is older than the state's own."""
+    """Return the fast weights of the unfinished read group's entry, if they are older than the state's own."""
     if state.read_weights is None:
         raise wrong("state.read_weights", None, f"the memory after {entry} chunks, as the call before returned it")
     return state.read_weights

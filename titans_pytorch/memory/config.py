@@ -1,7 +1,7 @@
-"""What NeuralMemory's keywords become: checked once, then frozen.
+"""NeuralMemory's keywords as frozen objects, checked once.
 
-Projections and rates have their objects beside their modules (projections.py, rates.py), the update rule is its own
-(rules/titans.py), gates and pages have theirs in gates/options.py.
+The objects of projections and rates are beside their modules (projections.py, rates.py). The update rule holds its own
+keywords (rules/titans.py). Gates and pages have gates/options.py.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from titans_pytorch.rules.titans import TitansRule
 
 ENGINES = ("auto", "solve", "dual", "matrix", "sequential", "reference")  # "reference": the former name of "sequential"
 
-#: Keywords that the gates package takes. A memory for which all are at their defaults never imports it.
+#: Keywords of the gates package. A memory with all of them at their defaults never imports it.
 GATE_KEYWORDS = (
     *("use_symplectic_gating", "symplectic_gate_kwargs", "use_dmd_gating", "combine_symplectic_and_dmd"),
     *("manifold_state_keyed_paging", "hierarchical_paging", "coarse_pages", "fine_pages", "hierarchy_mix"),
@@ -31,13 +31,13 @@ GATE_KEYWORDS = (
 )
 
 
-#: Keywords that do not change what a state means: how it is computed, where parameters start, what may be set later.
+#: Keywords that do not change the meaning of a state: engines, initial values, settings that may change later.
 NOT_OF_A_STATE = (
     *("engine", "use_accelerated_scan", "init_adaptive_step_bias", "init_momentum_bias", "init_decay_bias"),
     *("surprise_threshold", "symplectic_page_threshold", "default_model_kwargs"),
 )
 
-#: What a memory shows of its gates as attributes of its own, and its value without gates.
+#: Attributes of the gates that a memory shows as its own, with their values without gates.
 GATE_ATTRIBUTES = {
     "symplectic_gate": None,
     "symplectic_complexity_scale": None,
@@ -80,7 +80,7 @@ class ChunkConfig:
 
     @property
     def reads(self) -> Reads:
-        """Which entry each query reads."""
+        """The map from queries to the entries that they read."""
         return Reads(*self.chunk_size)
 
     @property
@@ -90,7 +90,7 @@ class ChunkConfig:
 
 
 def check_rate_keywords(given: Mapping[str, Any]) -> None:
-    """Refuse keywords of NeuralMemory that set a rate which another keyword switches off."""
+    """Reject keywords of NeuralMemory that set a rate which another keyword switches off."""
     if not given["learned_step"]:
         for name in ("adaptive_step_transform", "init_adaptive_step_bias"):
             if given[name] is not None:
@@ -106,7 +106,7 @@ def check_rate_keywords(given: Mapping[str, Any]) -> None:
 
 
 def mini_batch_chunks(batch_size: int | None, store_chunk: int, name: str = "batch_size") -> int | None:
-    """Store chunks of a mini-batch; None where all chunks are one."""
+    """Return the number of store chunks in a mini-batch; None if the whole sequence is one mini-batch."""
     if batch_size is None:
         return None
     if positive_int(batch_size, name) % store_chunk:
@@ -115,7 +115,7 @@ def mini_batch_chunks(batch_size: int | None, store_chunk: int, name: str = "bat
 
 
 def choose_engine(engine: str, model, rule: UpdateRule, use_accelerated_scan: bool) -> Engine:
-    """The engine of a keyword. "auto" takes the chunkwise engine where the network and the rule allow it."""
+    """Return the engine that the keyword names. "auto": the chunkwise engine if the network and the rule allow it."""
     if engine not in ENGINES:
         raise wrong("engine", engine, f"one of {', '.join(ENGINES)}")
     form = fast_form(model)
@@ -133,7 +133,7 @@ def choose_engine(engine: str, model, rule: UpdateRule, use_accelerated_scan: bo
 
 
 def _check_solvable(reason: str) -> None:
-    """Refuses what cannot be written in one triangular solve."""
+    """Raise ValueError if chunks cannot be written in one triangular solve. reason: why not; empty if they can."""
     if reason.startswith("the memory network"):
         needs = "a memory network of one matrix: MemoryMLP of depth 1, with mem_model_norm_add_residual=False"
         raise ValueError(f'engine="solve" needs {needs}')

@@ -1,7 +1,8 @@
-"""A warning, once for each memory, when the state that a stream carries is no longer finite.
+"""Warns once per memory when the state of a stream is not finite.
 
-Looked at on the CPU alone, every LOOK tokens of a stream and once a call: one number of each row, since one fast weight
-that is not finite makes all predictions of its row so, and by their gradients all its weights.
+The check runs on the CPU only, every LOOK tokens of a stream and at most once per call. It reads one number of each
+row, which is enough: one fast weight that is not finite spreads to all predictions of its row, and through their
+gradients to all its weights.
 """
 
 import warnings
@@ -18,21 +19,21 @@ LOOK = 256  # tokens
 
 
 class MemoryDiverged(RuntimeWarning):
-    """The state given to a NeuralMemory is not finite. It is told once for each memory.
+    """The state given to a NeuralMemory is not finite. Each memory warns once.
 
-    Turn it off with `warnings.simplefilter("ignore", MemoryDiverged)`, or into an error with "error".
+    Silence it with `warnings.simplefilter("ignore", MemoryDiverged)`, or make it an error with "error".
     """
 
 
 def label_memories(model: nn.Module) -> None:
-    """Lets the memories in a model say their name there."""
+    """Set `label` of each memory in a model to its name there."""
     for name, module in model.named_modules():
         if hasattr(module, "told_diverged"):
             module.label = name
 
 
 def warn_if_diverged(memory: Any, state: NeuralMemState, tokens: int) -> None:
-    """Called with the state that a call of `tokens` tokens starts from."""
+    """Warn if the state that a call of `tokens` tokens starts from is not finite."""
     if state.states is None or torch.compiler.is_compiling() or memory.told_diverged:
         return
     at = state.position
@@ -41,7 +42,7 @@ def warn_if_diverged(memory: Any, state: NeuralMemState, tokens: int) -> None:
     weights = state.states[0]
     first = weights[next(iter(weights))]
     if type(first) is not Tensor or first.device.type != "cpu" or torch._C._functorch.maybe_current_level() is not None:
-        return  # nobody waits for an accelerator here; a transform has no numbers to look at
+        return  # reading an accelerator would wait for it; a transform has no numbers
     if not bool(first.detach().flatten(1)[:, 0].isfinite().all()):
         _warn(memory, state, first, at)
 
@@ -58,11 +59,11 @@ def _warn(memory: Any, state: NeuralMemState, first: Tensor, at: int) -> None:
         MemoryDiverged,
         stacklevel=2,
     )
-    memory.told_diverged = True  # an error by the filter has left before, so it is raised every time
+    memory.told_diverged = True  # set last: a filter that makes it an error raises every time
 
 
 def _position(state: NeuralMemState, memory: nn.Module, at: int) -> str:
-    """The first token that reads weights which are not finite, as far as the last call's `updates` say."""
+    """Name the first token that reads weights that are not finite, as far as `updates` of the last call go."""
     updates, chunk = state.updates, memory.store_chunk_size
     source = updates.source if isinstance(updates, LazyTensors) else None
     if source is None:

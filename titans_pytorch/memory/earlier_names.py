@@ -9,13 +9,13 @@ ROOMS = dict.fromkeys(PROJECTIONS, "projections") | dict.fromkeys(GATES, "gates"
 
 
 def present_name(key: str) -> str:
-    """The present name of a parameter of NeuralMemory."""
+    """Return the present name of a parameter of NeuralMemory."""
     room = ROOMS.get(key.partition(".")[0])
     return key if room is None else f"{room}.{key}"
 
 
 def rename_earlier(module, state_dict: dict, prefix: str, *_) -> None:
-    """A pre-hook of `load_state_dict`: gives parameters of version 0.1 their present names, in place."""
+    """Rename parameters of version 0.1 to their present names, in place. A pre-hook of `load_state_dict`."""
     for key in [key for key in state_dict if key.startswith(prefix)]:
         name = key.removeprefix(prefix)
         if (now := present_name(name)) != name:

@@ -1,4 +1,4 @@
-"""The memory network: a template that says how weights are used, and the learned initial fast weights."""
+"""The memory network: a template for applying weights, and the learned initial fast weights."""
 
 import copy
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from titans_pytorch.ops.modes import at_least_float32
 
 
 def default_model(dim: int, kwargs: Mapping) -> MemoryMLP:
-    """MemoryMLP(dim, **kwargs)."""
+    """Return MemoryMLP(dim, **kwargs); ValueError for other keywords."""
     allowed = ("depth", "expansion_factor")
     if not isinstance(kwargs, Mapping) or "depth" not in kwargs or not set(kwargs) <= set(allowed):
         raise wrong("default_model_kwargs", kwargs, "keywords of MemoryMLP: depth, and expansion_factor if you like")
@@ -20,7 +20,7 @@ def default_model(dim: int, kwargs: Mapping) -> MemoryMLP:
 
 
 def template_of(model: nn.Module, dim: int) -> nn.Module:
-    """A copy of the memory network on the meta device. Raises ValueError for a network that cannot be one."""
+    """Return a copy of the memory network on the meta device. ValueError for a module that cannot be one."""
     if not isinstance(model, nn.Module):
         raise wrong("model", model, "a torch.nn.Module mapping [.. n d] to [.. n d]")
     kind = type(model).__name__
@@ -45,17 +45,17 @@ def template_of(model: nn.Module, dim: int) -> nn.Module:
 
 
 def wrapped(model: nn.Module, dim: int, norm_residual: bool) -> nn.Module:
-    """The network in its wrapper LayerNorm(model(x)) (gamma + 1) + x, where asked for."""
+    """Return the network, with `norm_residual` as LayerNorm(model(x)) (gamma + 1) + x."""
     return ResidualNorm(dim, model).to(next(model.parameters()).device) if norm_residual else model
 
 
 class InitialWeights(nn.ParameterList):
-    """The learned initial fast weights, one parameter for each of the network's: [h ...], or [...] shared by the heads.
+    """The learned initial fast weights, one parameter for each one of the network: [h ...], or [...] shared by heads.
 
     Args:
         model: the network.
         heads: heads of all pages.
-        per_head: whether every head has its own.
+        per_head: whether every head has its own initial weights.
     """
 
     def __init__(self, model: nn.Module, heads: int, per_head: bool):
@@ -68,7 +68,7 @@ class InitialWeights(nn.ParameterList):
         self.heads, self.per_head = heads, per_head
 
     def for_batch(self, batch: int) -> dict[str, Tensor]:
-        """name -> [(batch h) ...], in float32 at least."""
+        """Return the fast weights of `batch` rows, name -> [(batch h) ...], at least float32."""
         positive_int(batch, "batch")
         out = {}
         for name, p in zip(self.names, self, strict=True):
@@ -78,6 +78,6 @@ class InitialWeights(nn.ParameterList):
         return out
 
     def shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
-        """name -> ((batch h), ...)."""
+        """Return the shapes of `for_batch(batch)`, name -> ((batch h), ...)."""
         rows, own = batch * self.heads, int(self.per_head)
         return {name: (rows, *p.shape[own:]) for name, p in zip(self.names, self, strict=True)}

@@ -4,7 +4,7 @@ from torch import nn
 
 from titans_pytorch.common.checks import positive_int, positive_number, wrong
 
-MOST_PER_SEGMENT = 4.0  # what the steps of one segment may add up to
+MOST_PER_SEGMENT = 4.0  # largest sum of the learning rates of one segment
 
 
 def paper_memory_kwargs(
@@ -16,23 +16,25 @@ def paper_memory_kwargs(
     max_step: float | None = None,
     **changes,
 ) -> dict:
-    """Keywords of `NeuralMemory(dim, **paper_memory_kwargs(dim_head))`: the memory of Titans (arXiv 2501.00663).
+    """Return the keywords of the memory of Titans (arXiv 2501.00663).
 
-    - Step theta, momentum eta and decay alpha of each token (eq. 13 and 14): chunk_size 1.
-    - Surprises taken at the weights as they were at the start of each `segment` tokens (eq. 16): batch_size.
-    - A plain MLP of `depth` layers as memory, the loss |M(k) - v|^2 (eq. 12). Ours is the mean over features: steps are
-      larger by dim_head, which comes to the same.
+    They are used as `NeuralMemory(dim, **paper_memory_kwargs(dim_head))`.
+
+    - Learning rate theta, momentum eta and forget gate alpha of each token (eq. 13 and 14): chunk_size 1.
+    - Gradients at the fast weights at the start of each `segment` tokens (eq. 16): batch_size.
+    - A plain MLP of `depth` layers as memory network, the loss |M(k) - v|^2 (eq. 12). Ours is the mean over features;
+      learning rates are multiplied by dim_head, which is equivalent.
     - Causal convolution over 4 tokens, SiLU, unit norm of queries and keys, normalised and gated output (section 4.4).
 
-    The paper gives neither kernel nor initial values. Ours let a memory be trained and stay finite: it forgets slowly
-    (decay 0.007 at first), and steps start at an eighth of `max_step`. The steps of a segment all start from the same
-    weights and add up, so that the largest has to shrink as segments grow; with steps near 1 over 64 tokens a constant
-    sequence diverges.
+    The paper gives neither kernel nor initial values. With ours a memory can be trained and stays finite: the forget
+    gate starts at 0.007, learning rates at an eighth of `max_step`. The updates of a segment all start from the same
+    fast weights and add up, so the largest learning rate has to shrink as segments grow. With learning rates near 1
+    over 64 tokens a constant sequence diverges.
 
     Args:
         dim_head: features per head.
-        segment: C, tokens between moves of the anchor.
-        depth, expansion_factor: of MemoryMLP.
+        segment: C, tokens of a mini-batch.
+        depth, expansion_factor: arguments of MemoryMLP.
         max_step: the largest theta of the paper's loss; default 4 / segment.
         changes: any keywords of NeuralMemory, in place of these or beside them.
 
@@ -59,7 +61,7 @@ def exact_memory_kwargs(dim_head: int, *, max_step: float = 1.0, **changes) -> d
     M_t = (1 - alpha_t) M_{t-1} + c_t k_t^T (v_t - k_t M_{t-1}): every token is written at the fast weights just before
     it (Titans, arXiv 2501.00663, eq. 8 and 13 of a memory of one matrix; the delta rule of arXiv 2406.06484 with a
     forget gate). Keys have unit norm, and c_t, the share of its error that a token writes, is at most `max_step`: no
-    write overshoots, and the fast weights are finite whatever the text (docs/stability.md). The engine writes many
+    write overshoots, and the fast weights stay finite for every text (docs/stability.md). The engine writes many
     tokens in one triangular solve (docs/fast_path.md). Convolutions, activation, norms, gates and first rates are those
     of `paper_memory_kwargs`: at first a token writes an eighth of `max_step`.
 

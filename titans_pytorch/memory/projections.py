@@ -1,9 +1,9 @@
-"""Projections: tokens to queries, keys and values, and what the heads read to the layer's output.
+"""Projections: tokens to queries, keys and values; reads of the heads to the layer's output.
 
     RMSNorm -> linear map -> causal convolution -> activation -> norm of queries and keys
     read -> norm -> gate -> linear map                             Titans, arXiv 2501.00663, section 4.4
 
-All but the linear maps is optional.
+Everything except the linear maps is optional.
 
 Letters: b batch, n tokens, m chunks, c tokens per chunk, h heads of all pages, u keys and values per token, d features
 of a head, w channels (h u d), k convolution kernel.
@@ -23,8 +23,9 @@ from titans_pytorch.ops.vjp import unit_norm
 
 
 class CausalConv(nn.Module):
-    """A depthwise convolution over the last `kernel` tokens. weight [k w] starts as nn.Conv1d's would; its last row is
-    the present token's; no bias."""
+    """A depthwise convolution over the last `kernel` tokens, without bias. weight [k w] is initialised as in nn.Conv1d;
+    its last row multiplies the current token.
+    """
 
     def __init__(self, width: int, kernel: int):
         super().__init__()
@@ -34,8 +35,13 @@ class CausalConv(nn.Module):
     def forward(
         self, x: Tensor, before: Tensor | None = None, earlier: EarlierTokens | None = None
     ) -> tuple[Tensor, Tensor]:
-        """x [b n w] after the k-1 tokens `before` it [b k-1 w] (None: zeros): (y [b n w], the k-1 tokens before the
-        next). `earlier`: where the tokens before each are, in rows with padding or several texts; None: in front."""
+        """Return (y [b n w], the last k-1 inputs [b k-1 w]).
+
+        Args:
+            x: inputs [b n w].
+            before: the k-1 inputs before them [b k-1 w]; None: zeros.
+            earlier: positions of the earlier tokens of each, for rows with padding or several texts; None: adjacent.
+        """
         kernel, weight, n = self.kernel, self.weight, x.shape[1]
         if before is None:
             before = x.new_zeros(x.shape[0], kernel - 1, x.shape[2])
@@ -64,7 +70,7 @@ GATES: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": torch.sigmoid, "silu"
 
 @dataclass(frozen=True)
 class ProjectionConfig:
-    """The keywords of NeuralMemory that concern projections. heads: those of all pages."""
+    """The keywords of NeuralMemory that concern projections. heads: heads of all pages."""
 
     dim: int
     heads: int
@@ -126,7 +132,7 @@ class Projections(nn.Module):
 
     @property
     def looks_back(self) -> int:
-        """Tokens before a token that its query, key and value depend on."""
+        """Number of earlier tokens that a query, key and value depend on."""
         return 0 if self.config.conv_kernel is None else self.config.conv_kernel - 1
 
     @property
@@ -136,7 +142,7 @@ class Projections(nn.Module):
         return inner, inner * self.config.kv_per_token
 
     def conv_tails(self) -> dict[str, tuple[int, int]]:
-        """What the state carries for the convolutions: field -> (tokens, channels), (0, 0) without."""
+        """Return the shapes of the convolutions' fields of the state: field -> (tokens, channels), (0, 0) without."""
         width, wide = self._widths
         used = self.queries_conv is not None
         return {
@@ -152,8 +158,9 @@ class Projections(nn.Module):
         before: Tensor | None,
         earlier: EarlierTokens | None = None,
     ):
-        """Normalised views [b m*c d] of complete chunks: (keys and values, each [(b h) m c*u d], the tail of both
-        convolutions [b k-1 2w])."""
+        """Project normalised views [b m*c d] of complete chunks. Returns keys and values, each [(b h) m c*u d], and the
+        last inputs of both convolutions [b k-1 2w].
+        """
         before_keys, before_values = (None, None) if before is None else before.chunk(2, dim=-1)
         keys, keys_tail = _mapped(key_view, self.to_keys, self.keys_conv, self.activation, before_keys, earlier)
         values, values_tail = _mapped(
@@ -172,13 +179,13 @@ class Projections(nn.Module):
     def queries(
         self, tokens: Tensor, before: Tensor | None, earlier: EarlierTokens | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Normalised tokens [b n d]: (queries [b h n d], the tail of the convolution [b k-1 w])."""
+        """Project normalised tokens [b n d] to (queries [b h n d], the last inputs of the convolution [b k-1 w])."""
         x, tail = _mapped(tokens, self.to_queries, self.queries_conv, self.activation, before, earlier)
         x = x.unflatten(-1, (self.config.heads, -1)).transpose(1, 2)
         return self.q_norm(at_least_float32(x)), tail
 
     def output(self, read: Tensor, tokens: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """What the heads read [b h n d] for the normalised tokens [b n d] -> [b n d].
+        """Join the reads of the heads [b h n d] to the output [b n d]. tokens: the normalised tokens [b n d].
 
         hidden: bool [b h n], True for heads that a token does not read (other pages); None: every token reads all.
         """
@@ -192,7 +199,9 @@ class Projections(nn.Module):
 
 
 def _mapped(x: Tensor, linear: nn.Module, conv: CausalConv | None, activation, before: Tensor | None, earlier):
-    """Tokens [b n d] through the linear map, its convolution and the activation: ([b n w], the convolution's tail)."""
+    """Apply the linear map, its convolution and the activation to tokens [b n d]. Returns ([b n w], the convolution's
+    last inputs).
+    """
     x = linear(x)
     if conv is not None:
         x, before = conv(x, before, earlier)

@@ -36,7 +36,7 @@ class AttentionPool(nn.Module):
 
 @dataclass(frozen=True)
 class RateConfig:
-    """The keywords of NeuralMemory that concern rates. heads: those of all pages."""
+    """The keywords of NeuralMemory that concern rates. heads: heads of all pages."""
 
     heads: int
     kv_per_token: int
@@ -51,14 +51,14 @@ class RateConfig:
     step_bias: float | None
     momentum_bias: float | None
     decay_bias: float | None
-    fixed_step: float | None = None  # the learning rate, where it is not learned
+    fixed_step: float | None = None  # the learning rate if it is not learned
     forget_gate: bool = True
-    earlier_pairs: int = 0  # of a surprise window
+    earlier_pairs: int = 0  # pairs of a surprise window before the chunk
     loss_bound: bool = False
 
 
 class Rates(nn.Module):
-    """All rates, from the normalised key view."""
+    """Computes all rates of a write from the normalised key view."""
 
     def __init__(self, dim: int, config: RateConfig):
         super().__init__()
@@ -78,7 +78,7 @@ class Rates(nn.Module):
         self.to_window_weights = nn.Linear(dim, o.heads * o.earlier_pairs) if o.earlier_pairs else None
 
     def forward(self, tokens: Tensor, chunk: int, with_residual: bool) -> WriteRates:
-        """tokens [b m*c d], m complete chunks of `chunk` tokens."""
+        """Return the rates of m complete chunks of `chunk` tokens. tokens: [b m*c d]."""
         h = self.config.heads
         step = self._step(tokens)
         chunks = self.reduce_to_chunk_rep(tokens.unflatten(1, (-1, chunk)))
@@ -110,7 +110,7 @@ class Rates(nn.Module):
         )
 
     def _of_pairs(self, x: Tensor, chunk: int) -> Tensor:
-        """Of tokens [b m*c h*u] -> of pairs [(b h) m c*u]."""
+        """Rearrange values of tokens [b m*c h*u] to values of pairs [(b h) m c*u]."""
         x = x.unflatten(1, (-1, chunk)).unflatten(-1, (self.config.heads, -1))
         return x.permute(0, 3, 1, 2, 4).flatten(3).flatten(0, 1)
 
@@ -128,7 +128,7 @@ class Rates(nn.Module):
 
 
 class SigmoidStep:
-    """sigmoid(x) times the maximum."""
+    """The default map from logits to learning rates: sigmoid(x) times the maximum."""
 
     def __init__(self, max_step: float):
         self.max_step = max_step
@@ -138,7 +138,7 @@ class SigmoidStep:
 
 
 def _linear(dim: int, width: int, start_bias: float | None) -> nn.Linear:
-    """A linear map; with `start_bias`, its weight starts at zero and its bias at that value."""
+    """Make a linear map. With `start_bias`, its weight starts at zero and its bias at that value."""
     linear = nn.Linear(dim, width)
     if start_bias is not None:
         nn.init.zeros_(linear.weight)

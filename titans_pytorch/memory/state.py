@@ -1,4 +1,4 @@
-"""NeuralMemState: what is carried from one call to the next.
+"""NeuralMemState: the state that one call returns and the next one takes.
 
 Letters: b batch, h heads, d features, k waiting tokens (fewer than a chunk), o momentum order, i chunk index.
 """
@@ -30,32 +30,33 @@ ROWS = (
 
 
 class NeuralMemState(NamedTuple):
-    """The state of a NeuralMemory between calls. It is never modified by a call that is given it.
+    """The state of a NeuralMemory between calls. No call modifies a state that it is given.
 
-    Save it with torch.save, or as a TensorDict; where a graph hangs on it, `mem_state_detach` first.
+    Save it with torch.save, or as a TensorDict. If it has an autograd graph, call `mem_state_detach` first.
 
-    seq_index: tokens stored so far, a multiple of the chunk; the next token's position is this plus the waiting tokens.
-    weights: name -> [(b h) ...], the anchor: where surprises are taken.
+    seq_index: tokens written so far, a multiple of the chunk; the next token's position is this plus the waiting
+        tokens.
+    weights: name -> [(b h) ...], the mini-batch start weights.
     cache_store_segment: tokens waiting for their chunk [b k d] ([2 b k d] with diff views).
-    states: (memory, momentum): name -> [(b h) ...] and name -> [o (b h) ...] (empty without momentum).
-    updates: name -> [(b h) (chunks + 1) ...], the memory before each chunk of the last call and after it; built when
-        read.
+    states: (fast weights, momentum): name -> [(b h) ...] and name -> [o (b h) ...] (empty without momentum).
+    updates: name -> [(b h) (chunks + 1) ...], the fast weights before each chunk of the last call and after it; built
+        when read.
     active_page_indices: long [b], the page being written (pages only).
     cache_store_mask: [b k] bool, the store mask of the waiting tokens; None if nothing was masked.
-    query_group: [b h k d], earlier queries of the unfinished read group (memory models that are not tokenwise only).
-    read_weights: name -> [(b h) ...], the memory that the unfinished read group reads, where that is an older one (a
+    query_group: [b h k d], earlier queries of the unfinished read group (memory networks that are not tokenwise only).
+    read_weights: name -> [(b h) ...], the fast weights that the unfinished read group reads, if older than `states` (a
         retrieve chunk that is not the store chunk only).
-    gate_tokens: [b k d], the last stored tokens, normalised, as many as gates look back on (gates only).
+    gate_tokens: [b k d], the last written tokens, normalised, as many as gates depend on (gates only).
     last_switch: long [b], the switch window of the last switch, -1 for none (page_switch_every only).
-    recent_complexity: [b k], of the last chunks (page_threshold_quantile only).
-    query_conv: [b kernel-1 w], the queries' convolution's last inputs; store_conv: [b kernel-1 2 w u], those of the
-        keys and the values behind them, of the tokens stored (qkv_conv_kernel only); None before the first.
-    last_token: [b 1 d], the last stored token, normalised (surprise_source = "prediction" only).
+    recent_complexity: [b k], complexities of the last chunks (page_threshold_quantile only).
+    query_conv: [b kernel-1 w], last inputs of the queries' convolution. store_conv: [b kernel-1 2 w u], last inputs of
+        the keys' convolution, then of the values', of written tokens (qkv_conv_kernel only). None before the first.
+    last_token: [b 1 d], the last written token, normalised (surprise_source = "prediction" only).
     read_page: long [b], the page that was active in read_weights (read_active_page_only only).
-    earlier_pairs: [b h k 2d+1], the last key-value pairs stored, and 1 where one was written, else 0; behind them the
-        bound of its inner loss, where there is one (surprise_window only).
-    configuration: JSON, the settings of the memory that made it; a memory of other settings refuses it. None for a
-        state made by hand (or by `_replace(configuration=None)`), of which shapes alone are checked.
+    earlier_pairs: [b h k 2d+1], the last key-value pairs, each with a 1 if it was written, else 0, and with the bound
+        of its inner loss if the rule has one (surprise_window only).
+    configuration: JSON, the settings of the memory that made the state; a memory of other settings rejects it. None for
+        a state made by hand (or by `_replace(configuration=None)`); then only shapes are checked.
     """
 
     seq_index: int
@@ -84,9 +85,9 @@ class NeuralMemState(NamedTuple):
         return self.seq_index + waiting
 
     def to_tensordict(self, batch: int | None = None):
-        """A TensorDict of batch size [batch] with everything but `updates`: to save, stack, or select rows of.
+        """Return a TensorDict of batch size [batch] with everything but `updates`, to save, stack or select rows.
 
-        batch: rows; known where tokens were read, so that only a state made by hand needs it.
+        batch: number of rows. Only a state made by hand needs it; others know theirs.
         """
         from tensordict import TensorDict
 
@@ -113,8 +114,8 @@ class NeuralMemState(NamedTuple):
 
     @classmethod
     def from_tensordict(cls, td) -> "NeuralMemState":
-        """The state again from what `to_tensordict` gave, td, without `updates`. All rows must stand at the same
-        position, and be of memories of one configuration (ValueError).
+        """Return the state of `td`, a TensorDict that `to_tensordict` made; it has no `updates`. ValueError unless all
+        rows are at the same position and come from memories of one configuration.
         """
         if tuple(td.batch_size) != (td.numel(),) or td.numel() == 0:
             raise wrong(
@@ -146,7 +147,7 @@ class NeuralMemState(NamedTuple):
 
 
 def _configuration(rows: str | list) -> str:
-    """That of all rows of a table, which gives one text, or a list of one for each row where they were joined."""
+    """Return the configuration that all rows share. rows: one text, or a list with one for each row of a stack."""
     if isinstance(rows, str):
         return rows
     first, *others = rows
@@ -160,7 +161,9 @@ def _rows_first(x: Tensor, batch: int) -> Tensor:
 
 
 def mem_state_detach(state: NeuralMemState) -> NeuralMemState:
-    """The same state cut from the graph: for truncated backpropagation through time. ValueError for anything else."""
+    """Return the state without its autograd graph, for truncated backpropagation through time. ValueError if `state` is
+    not a NeuralMemState.
+    """
     of_kind(state, NeuralMemState, "state", "a NeuralMemState")
     return NeuralMemState(*(_detach(value) for value in state))
 

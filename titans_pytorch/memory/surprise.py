@@ -17,8 +17,9 @@ SOURCES = ("memory", "prediction")
 
 
 class NextToken(nn.Module):
-    """Predicts each token linearly from the one before it (zeros before the first). Only its own error trains it: the
-    tokens are detached."""
+    """Predicts each token linearly from the one before it (zeros before the first). The tokens are detached, so only
+    its own error trains it.
+    """
 
     def __init__(self, dim: int):
         super().__init__()
@@ -27,7 +28,7 @@ class NextToken(nn.Module):
     def forward(
         self, tokens: Tensor, before: Tensor | None, earlier: EarlierTokens | None = None
     ) -> tuple[Tensor, Tensor]:
-        """tokens [b n d], n >= 1, after `before` [b 1 d]: (the error's mean square over d [b n], the last token)."""
+        """Return (mean squared errors [b n], the last token) for tokens [b n d], n >= 1, after `before` [b 1 d]."""
         tokens = tokens.detach()
         before = torch.zeros_like(tokens[:, :1]) if before is None else before.to(tokens.dtype)
         joined = torch.cat((before, tokens), dim=1)
@@ -38,28 +39,28 @@ class NextToken(nn.Module):
 
 
 def of_pairs(surprise: Tensor, chunk: int, heads: int, kv_per_token: int, pairs: int) -> Tensor:
-    """A value of each token [b m*c], repeated for the pairs whose keys are the token's: [(b h) m p]."""
+    """Repeat a value of each token [b m*c] for the pairs of the token: [(b h) m p]."""
     every = repeat(surprise, "b (m c) -> (b h) m (c u)", c=chunk, h=heads, u=kv_per_token)
     return every[:, :, :pairs]
 
 
 def of_rows(x: Tensor, batch: int) -> Tensor:
-    """[(b h) m p] -> [b h m*p]."""
+    """Rearrange [(b h) m p] to [b h m*p]."""
     return x.unflatten(0, (batch, -1)).flatten(2)
 
 
 def auxiliary_loss(surprises: Sequence[Tensor], every_pair: bool = False) -> Tensor:
-    """A scalar to train on beside the task's loss.
+    """Return a scalar to add to the task's loss.
 
-    The mean loss (eq. 12 of arXiv 2501.00663) of the pairs that were learned from (step above 0, so neither masked nor
-    too little surprising ones), and the mean error of the predictor where there is one. The gradient reaches the
-    initial weights, the keys and the values (which it can also shrink: give it a small weight), and the predictor,
-    which learns from nothing else. 0 where nothing was learned from.
+    It is the mean inner loss (eq. 12 of arXiv 2501.00663) of the written pairs (learning rate above 0), plus the mean
+    error of the predictor if there is one. Masked pairs and pairs below a surprise threshold are not written. Its
+    gradient trains the initial weights, the keys and the values; it can also shrink keys and values, so give it a small
+    weight. The predictor learns from nothing else. The result is 0 if no pair was written.
 
     Args:
-        surprises: what a call with return_surprises = True returned last, of one NeuralMemory.
-        every_pair: divide by the number of all pairs, also of those not learned from: the mean over micro-batches of
-            one size is then the loss of the whole batch, also with a `surprise_threshold`.
+        surprises: the last result of a call of one NeuralMemory with return_surprises = True.
+        every_pair: divide by the number of all pairs, written or not. The mean over micro-batches of one size is then
+            the loss of the whole batch, also with a `surprise_threshold`.
 
     Raises:
         ValueError: for anything else.

@@ -1,7 +1,7 @@
-"""Parameters that a call does not need: its output is joined to them, with gradient zero.
+"""Gives the parameters that a call does not use a gradient of zero.
 
 DistributedDataParallel waits for the gradient of every parameter. Without this a sequence shorter than a chunk fails,
-or waits forever where the other processes read longer ones.
+or waits forever if other processes read longer sequences.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,31 +14,31 @@ from titans_pytorch.common.switches import stores
 
 
 def with_unused(x: Tensor, parameters: Iterable[Tensor]) -> Tensor:
-    """x, to the bit; its graph leads to the parameters too. Where gradients are off it is x itself.
+    """Return x, bit for bit, with a graph that includes the parameters. With gradients off, return x itself.
 
-    Tensor subclasses (DTensor, quantised weights) are left out: they do not mix with plain tensors.
+    Tensor subclasses (DTensor, quantised weights) are skipped: they do not mix with plain tensors.
     """
     if not torch.is_grad_enabled():
         return x
-    # nothing of a parameter is read, so that one which is not finite does no harm
+    # no value of a parameter is read, so one that is not finite does no harm
     none = [p.flatten()[:0].to(x) for p in parameters if p.requires_grad and type(p) in (nn.Parameter, Tensor)]
     return x - torch.cat(none).sum() if none else x
 
 
 def unused_parameters(memory: Any, first: int, read: int, boundary: int | None, carried: bool, residual: bool):
-    """Those of a NeuralMemory that a call did not need, and perhaps some that it did.
+    """Return the parameters of a NeuralMemory that a call may not have used.
 
     Args:
         memory: the NeuralMemory.
-        first: chunks stored before the call.
+        first: chunks written before the call.
         read: chunks that its last query reads.
-        boundary: chunks that share mini-batch start weights; None: all.
-        carried: the state held weights, in place of the initial ones.
-        residual: an earlier memory's weights took part.
+        boundary: chunks of a mini-batch; None: all chunks are one.
+        carried: whether the state held fast weights in place of the initial ones.
+        residual: whether an earlier memory's fast weights were used.
     """
-    if read <= first or not stores(memory):  # nothing that the call stored was read
+    if read <= first or not stores(memory):  # no chunk that the call wrote was read
         return memory.parameters()
-    if not memory.engine.rule.has_closed_form:  # a rule of one's own may leave out anything
+    if not memory.engine.rule.has_closed_form:  # a rule of the user may skip any parameter
         return memory.parameters()
     return _unused_of_some(memory, first, read, boundary, carried, residual)
 

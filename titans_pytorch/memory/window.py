@@ -1,11 +1,11 @@
 """Surprise windows (the Omega rule, arXiv 2505.23735, eq. 9): a chunk also writes the pairs before it.
 
-The key-value pairs of a chunk become those of its window: the last k pairs before the chunk, then its own. An engine
-sees chunks of more pairs, and nothing else changes. Before the first token of a stream a window has zeros, which are
-never written (a network that is not tokenwise sees them among its keys).
+Each chunk gets the key-value pairs of its window: the last k pairs before the chunk, then its own. Engines see chunks
+of more pairs; nothing else changes. Before the first token of a stream a window has zeros, which are never written (a
+network that is not tokenwise sees them among its keys).
 
-Letters: b batch, h heads, B rows (b h), m chunks, p pairs of a chunk, k earlier pairs of a window, d features, w what
-is carried of a pair.
+Letters: b batch, h heads, B rows (b h), m chunks, p pairs of a chunk, k earlier pairs of a window, d features, w
+numbers carried for a pair.
 """
 
 from dataclasses import replace
@@ -18,9 +18,9 @@ from titans_pytorch.engines.written import Written
 
 
 def with_window(chunks: Chunks, before: Tensor | None, earlier: int, heads: int) -> tuple[Chunks, Tensor]:
-    """The chunks with the k = `earlier` pairs before each, and what the next chunks need of these: [b h k w].
+    """Return the chunks with the k = `earlier` pairs before each, and the pairs that the next chunks need [b h k w].
 
-    before: what an earlier call returned; None at the start of a stream, where there are none.
+    before: those pairs from an earlier call; None at the start of a stream.
     """
     rates, (rows, _, own, d) = chunks.rates, chunks.keys.shape
     assert rates.window is not None
@@ -34,7 +34,7 @@ def with_window(chunks: Chunks, before: Tensor | None, earlier: int, heads: int)
     seen = pairs.unfold(1, earlier + own, own).transpose(-1, -2)  # [B m k+p w]
     weight = rates.window.repeat_interleave(earlier // rates.window.shape[-1], dim=-1)
     share = rates.learning_rate.mean(dim=-1, keepdim=True) * weight
-    # where nothing was written the share is a constant zero, whatever the pair holds
+    # of a pair that was not written the share is a constant zero, whatever the pair holds
     share = torch.where(seen[:, :, :earlier, 2 * d] != 0, share, 0.0)
     rates = replace(
         rates,
@@ -47,13 +47,13 @@ def with_window(chunks: Chunks, before: Tensor | None, earlier: int, heads: int)
 
 
 def step_outside(chunks: Chunks) -> Chunks:
-    """The chunks with their learning rate as `rates.step`, which the rule applies. Pairs count once or not at all."""
+    """Move the chunks' learning rate to `rates.step`, which the rule applies. Each pair then counts once or not."""
     rate = chunks.rates.learning_rate
     rates = replace(chunks.rates, step=rate.mean(dim=-1), learning_rate=(rate != 0).to(rate.dtype))
     return replace(chunks, rates=rates)
 
 
 def own_surprises(written: Written, chunks: Chunks, pairs: int) -> tuple[Tensor, Tensor]:
-    """(inner loss, learning rate) of each chunk's own pairs, [B m p]."""
+    """Return (inner loss, learning rate) of each chunk's own pairs, [B m p]."""
     loss, rate = (x[:, :, x.shape[-1] - pairs :] for x in written.surprises())
     return loss, rate if chunks.rates.step is None else rate * chunks.rates.step.unsqueeze(-1)
