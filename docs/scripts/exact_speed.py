@@ -8,7 +8,6 @@ Seconds of CPU time, the least of several turns; the arms take turns. Memory is 
 idle, each arm in a process of its own.
 """
 
-import argparse
 import multiprocessing
 import sys
 import time
@@ -23,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from harness.resident import Watermark
 
 from titans_pytorch import NeuralMemory
+from titans_pytorch.training.options import OneLineParser
 
 DIM, HEADS, HEAD, TOKENS, DECODED = 256, 4, 64, 4096, 64
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
@@ -121,7 +121,7 @@ def measured(names: list[str], tokens: int, turns: int) -> dict[str, dict[str, f
 
 def main(argv: list[str] | None = None) -> int:
     """Print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("--lengths", action="store_true", help="compare lengths instead")
     parser.add_argument("--tokens", type=int, default=TOKENS)
     parser.add_argument("--turns", type=int, default=4)
