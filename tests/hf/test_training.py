@@ -130,6 +130,13 @@ def test_convert_a_run(tmp_path, capsys):
     assert not (tmp_path / "other").exists()
 
 
+def test_an_unknown_option_of_the_conversion(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        convert(["run", "out", "--versoin"])
+    assert stopped.value.code == 2
+    assert "the nearest is --version" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("settings", [{}, {"tie_embeddings": True}, {"gate": "convex", "init_gate_bias": -2.0}])
 def test_a_model_that_transformers_saved_becomes_a_run(tmp_path, settings, capsys):
     """Its weights in float32 and defaults for the rest; the command line opens it."""
