@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from titans_pytorch.decoding.connection import FewTokens
-from titans_pytorch.decoding.decoder import FEW
+from titans_pytorch.decoding.decoder import FEW, Decoder
 from titans_pytorch.decoding.memory import AnyMemoryStep, MemoryStep
-from titans_pytorch.mac_transformer import MacCache, MemoryAsContextTransformer
+from titans_pytorch.decoding.steps import CacheDecoder
+from titans_pytorch.mac_transformer import MemoryAsContextTransformer
 from titans_pytorch.neural_memory import NeuralMemory
 
 from .helpers import assert_close, relative_error
@@ -52,7 +53,7 @@ def both(model, prompt, n, seed=0):
             got.append(decoder.step(token[:, None]))
             logits, cache = model(token[:, None], cache=cache, return_cache=True)
             wanted.append(logits[:, 0])
-    return (torch.stack(got), MacCache(*decoder.caches())), (torch.stack(wanted), cache)
+    return (torch.stack(got), decoder.cache()), (torch.stack(wanted), cache)
 
 
 def check(model, prompt, n, seed=0, limit=1e-9):
@@ -100,7 +101,7 @@ def test_a_prompt_of_any_length_and_its_cache_again():
                 decoder = model.decoder(cache)
                 for t in range(cache.tokens, end):
                     assert_close(decoder.step(ids[:, t : t + 1]), wanted[:, t], 1e-9)
-                cache = MacCache(*decoder.caches())
+                cache = decoder.cache()
 
 
 def test_float32_is_as_good_as_the_models():
@@ -127,25 +128,28 @@ def test_when_there_is_none():
         with torch.no_grad():
             return model.decoder(model(draw_ids(batch, 3), return_cache=True)[1])
 
-    assert decoder() is not None
-    assert decoder(FEW + 1) is None
+    def assert_by_calls(batch=1):
+        assert type(decoder(batch)) is CacheDecoder
+
+    assert type(decoder()) is Decoder
+    assert_by_calls(FEW + 1)
     model.train()
-    assert decoder() is None
+    assert_by_calls()
     model.eval()
     for module in (model, model.layers[1], model.layers[1].attention, model.layers[0].memory):
         hook = module.register_forward_hook(lambda *_: None)
-        assert decoder() is None
+        assert_by_calls()
         hook.remove()
     with nn.modules.module.register_module_forward_hook(lambda *_: None):
-        assert decoder() is None
+        assert_by_calls()
     model.layers[0].memory.__class__ = Other
-    assert decoder() is None
+    assert_by_calls()
     model.layers[0].memory.__class__ = NeuralMemory
     with torch.autocast("cpu"):
-        assert decoder() is None
-    assert decoder() is not None
+        assert_by_calls()
+    assert type(decoder()) is Decoder
     model.bfloat16()
-    assert decoder() is None
+    assert_by_calls()
 
 
 def test_asked_once_and_not_where_a_connection_is_listened_to():
@@ -153,9 +157,9 @@ def test_asked_once_and_not_where_a_connection_is_listened_to():
     ids = torch.randint(0, 16, (1, 3))
     with torch.no_grad():
         _, cache = model(ids, return_cache=True)
-        assert model.decoder(cache) is not None
+        assert type(model.decoder(cache)) is Decoder
         handle = model.layers[0].attention_connection.register_forward_hook(lambda *args: None)
-        assert model.decoder(cache) is None
+        assert type(model.decoder(cache)) is CacheDecoder
         asked = []
         model.decoder = asked.append
         model.sample(ids, 7, show_progress=False, use_cache=True)

@@ -18,6 +18,7 @@ from titans_pytorch.common.identity import check_identity, identity
 from titans_pytorch.common.names import known_keywords
 from titans_pytorch.decoding.decoder import Decoder, can_decode
 from titans_pytorch.decoding.sampling import check_ids, min_p_filter, sample
+from titans_pytorch.decoding.steps import CacheDecoder, decoder_by_calls
 from titans_pytorch.layers.attention import SegmentedAttention, count, flex_attention
 from titans_pytorch.layers.axial_positions import axial_positions
 from titans_pytorch.layers.longterm_tokens import insert_longterm, places, remove_longterm
@@ -314,12 +315,12 @@ class MemoryAsContextTransformer(nn.Module):
         check_ids("prompt", prompt, self.ids_below)
         return sample(self, prompt, seq_len, temperature, filter_fn, filter_kwargs, show_progress, use_cache, generator)
 
-    def decoder(self, cache: MacCache) -> Decoder | None:
-        """Return a Decoder that reads the tokens after `cache` one at a time, or None where it gains nothing (see
-        `can_decode`). It computes the numbers of the model's calls at less cost, while no parameter changes and
-        gradients are off."""
+    def decoder(self, cache: MacCache) -> Decoder | CacheDecoder:
+        """Return an object that reads the tokens after `cache` one at a time: `step(ids [b 1])` returns logits [b v],
+        `cache()` the cache after them. It computes the numbers of the model's calls, at less cost where it can (see
+        `can_decode`), while no parameter changes and gradients are off."""
         self._check_cache(cache)
-        return Decoder(self, cache) if can_decode(self, _rows(cache)) else None
+        return Decoder(self, cache) if can_decode(self, _rows(cache)) else decoder_by_calls(self, cache)
 
     def _check_cache(self, cache: MacCache, batch: int | None = None) -> None:
         if not isinstance(cache, MacCache):

@@ -457,7 +457,7 @@ def test_the_transformers_layers_refuse_the_caches_of_others():
 def test_a_decoders_cache_is_the_models():
     model = transformer_of()
     decoder = model.decoder(model(ids(), return_cache=True)[1])
-    tokens_read, layers, made_by = decoder.caches()
+    tokens_read, layers, made_by = decoder.cache()
     assert (tokens_read, made_by) == (7, model.configuration)
     other = transformer_of(neural_memory_batch_size=16)
     assert [layer.attention.configuration for layer in layers] == [

@@ -111,6 +111,11 @@ def watched(watchers: Mapping[Any, Any]) -> Iterator[None]:
         _watched.reset(token)
 
 
+def any_watcher() -> bool:
+    """Return whether a watcher is told of anything here."""
+    return bool(_watched.get())
+
+
 def tell(subject: Any, event: str, *values: Any) -> None:
     """Call the method `event` of every watcher of a subject. Compiled code and recomputed passes send no events."""
     if torch.compiler.is_compiling() or not (several := _watched.get()) or in_backward():

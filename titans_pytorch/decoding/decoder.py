@@ -101,6 +101,7 @@ class Decoder:
 
     def __init__(self, model: Any, cache: Any):
         self.model, self.tokens, self.segment_len = model, cache.tokens, model.segment_len
+        self.given = cache
         self.norm = norm_step(model.norm)
         self.expand, self.reduce = streams_step(model.expand_streams, model.reduce_streams)
         self.longterm = model.longterm_mems.unbind(0)
@@ -131,9 +132,10 @@ class Decoder:
         self.place += 1
         return self.reduce(streams)
 
-    def caches(self) -> tuple[int, tuple[LayerCache, ...], str]:
-        """Return the fields of the MacCache: tokens read, each layer's cache, the model's settings."""
-        return self.tokens, tuple(layer.cache() for layer in self.layers), self.model.configuration
+    def cache(self) -> Any:
+        """Return the model's cache after the tokens read."""
+        layers = tuple(layer.cache() for layer in self.layers)
+        return self.given._replace(tokens=self.tokens, layers=layers, configuration=self.model.configuration)
 
 
 def _turns(attention: SegmentedAttention, shared: list[Turns], dtype: torch.dtype) -> Turns:

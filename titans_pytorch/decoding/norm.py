@@ -4,29 +4,31 @@ Letters: d features
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from titans_pytorch.decoding.steps import STEPS, silent
 from titans_pytorch.layers.norms import RMSNorm
+from titans_pytorch.ops.rms_norm import rms_norm
 
 
-class OneToken:
-    """RMSNorm of x [1 1 d]; of more rows by the module."""
+def rms_norm_step(norm: RMSNorm, x: Tensor) -> Tensor:
+    """RMSNorm of x [b 1 d], d as in the norm's weight."""
+    weight = norm.weight
+    width = weight.numel()
+    if x.numel() != width or weight.dtype != x.dtype:
+        return rms_norm(x, weight, norm.eps)
+    eps = torch.finfo(x.dtype).eps if norm.eps is None else norm.eps
+    flat = x.reshape(width)
+    square = torch.dot(flat, flat).item()
+    return (x * weight).mul_((square / width + eps) ** -0.5)
 
-    def __init__(self, norm: RMSNorm):
-        self.norm, self.weight, self.width = norm, norm.weight, norm.weight.numel()
-        self.eps = torch.finfo(norm.weight.dtype).eps if norm.eps is None else norm.eps
 
-    def __call__(self, x: Tensor) -> Tensor:
-        if x.shape[0] > 1:
-            return self.norm(x)
-        flat = x.reshape(self.width)
-        square = torch.dot(flat, flat).item()
-        return (x * self.weight).mul_((square / self.width + self.eps) ** -0.5)
+STEPS[RMSNorm] = rms_norm_step
 
 
 def norm_step(norm: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    if type(norm) is not RMSNorm or norm._forward_hooks or norm._forward_pre_hooks or "forward" in vars(norm):
-        return norm
-    return OneToken(norm)
+    """Return a norm's step, or the norm itself, decided once."""
+    return partial(rms_norm_step, norm) if type(norm) is RMSNorm and silent(norm) else norm

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from titans_pytorch.common.checks import Words, callable_or_none, flags, number_at_least_0, of_kind, positive_int, wrong
 from titans_pytorch.common.switches import evaluating
+from titans_pytorch.decoding.steps import decoder_by_calls
 from titans_pytorch.ops.modes import plain_only
 
 
@@ -103,18 +104,16 @@ def check_ids(name: str, ids: Tensor, num_tokens: int | None = None) -> None:
 def cached_logits(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """Return a function of ids [b n], one longer in each call, that returns logits [b v] of the last. It reads only the
     new ids."""
-    cache: Any = None
     decoder: Any = None
-    new_decoder = getattr(model, "decoder", None)
 
     def next_logits(ids: Tensor) -> Tensor:
-        nonlocal cache, decoder
+        nonlocal decoder
         if decoder is not None:
             return decoder.step(ids[:, -1:])
-        first = cache is None
-        logits, cache = model(ids if first else ids[:, -1:], cache=cache, return_cache=True)
-        if first and new_decoder is not None:  # once: it walks over the whole model
-            decoder = new_decoder(cache)
+        logits, cache = model(ids, cache=None, return_cache=True)
+        new = getattr(model, "decoder", None)
+        own = callable(new) and not isinstance(new, nn.Module)  # a submodule may have this name
+        decoder = (new(cache) if own else None) or decoder_by_calls(model, cache)
         return logits[:, -1]
 
     return next_logits
@@ -137,7 +136,8 @@ def sample(
     Args:
         model: called as `model(ids)` -> logits [b n v]; with the cache as `model(ids, cache=..., return_cache=True)` ->
             (logits, cache), on the prompt and then on one new token at a time. If `model.decoder(cache)` returns an
-            object, its `step(ids [b 1])` -> logits [b v] reads the new tokens. The model is in eval mode meanwhile.
+            object, its `step(ids [b 1])` -> logits [b v] reads the new tokens in place of the model. The model is in
+            eval mode meanwhile.
         prompt: token ids [b n], n >= 1.
         seq_len: tokens of prompt and continuation together.
         temperature: temperature of the softmax after the filter; 0 takes the likeliest token.

@@ -33,6 +33,11 @@ class Layout:
         return not self.packed and self.real is None
 
     @property
+    def one_token(self) -> bool:
+        """Whether each row of the call is one token."""
+        return self.shape[1] == 1 and self.index is None and self.real is None
+
+    @property
     def rows(self) -> tuple[int, int]:
         """(r, m)."""
         if self.index is None:

@@ -217,8 +217,12 @@ class TitansForCausalLM(TitansPreTrainedModel, GenerationMixin):
             load_whole(self.model.blocks)
         wants_hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         hiddens: list[Tensor] = []
-        collect = (hiddens,) if wants_hidden else ()
-        x, layers, surprises = self.model.run(layout.take(x), None if state is None else state.layers, *collect)
+        surprises: Surprises = []
+        if state is not None and layout.one_token and targets is None and not wants_hidden:
+            x, layers = self.model.run_token(x, state.layers)
+        else:
+            collect = (hiddens,) if wants_hidden else ()
+            x, layers, surprises = self.model.run(layout.take(x), None if state is None else state.layers, *collect)
         x = self.model.norm(layout.put(x))
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.model.to_logits(x[:, keep])

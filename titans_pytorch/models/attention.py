@@ -14,7 +14,14 @@ from torch.nn import functional as F
 
 from titans_pytorch.common.checks import Words, check_tokens, positive_int, wrong
 from titans_pytorch.common.identity import check_identity, identity
-from titans_pytorch.layers.attention import KeyValueCache, RotaryPositions, cached_attention, position_after
+from titans_pytorch.decoding.steps import STEPS, silent
+from titans_pytorch.layers.attention import (
+    KeyValueCache,
+    RotaryPositions,
+    cached_attention,
+    in_reach,
+    position_after,
+)
 from titans_pytorch.ops.segmented_attention import attend, prepend
 
 
@@ -144,3 +151,78 @@ class SegmentAttention(Projections):
             if tuple(held.shape) != (wanted := (batch, self.heads, seen, self.head)):
                 raise wrong(f"cache.{name}", tuple(held.shape), f"of shape {wanted}")
         return seen
+
+
+def window_step(attention: WindowAttention, x: Tensor, persistent: Tensor, cache: KeyValueCache | None = None):
+    """Attend with one token, which sees all that is cached."""
+    if cache is None or cache.configuration != attention.configuration or not _plain(attention):
+        return None
+    held = in_reach(cache.position, attention.window, True)
+    if not cache.keys.shape == cache.values.shape == (x.shape[0], attention.heads, held, attention.head):
+        return None
+    new, before = _keys_values(attention, (x,), persistent)
+    query, keys = _rotated(attention, attention.to_queries(x), new[:, :, 0], (cache.position,) * 2).split(1, dim=2)
+    keys, values = torch.cat((cache.keys, keys), dim=2), torch.cat((cache.values, new[:, :, 1].transpose(1, 2)), dim=2)
+    out = _attended(attention, query, before, (keys,), (values,))
+    if held == attention.window:
+        keys, values = keys[:, :, 1:].clone(), values[:, :, 1:].clone()
+    return out, KeyValueCache(keys, values, cache.position + 1, attention.configuration)
+
+
+STEPS[WindowAttention] = window_step
+
+
+def segment_step(
+    attention: SegmentAttention, x: Tensor, retrieved: Tensor, persistent: Tensor, cache: SegmentCache | None
+):
+    """Attend with one token of a segment, which sees all that is cached."""
+    if not _plain(attention):
+        return None
+    seen = attention._seen(cache, x.shape[0])
+    if seen >= attention.segment:
+        return None
+    new, before = _keys_values(attention, (retrieved, x), persistent)
+    place = attention.segment + seen
+    query, rk, k = _rotated(attention, attention.to_queries(x), new[:, :, 0], (place, seen, place)).split(1, dim=2)
+    rv, v = new[:, :, 1].transpose(1, 2).split(1, dim=2)
+    if cache is not None:
+        k, v, rk, rv = (torch.cat(pair, dim=2) for pair in zip(cache[:4], (k, v, rk, rv), strict=True))
+    return _attended(attention, query, before, (rk, k), (rv, v)), SegmentCache(k, v, rk, rv, attention.configuration)
+
+
+STEPS[SegmentAttention] = segment_step
+
+
+def _plain(attention: Projections) -> bool:
+    """Return whether the map to keys and values may see several tokens at once, and the rotation may be skipped."""
+    linear, positions = attention.to_keys_values, attention.positions
+    return type(linear) is nn.Linear and silent(linear) and type(positions) is RotaryPositions
+
+
+def _keys_values(attention: Projections, tokens: tuple[Tensor, ...], persistent: Tensor) -> tuple[Tensor, Tensor]:
+    """Map tokens, each [b 1 d], and persistent ones [p d] in one product: keys (not rotated) and values of the tokens
+    [b t 2 h d], of the persistent ones [b p 2 h d]."""
+    b, p = tokens[0].shape[0], persistent.shape[0]
+    joined = torch.cat((persistent.expand(b, -1, -1), *tokens), dim=1)
+    both = attention.to_keys_values(joined).view(b, -1, 2, attention.heads, attention.head)
+    return both[:, p:], both[:, :p]
+
+
+def _rotated(attention: Projections, query: Tensor, keys: Tensor, positions: tuple[int, ...]) -> Tensor:
+    """Rotate a query [b 1 (h d)] and keys [b t h d], each by its position: [b h 1+t d]."""
+    b, _, heads, head = keys.shape
+    x = torch.cat((query.view(b, 1, heads, head), keys), dim=1)
+    freqs = attention.positions.freqs
+    angles = torch.outer(torch.tensor(positions, dtype=freqs.dtype), freqs)
+    turn = torch.polar(torch.ones_like(angles), angles).unsqueeze(1)
+    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * turn).flatten(-2).transpose(1, 2)
+
+
+def _attended(
+    attention: Projections, query: Tensor, persistent: Tensor, keys: tuple[Tensor, ...], values: tuple[Tensor, ...]
+) -> Tensor:
+    """Attend with a query [b h 1 d] over persistent [b p 2 h d] and further keys and values [b h j d]: [b 1 (h d)]."""
+    first_keys, first_values = persistent.permute(2, 0, 3, 1, 4).unbind(0)
+    all_keys, all_values = torch.cat((first_keys, *keys), dim=2), torch.cat((first_values, *values), dim=2)
+    return merge(F.scaled_dot_product_attention(query, all_keys, all_values, scale=attention.head**-0.5))

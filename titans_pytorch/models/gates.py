@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from titans_pytorch.common.checks import check_tokens, number_or_none, one_of, positive_int, wrong
+from titans_pytorch.decoding.steps import STEPS, step
 from titans_pytorch.layers.norms import RMSNorm
 
 GATES = ("normalised", "silu", "sigmoid", "convex")
@@ -41,7 +42,10 @@ class Gate(nn.Module):
         check_tokens(remembered, "remembered", self.dim, weight)
         if attended.shape != remembered.shape:
             raise wrong("remembered", tuple(remembered.shape), f"of the shape of attended, {tuple(attended.shape)}")
-        attended, remembered = self.attended_norm(attended), self.remembered_norm(remembered)
+        return self._joined(self.attended_norm(attended), self.remembered_norm(remembered), h)
+
+    def _joined(self, attended: Tensor, remembered: Tensor, h: Tensor) -> Tensor:
+        """Combine normalised outputs."""
         if self.to_share is not None:
             share = self.to_share(torch.cat((h, remembered), dim=-1)).sigmoid()
             joined = torch.lerp(remembered, attended, share)
@@ -50,3 +54,11 @@ class Gate(nn.Module):
         else:
             joined = attended * (F.silu(remembered) if self.kind == "silu" else remembered.sigmoid())
         return self.to_out(joined)
+
+
+def gate_step(gate: Gate, attended: Tensor, remembered: Tensor, h: Tensor) -> Tensor:
+    """Combine one token's outputs, without checks."""
+    return gate._joined(step(gate.attended_norm, attended), step(gate.remembered_norm, remembered), h)
+
+
+STEPS[Gate] = gate_step

@@ -26,6 +26,7 @@ from titans_pytorch.common.checks import Words, flags, of_kind, wrong
 from titans_pytorch.common.identity import check_identity, identity
 from titans_pytorch.common.switches import with_switches_of_now
 from titans_pytorch.decoding.sampling import check_ids, min_p_filter, sample
+from titans_pytorch.decoding.steps import STEPS, CacheDecoder, silent, step, steps_apply
 from titans_pytorch.layers.memory_as_context import feed_forward
 from titans_pytorch.layers.norms import RMSNorm
 from titans_pytorch.memory.diverged import label_memories
@@ -57,6 +58,16 @@ class Block(nn.Module):
         out, state, surprises = self.layer(x, state, return_surprises=True)
         x = x + out
         return x + self.feed_forward(x), state, surprises
+
+
+def block_step(block: Block, x: Tensor, state: Any = None):
+    """Run one token, without surprises."""
+    out, state, _ = step(block.layer, x, state, return_surprises=True)
+    x = x + out
+    return x + step(block.feed_forward, x), state, ()
+
+
+STEPS[Block] = block_step
 
 
 class LanguageModel(nn.Module):
@@ -165,6 +176,36 @@ class LanguageModel(nn.Module):
             hiddens.append(x)
         return x, tuple(after), surprises
 
+    def run_token(self, x: Tensor, states: tuple) -> tuple[Tensor, tuple]:
+        """`run` for one token of each row, x [b 1 d], without surprises: at less cost by steps (decoding/steps.py),
+        where they apply."""
+        if not (steps_apply(x) and type(self).run is LanguageModel.run and "run" not in vars(self)):
+            return self.run(x, states)[:2]
+        after = []
+        for block, state in zip(self.blocks, states, strict=True):
+            x, state, _ = step(block, x, state)
+            after.append(state)
+        return x, tuple(after)
+
+    def decoder(self, cache: ModelState) -> CacheDecoder:
+        """Return an object that reads the tokens after `cache` one at a time: `step(ids [b 1])` returns logits [b v],
+        `cache()` the cache after them. It computes the numbers of the model's calls, at less cost by steps
+        (decoding/steps.py), where they apply: without gradients, in float32 or float64, on a CPU."""
+        self._check_cache(None, cache)
+        return CacheDecoder(self._next_logits, cache)
+
+    def _next_logits(self, ids: Tensor, cache: ModelState) -> tuple[Tensor, ModelState]:
+        """Read ids [b 1] after the cache: (logits [b v], the next cache)."""
+        if type(self).forward is not LanguageModel.forward or not silent(self):
+            logits, cache = self(ids, cache=cache, return_cache=True)
+            return logits[:, -1], cache
+        check_ids("ids", ids, self.config.vocab_size)
+        self._check_cache(ids, cache)
+        x, layers = self.run_token(self.token_emb(ids.long()), cache.layers)
+        return self.to_logits(step(self.norm, x))[:, -1], ModelState(
+            cache.tokens + ids.shape[1], layers, self.configuration
+        )
+
     def sample(
         self,
         prompt: Tensor,
@@ -214,7 +255,7 @@ class LanguageModel(nn.Module):
             return 0.0
         return weight * torch.stack([auxiliary_loss(of_one, every_pair=True) for of_one in surprises]).mean()
 
-    def _check_cache(self, ids: Tensor, cache: ModelState | None) -> None:
+    def _check_cache(self, ids: Tensor | None, cache: ModelState | None) -> None:
         """Raise ValueError for a cache of a model of other settings, or with another number of rows than the ids."""
         if cache is None:
             return
@@ -223,5 +264,5 @@ class LanguageModel(nn.Module):
         check_identity(self.configuration, cache.configuration, "cache", ModelConfig)
         if len(cache.layers) != self.config.n_layers:
             raise wrong("cache", Words(f"{len(cache.layers)} layers"), f"one of {self.config.n_layers} layers")
-        if cache.batch != ids.shape[0]:
+        if ids is not None and cache.batch != ids.shape[0]:
             raise wrong("cache", Words(f"one of {cache.batch} rows"), f"one of {ids.shape[0]}, as the ids")

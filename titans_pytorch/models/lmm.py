@@ -1,13 +1,15 @@
 """LMM: the long-term memory alone, without attention (Titans, section 4.3).  Letters: b batch, n tokens, d features"""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
 
 from titans_pytorch.common.identity import identity
 from titans_pytorch.common.names import known_keywords
+from titans_pytorch.decoding.steps import STEPS
 from titans_pytorch.memory.state import NeuralMemState
-from titans_pytorch.models.memory import Layer, Remember, check_memory
+from titans_pytorch.models.memory import Layer, Remember, check_memory, layer_step
 from titans_pytorch.neural_memory import NeuralMemory
 
 
@@ -41,6 +43,9 @@ class LMMLayer(Layer):
         self.remember = Remember(check_memory(memory, dim, heads), n_persistent)
         self.configuration = identity(LMMLayer.__init__, given, ("memory", "heads"))
 
-    def _run(self, x: Tensor, state: LMMState | None) -> tuple[Tensor, LMMState, tuple[Tensor, ...]]:
-        read, _, memory, surprises = self.remember(x, None if state is None else state.memory)
+    def _run(self, x: Tensor, state: LMMState | None, run: Callable) -> tuple[Tensor, LMMState, tuple[Tensor, ...]]:
+        read, _, memory, surprises = run(self.remember, x, None if state is None else state.memory)
         return read, LMMState(memory, self.configuration), surprises
+
+
+STEPS[LMMLayer] = layer_step

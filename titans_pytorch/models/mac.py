@@ -17,7 +17,7 @@ Reads and writes share the memory's projections. Only y at the segment's own tok
 Letters: b batch, n tokens, d features, k earlier tokens that the convolution of queries needs
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -26,11 +26,12 @@ from torch import Tensor
 from titans_pytorch.common.checks import positive_int, wrong
 from titans_pytorch.common.identity import identity
 from titans_pytorch.common.names import known_keywords
+from titans_pytorch.decoding.steps import STEPS
 from titans_pytorch.layers.norms import RMSNorm
 from titans_pytorch.memory.state import NeuralMemState
 from titans_pytorch.models.attention import SegmentAttention, SegmentCache
 from titans_pytorch.models.gates import Gate
-from titans_pytorch.models.memory import Layer, PersistentTokens, Remember, check_memory
+from titans_pytorch.models.memory import Layer, PersistentTokens, Remember, check_memory, layer_step
 from titans_pytorch.neural_memory import NeuralMemory
 
 
@@ -98,8 +99,8 @@ class MACLayer(Layer):
         self.configuration = identity(MACLayer.__init__, given, ("memory", "init_gate_bias"))
         self.looks_back = self.remember.memory.projections.looks_back
 
-    def _run(self, x: Tensor, state: MACState | None) -> tuple[Tensor, MACState, tuple[Tensor, ...]]:
-        x = self.norm(x)
+    def _run(self, x: Tensor, state: MACState | None, run: Callable) -> tuple[Tensor, MACState, tuple[Tensor, ...]]:
+        x = run(self.norm, x)
         if state is None:
             state = MACState(0, None, None, None, x[:, :0])
         self._check_segment(state)
@@ -110,7 +111,7 @@ class MACLayer(Layer):
         start, n = 0, x.shape[1]
         while start < n:
             piece = x[:, start : start + self.attention.segment - state.filled]
-            out, state, surprise = self._within_segment(piece, state, context)
+            out, state, surprise = self._within_segment(piece, state, context, run)
             outs.append(out)
             surprises.append(surprise)
             start += piece.shape[1]
@@ -123,17 +124,17 @@ class MACLayer(Layer):
         return torch.cat(outs, dim=1), state, joined
 
     def _within_segment(
-        self, x: Tensor, state: MACState, context: Mapping[str, Tensor]
+        self, x: Tensor, state: MACState, context: Mapping[str, Tensor], run: Callable
     ) -> tuple[Tensor, MACState, tuple[Tensor, ...]]:
         """Run the next tokens of one segment, x [b n d], normalised. context: the fast weights at its start."""
         asked = torch.cat((state.asked, x), dim=1)
-        retrieved = self.remember.memory.retrieve_memories(asked, context)[:, -x.shape[1] :]
-        y, cache = self.attention(x, retrieved, self.persistent(), state.attention)
-        read, _, memory, surprises = self.remember(y, state.memory)
+        retrieved = self.remember.recall(asked, context, run)[:, -x.shape[1] :]
+        y, cache = run(self.attention, x, retrieved, self.persistent(), state.attention)
+        read, _, memory, surprises = run(self.remember, y, state.memory)
         asked = asked[:, max(asked.shape[1] - self.looks_back, 0) :].clone()
         filled = state.filled + x.shape[1]
         after = MACState(filled, state.context, memory, cache, asked, self.configuration)
-        return self.gate(y, read, x), after, surprises
+        return run(self.gate, y, read, x), after, surprises
 
     def _check_segment(self, state: MACState) -> None:
         """Refuse a state made by hand that counts other tokens than its attention holds."""
@@ -141,6 +142,9 @@ class MACLayer(Layer):
         if state.filled != held or not 0 <= held < self.attention.segment:
             takes = f"the {held} tokens in state.attention, fewer than a segment of {self.attention.segment}"
             raise wrong("state.filled", state.filled, takes)
+
+
+STEPS[MACLayer] = layer_step
 
 
 def _rows_first(weights: Mapping[str, Tensor], batch: int) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """MAG: sliding-window attention, gated by the memory (Titans, eq. 26 to 28).  Letters: b batch, n tokens, d features"""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
@@ -7,12 +8,13 @@ from torch import Tensor
 from titans_pytorch.common.checks import positive_int
 from titans_pytorch.common.identity import identity
 from titans_pytorch.common.names import known_keywords
+from titans_pytorch.decoding.steps import STEPS
 from titans_pytorch.layers.attention import KeyValueCache
 from titans_pytorch.layers.norms import RMSNorm
 from titans_pytorch.memory.state import NeuralMemState
 from titans_pytorch.models.attention import WindowAttention
 from titans_pytorch.models.gates import Gate
-from titans_pytorch.models.memory import Layer, Remember, check_memory
+from titans_pytorch.models.memory import Layer, Remember, check_memory, layer_step
 from titans_pytorch.neural_memory import NeuralMemory
 
 
@@ -63,9 +65,12 @@ class MAGLayer(Layer):
         self.gate = Gate(dim, gate, init_gate_bias)
         self.configuration = identity(MAGLayer.__init__, given, ("memory", "init_gate_bias"))
 
-    def _run(self, x: Tensor, state: MAGState | None) -> tuple[Tensor, MAGState, tuple[Tensor, ...]]:
+    def _run(self, x: Tensor, state: MAGState | None, run: Callable) -> tuple[Tensor, MAGState, tuple[Tensor, ...]]:
         before, cache = (None, None) if state is None else (state.memory, state.attention)
-        x = self.norm(x)
-        attended, cache = self.attention(x, self.remember.persistent(), cache)
-        read, _, before, surprises = self.remember(x, before)
-        return self.gate(attended, read, x), MAGState(before, cache, self.configuration), surprises
+        x = run(self.norm, x)
+        attended, cache = run(self.attention, x, self.remember.persistent(), cache)
+        read, _, before, surprises = run(self.remember, x, before)
+        return run(self.gate, attended, read, x), MAGState(before, cache, self.configuration), surprises
+
+
+STEPS[MAGLayer] = layer_step

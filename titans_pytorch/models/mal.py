@@ -3,17 +3,19 @@
 Letters: b batch, n tokens, d features, p persistent tokens
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from titans_pytorch.common.identity import identity
 from titans_pytorch.common.names import known_keywords
+from titans_pytorch.decoding.steps import STEPS
 from titans_pytorch.layers.attention import KeyValueCache
 from titans_pytorch.layers.norms import RMSNorm
 from titans_pytorch.memory.state import NeuralMemState
 from titans_pytorch.models.attention import WindowAttention
-from titans_pytorch.models.memory import Layer, Remember, check_memory
+from titans_pytorch.models.memory import Layer, Remember, check_memory, layer_step
 from titans_pytorch.neural_memory import NeuralMemory
 
 
@@ -61,9 +63,12 @@ class MALLayer(Layer):
         self.to_out = nn.Linear(dim, dim, bias=False)
         self.configuration = identity(MALLayer.__init__, given, ("memory",))
 
-    def _run(self, x: Tensor, state: MALState | None) -> tuple[Tensor, MALState, tuple[Tensor, ...]]:
+    def _run(self, x: Tensor, state: MALState | None, run: Callable) -> tuple[Tensor, MALState, tuple[Tensor, ...]]:
         before, cache = (None, None) if state is None else (state.memory, state.attention)
-        read, first, before, surprises = self.remember(x, before)
+        read, first, before, surprises = run(self.remember, x, before)
         prefix = first if state is None else state.prefix
-        attended, cache = self.attention(self.norm(read), self.norm(prefix[0]), cache)
-        return self.to_out(attended), MALState(before, cache, prefix, self.configuration), surprises
+        attended, cache = run(self.attention, run(self.norm, read), run(self.norm, prefix[0]), cache)
+        return run(self.to_out, attended), MALState(before, cache, prefix, self.configuration), surprises
+
+
+STEPS[MALLayer] = layer_step

@@ -3,6 +3,7 @@
 Letters: b batch, n tokens, d features, h heads, p persistent tokens
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +20,8 @@ from titans_pytorch.common.checks import (
     wrong,
 )
 from titans_pytorch.common.identity import check_identity
+from titans_pytorch.decoding.steps import STEPS, call, step
+from titans_pytorch.decoding.token_memory import read_last
 from titans_pytorch.layers.attention import count
 from titans_pytorch.memory.presets import paper_memory_kwargs
 from titans_pytorch.memory.state import NeuralMemState
@@ -153,11 +156,13 @@ class Layer(nn.Module):
         """
         flags(return_surprises=return_surprises)
         self._check_call(x, state)
-        out, state, surprises = self._run(x, state)
+        out, state, surprises = self._run(x, state, call)
         return (out, state, surprises) if return_surprises else (out, state)
 
-    def _run(self, x: Tensor, state: Any) -> tuple[Tensor, Any, tuple[Tensor, ...]]:
-        """Return (out [b n d], the next state, (inner loss, learning rate) [b h n]). Arguments are checked."""
+    def _run(self, x: Tensor, state: Any, run: Callable) -> tuple[Tensor, Any, tuple[Tensor, ...]]:
+        """Return (out [b n d], the next state, (inner loss, learning rate) [b h n]). Arguments are checked.
+
+        run: `call`, or `step`, which gives no inner loss: runs the modules within, as `run(module, *arguments)`."""
         raise NotImplementedError
 
     def _check_call(self, x: Tensor, state: LayerState | None) -> None:
@@ -169,6 +174,14 @@ class Layer(nn.Module):
             takes = f"the {self.state_type.__name__} that the call before returned"
             raise wrong("state", Words(type(state).__name__), takes)
         check_identity(self.configuration, state.configuration, "state", type(self).__init__)
+
+
+def layer_step(layer: Layer, x: Tensor, state: LayerState | None = None, return_surprises: bool = False):
+    """Run one token, without surprises."""
+    if state is None or state.configuration != layer.configuration:
+        return None
+    out, after, _ = layer._run(x, state, step)
+    return (out, after, ()) if return_surprises else (out, after)
 
 
 class PersistentTokens(nn.Module):
@@ -207,3 +220,18 @@ class Remember(nn.Module):
         read = read if p else with_unused(read, self.persistent.parameters())
         state = state._replace(updates=None)  # they belong to one call
         return read[:, p:], read[:, :p], state, tuple(s[..., s.shape[-1] - x.shape[1] :] for s in surprises)
+
+    def recall(self, x: Tensor, weights: Mapping[str, Tensor], run: Callable) -> Tensor:
+        """Read fast weights, name -> [(b h) ...], at x [b n d]: [b n d]; with `step` at the last token alone, [b 1 d]."""
+        return read_last(self.memory, x, weights) if run is step else self.memory.retrieve_memories(x, weights)
+
+
+def remember_step(remember: Remember, x: Tensor, state: NeuralMemState | None):
+    """Read one token, without surprises."""
+    if state is None:
+        return None
+    read, state = step(remember.memory, x, state=state)
+    return read, read[:, :0], state._replace(updates=None), ()
+
+
+STEPS[Remember] = remember_step
