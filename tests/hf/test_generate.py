@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
+from titans_pytorch import NeuralMemory
 from titans_pytorch.hf import TitansForCausalLM, TitansHFConfig
 from titans_pytorch.models.config import VARIANTS
 
@@ -62,6 +63,22 @@ def test_reads_each_token_once(monkeypatch):
         again = model.generate(IDS, past_key_values=cache, max_new_tokens=4, do_sample=False)
     assert lengths[4:] == [5, 2, 1, 1, 1]
     assert again.equal(whole)
+
+
+def test_tokens_are_read_by_steps(monkeypatch):
+    model, forward, lengths = tiny("mac"), NeuralMemory.forward, []
+
+    def noted(self, seq, *args, **kwargs):
+        lengths.append(seq.shape[1])
+        return forward(self, seq, *args, **kwargs)
+
+    monkeypatch.setattr(NeuralMemory, "forward", noted)
+    model.generate(IDS, max_new_tokens=6, do_sample=False)
+    assert lengths == [4, 3, 4, 3]  # the prompt's segments, of both blocks
+    with torch.no_grad():
+        cache = model(IDS, use_cache=True).past_key_values
+        wanted = model(IDS[:, :1], past_key_values=cache, output_hidden_states=True).logits
+        torch.testing.assert_close(model(IDS[:, :1], past_key_values=cache).logits, wanted)
 
 
 def test_rows_of_a_cache():

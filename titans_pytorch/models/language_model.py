@@ -177,8 +177,15 @@ class LanguageModel(nn.Module):
         return x, tuple(after), surprises
 
     def run_token(self, x: Tensor, states: tuple) -> tuple[Tensor, tuple]:
-        """`run` for one token of each row, x [b 1 d], without surprises: at less cost by steps (decoding/steps.py),
-        where they apply."""
+        """Run one embedded token of each row through the blocks, by steps (decoding/steps.py) where they apply.
+
+        Args:
+            x: [b 1 d].
+            states: a state for each block.
+
+        Returns:
+            x [b 1 d] after the last block, and the states.
+        """
         if not (steps_apply(x) and type(self).run is LanguageModel.run and "run" not in vars(self)):
             return self.run(x, states)[:2]
         after = []

@@ -222,7 +222,7 @@ class Remember(nn.Module):
         return read[:, p:], read[:, :p], state, tuple(s[..., s.shape[-1] - x.shape[1] :] for s in surprises)
 
     def recall(self, x: Tensor, weights: Mapping[str, Tensor], run: Callable) -> Tensor:
-        """Read fast weights, name -> [(b h) ...], at x [b n d]: [b n d]; with `step` at the last token alone, [b 1 d]."""
+        """Read fast weights, name -> [(b h) ...], at x [b n d]: [b n d]; with `step` at its last token."""
         return read_last(self.memory, x, weights) if run is step else self.memory.retrieve_memories(x, weights)
 
 
