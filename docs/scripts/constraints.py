@@ -21,14 +21,14 @@ APART = {"pip", "titans-pytorch"}
 
 
 def line(package: Distribution, oldest: int) -> str:
-    """NAME==VERSION, with the Pythons that the release is for. oldest: the minor version of Python it may start at."""
+    """Return NAME==VERSION, with a marker if the release needs a newer Python than 3.`oldest`."""
     pin = f"{canonicalize_name(package.name)}=={Version(package.version).public}"  # torch's 2.13.0+cpu is its 2.13.0
     first = first_python(package.metadata.get("Requires-Python"))
     return pin if first <= oldest else f'{pin} ; python_version >= "3.{first}"'
 
 
 def first_python(requires: str | None) -> int:
-    """The first n for which "Requires-Python" allows Python 3.n."""
+    """Return the first n for which "Requires-Python" allows Python 3.n."""
     pythons = SpecifierSet(requires or "")
     return next(minor for minor in range(100) if pythons.contains(f"3.{minor}.99"))
 

@@ -17,12 +17,12 @@ SHARED = re.compile(r"(?P<first>    \w+)(?P<others>(?:, \w+)+)(?P<rest>: .*(?:\n
 
 
 def listed(text: str, known: set[str]) -> str:
-    """The docstring with such paragraphs as lists."""
+    """Return the docstring with such paragraphs as lists."""
     return "\n\n".join(_listed(paragraph, known) for paragraph in text.split("\n\n"))
 
 
 def apart(text: str) -> str:
-    """The docstring with an entry for each of the names that share one."""
+    """Return the docstring with an entry for each of the names that share one."""
     return SHARED.sub(_apart, text)
 
 
@@ -64,7 +64,7 @@ def explained(value: str) -> tuple[str, str] | None:
 
 
 def settings(cls: griffe.Class) -> str:
-    """An "Attributes:" section of the fields that say what they mean; none of them stays a member."""
+    """Make an "Attributes:" section of the fields that have a help text; they are no longer listed as members."""
     lines = []
     for name, member in list(cls.members.items()):
         if member.is_attribute and member.value is not None and (found := explained(str(member.value))):

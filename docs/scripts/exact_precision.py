@@ -17,7 +17,7 @@ TOKENS, DIM = 4096, 64
 
 
 def streams() -> dict[str, Tensor]:
-    """Noise, slow waves, one token with a little noise, a phrase of 61 letters again and again: [1 n d]."""
+    """Return noise, slow waves, one token with a little noise, and a repeated phrase of 61 letters: [1 n d]."""
     noise = torch.randn(1, TOKENS, DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     time, letters = torch.arange(TOKENS, dtype=torch.float64)[:, None] / 40, torch.arange(TOKENS) % 61
     waves = torch.sin(time * torch.arange(1, DIM + 1) / 8 + torch.arange(DIM))[None] + 0.1 * noise
@@ -25,7 +25,7 @@ def streams() -> dict[str, Tensor]:
 
 
 def run(memory: NeuralMemory, seq: Tensor, autocast: bool = False) -> dict[str, Tensor]:
-    """What is read, the fast weights at the end, and the gradients of the mean square of what is read."""
+    """Return the reads, the last fast weights, and the gradients of the mean square of the reads."""
     memory.zero_grad()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         out, state = memory(seq)
@@ -35,7 +35,7 @@ def run(memory: NeuralMemory, seq: Tensor, autocast: bool = False) -> dict[str, 
 
 
 def error(got: Tensor, wanted: Tensor) -> float:
-    """Norm of the difference over the norm."""
+    """Return the norm of the difference over the norm of `wanted`."""
     return ((got.double() - wanted).norm() / wanted.norm()).item()
 
 

@@ -22,7 +22,7 @@ ziamath.config.math.color = "currentColor"
 
 
 def mathml(tex: str, display: str) -> str:
-    """One formula, display "inline" or "block"."""
+    """Return one formula as MathML, display "inline" or "block"."""
     try:
         out = convert(tex.strip(), display=display)
     except Exception as error:
@@ -33,7 +33,7 @@ def mathml(tex: str, display: str) -> str:
 
 
 def drawing(tex: str, display: str) -> str:
-    """The formula as SVG on the line of the text, with its TeX for those who do not see it."""
+    """Return the formula as SVG on the baseline of the text, with its TeX as label for screen readers."""
     svg = ziamath.Math(mathml(tex, display), size=SIZE).svg()
     left, top, width, height = (float(number) for number in HEAD.match(svg).groups())
     style = f"width: {width / SIZE:.3f}em"
@@ -45,7 +45,7 @@ def drawing(tex: str, display: str) -> str:
 
 
 def each_once(content: str) -> str:
-    """The page with every glyph defined where it is first used."""
+    """Return the page with every glyph defined where it is first used."""
     seen = set()
 
     def kept(match: re.Match) -> str:

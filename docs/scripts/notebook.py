@@ -26,12 +26,12 @@ def code_cells(notebook: dict) -> list[dict]:
 
 
 def sources_hash(notebook: dict) -> str:
-    """SHA-256 of the code cells."""
+    """Return the SHA-256 of the code cells."""
     return hashlib.sha256(json.dumps([cell["source"] for cell in code_cells(notebook)]).encode()).hexdigest()
 
 
 def run(notebook: dict) -> dict:
-    """Run the cells in order, with outputs stored in the notebook: the names that they have defined."""
+    """Run the cells in order and store their outputs in the notebook. Returns the names that they defined."""
     scope: dict = {"__name__": "titans"}
     plt.close("all")
     for number, cell in enumerate(code_cells(notebook), start=1):

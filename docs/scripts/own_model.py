@@ -112,7 +112,7 @@ RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 def arm(
     build: Callable[[], nn.Module], seed: int, steps: int, lr: float = 1e-2, window: int = 0
 ) -> tuple[float, float]:
-    """Accuracy of the example's model with this memory, with writing on and off."""
+    """Return the accuracy of the example's model with this memory, with writing on and off."""
     torch.manual_seed(seed)
     task = Recall(length=48, queries=8, seed=seed)
     model = own_model.OwnModel(task.vocab_size, DIM)

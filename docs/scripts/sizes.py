@@ -20,7 +20,7 @@ BLOCK = 1 << 18
 
 
 class Remote(io.RawIOBase):
-    """A file behind an address, read in parts."""
+    """A file at an address, read in parts."""
 
     def __init__(self, url: str):
         self.url, self.position = url, 0
@@ -49,7 +49,7 @@ class Remote(io.RawIOBase):
 
 
 def sizes(url: str) -> tuple[int, int]:
-    """Bytes of a wheel, packed and unpacked."""
+    """Return the bytes of a wheel, packed and unpacked."""
     raw = io.FileIO(url2pathname(url[7:])) if url.startswith("file:") else Remote(url)
     with io.BufferedReader(raw, BLOCK) as file, zipfile.ZipFile(file) as wheel:
         return file.seek(0, io.SEEK_END), sum(member.file_size for member in wheel.infolist())

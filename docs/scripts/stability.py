@@ -24,11 +24,11 @@ from titans_pytorch import MemoryMLP, NeuralMemory
 from titans_pytorch.common.threads import choose_threads
 from titans_pytorch.training.options import OneLineParser
 
-LIMIT = 1e4  # times the norm at the start: it has diverged
+LIMIT = 1e4  # times the initial norm: the memory has diverged
 
 
 class Constant:
-    """A step that is the same for every token."""
+    """A learning rate that is the same for every token."""
 
     def __init__(self, step: float):
         self.step = step
@@ -45,7 +45,7 @@ def logit(share: float) -> float:
 
 
 def simple(chunk: int, per_token: bool, depth: int, wrapped: bool, eta: float, alpha: float, step: float):
-    """A memory whose keys are its tokens and whose values are them turned, with a constant step, momentum and decay."""
+    """Build a memory with tokens as keys, rotated tokens as values, and constant rates."""
     dim = 16
     memory = NeuralMemory(
         dim,
@@ -66,7 +66,7 @@ def simple(chunk: int, per_token: bool, depth: int, wrapped: bool, eta: float, a
 
 @torch.no_grad()
 def settles(tokens: int, seed: int, **setting) -> bool:
-    """Whether the loss of one token, read over and over, falls below half of where it began, and stays there."""
+    """Return whether the loss of one repeated token falls below half of its first value and stays there."""
     torch.manual_seed(seed)
     memory = simple(**setting)
     token = torch.randn(1, 1, memory.dim, dtype=torch.float64)
@@ -77,7 +77,7 @@ def settles(tokens: int, seed: int, **setting) -> bool:
 
 
 def edge(chunk: int, tokens: int, **setting) -> float:
-    """The largest 2 C theta that settles, for the worst of two memories."""
+    """Return the largest 2 C theta at which both of two memories converge."""
     low, high = 0.0, 64.0
     while high - low > 0.02 * high and high > 0.05:
         middle = (low + high) / 2
@@ -138,7 +138,7 @@ def streams(tokens: int, seed: int) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def growth(memory: NeuralMemory, seq: torch.Tensor, piece: int = 512) -> tuple[float, int]:
-    """(norm of the memory's weights, as a multiple of that at the start; tokens read). Stops where it has diverged."""
+    """Return (norm of the fast weights as a multiple of its initial value, tokens read). Stops once it has diverged."""
     start = math.sqrt(sum(w.square().sum().item() for w in memory.init_weights(1).values()))
     state, ratio = None, 1.0
     for at in range(0, seq.shape[1], piece):
@@ -162,7 +162,7 @@ def growths(tokens: int, seeds: int) -> list[tuple]:
 
 
 def cell(build, tokens: int, seeds: int) -> str:
-    """The largest of all seeds and streams, or by which token the first has diverged, and where that is."""
+    """Return the largest factor of all seeds and streams, or the token by which the first diverged, and its stream."""
     found = []
     for seed in range(seeds):
         for kind, seq in streams(tokens, seed).items():

@@ -20,7 +20,7 @@ TOKEN_ROW, READ_ROW, START_ROW = 3.0, 1.6, 0.2
 
 
 def box(axes, start: float, stop: float, y: float, colour: str, text: str, **style) -> None:
-    """From token `start` to before token `stop`."""
+    """Draw a box from token `start` to before token `stop`."""
     rounded = "round,pad=0,rounding_size=0.12"
     patch = FancyBboxPatch((start + 0.05, y), stop - start - 0.1, 0.6, boxstyle=rounded, linewidth=0)
     patch.set(facecolor=colour, **style)

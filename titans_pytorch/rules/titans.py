@@ -18,8 +18,10 @@ from .rates import WriteRates
 
 
 def mixture(combine: Tensor, orders: Sequence[Tensor]) -> Tensor:
-    """The weighted sum of the last k of surprise and momentum orders, each [B ...] or [B m ...]: weights [B k] or
-    [B m k]."""
+    """Return the weighted sum of the last k of surprise and momentum orders.
+
+    combine: weights [B k] or [B m k]. orders: each [B ...] or [B m ...].
+    """
     first, *others = zip(combine.unbind(-1), orders[-combine.shape[-1] :], strict=True)
     out = like(*first) * first[1]
     for weight, order in others:
@@ -42,7 +44,7 @@ class TitansRule(UpdateRule):
 
     @property
     def momentum_rates(self) -> int:
-        """One for each order."""
+        """One momentum rate for each order."""
         return self.momentum_order
 
     @property
