@@ -249,6 +249,7 @@ def test_a_table_of_rows_of_several_memories():
 
 MODEL = {
     "variant": ("mag", "mal"),
+    "rule": ("titans", "yaad"),
     "vocab_size": (16, 17),
     "d_model": (16, 32),
     "n_layers": (1, 2),

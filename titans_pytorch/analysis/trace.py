@@ -102,8 +102,9 @@ class _Watcher:
 
     def stored(self, state: NeuralMemState, surprises: tuple[Tensor, ...]) -> None:
         loss = surprises[0].flatten(0, 1)
-        pairs = self.memory.store_chunk_size * self.memory.kv_per_token
-        self.trace.surprise += _over_rows(loss.unflatten(1, (-1, pairs)).mean(dim=-1))
+        pairs = self.memory.chunk_config.pairs
+        of_chunks = loss.reshape(loss.shape[0], loss.shape[1] // pairs, pairs)  # none, where no chunk was completed
+        self.trace.surprise += _over_rows(of_chunks.mean(dim=-1))
         assert state.states is not None  # a state after a write has fast weights
         weights, _ = state.states
         self.now = {key: weights[key].double() for key in self.start}

@@ -15,6 +15,7 @@ from titans_pytorch.common.checks import wrong
 from titans_pytorch.common.files import parse_json, write_text
 from titans_pytorch.common.names import known_keywords, unknown
 from titans_pytorch.models.other_settings import is_other, log_readings, translated
+from titans_pytorch.models.rule_settings import Rule, changed_rule, check_rule
 from titans_pytorch.training.config import (
     DataConfig,
     ReportConfig,
@@ -45,6 +46,10 @@ class ModelConfig:
     variant: Variant = setting(
         "mac", "memory as context, as gate, as layer, memory alone, or a plain transformer (baseline)"
     )
+    rule: Rule = setting(
+        "titans",
+        "update rule of the memory, docs/rules.md; settings that a rule has no place for must be at their defaults",
+    )
     vocab_size: int = setting(256, "token ids are below this")
     d_model: int = setting(128, "features of a token")
     n_layers: int = setting(4, "blocks")
@@ -52,15 +57,23 @@ class ModelConfig:
     ffn_mult: float = setting(4.0, "feed-forward width as a multiple of d_model; two thirds of it, for SwiGLU")
     n_persistent: int = setting(4, "persistent memory tokens of each block, eq. 19")
     window: int = setting(128, "mac: tokens of a segment; mag, mal: earlier tokens a query sees; not in lmm, baseline")
-    mem_layers: int = setting(2, "matrices of the memory network (the paper's L_M)")
-    d_hidden: int | None = setting(None, "hidden features of the memory network per head (none: 4 d_model / mem_heads)")
+    mem_layers: int = setting(2, "matrices of the memory network (the paper's L_M), in titans, omeganet and atlas")
+    d_hidden: int | None = setting(
+        None, "hidden features of the memory network per head (none: 4 d_model / mem_heads, in lact d_model / mem_heads)"
+    )
     mem_heads: int = setting(4, "memory heads of a block, each of d_model / mem_heads features")
-    chunk_size: int = setting(64, "tokens of a mini-batch, whose gradients are taken at the same fast weights, eq. 16")
-    use_momentum: bool = setting(True, "use momentum, eq. 9 and 10")
-    use_decay: bool = setting(True, "use a forget gate, eq. 13")
-    max_step: float = setting(
-        0.1,
-        "largest learning rate theta, a sigmoid times this; with qk_norm rms, 1 / chunk_size or less cannot overshoot",
+    chunk_size: int = setting(
+        64,
+        "tokens of a mini-batch, whose gradients are taken at the same fast weights, eq. 16; in lact tokens of a chunk; "
+        "exact, deltanet, gated_deltanet and linear_attention write token by token",
+    )
+    use_momentum: bool = setting(True, "use momentum, eq. 9 and 10, where the rule has it")
+    use_decay: bool = setting(True, "use a forget gate, eq. 13, where the rule has one")
+    max_step: float | None = setting(
+        None,
+        "largest learning rate theta, a sigmoid times this (none: the rule's own, titans 0.1); with qk_norm rms, "
+        "1 / chunk_size or less cannot overshoot; in exact, deltanet and gated_deltanet the largest share of its error "
+        "that a token writes",
     )
     surprise_threshold: float | None = setting(None, "a token with a smaller inner loss is not written (none: all are)")
     surprise_source: Literal["memory", "prediction"] = setting(
@@ -87,7 +100,9 @@ class ModelConfig:
     init_std: float = setting(0.02, "standard deviation of the initial embedding, and of weights that start normal")
     mem_init: Literal["xavier", "normal", "orthogonal"] = setting("xavier", "initial fast weights")
     mem_init_scale: float = setting(1.0, "factor of the initial fast weights")
-    init_step_bias: float | None = setting(None, "initial learning rate before its sigmoid (none: random)")
+    init_step_bias: float | None = setting(
+        None, "initial learning rate before its sigmoid (none: random, or the rule's own)"
+    )
     init_momentum_bias: float | None = setting(None, "initial momentum before its sigmoid (none: random)")
     init_decay_bias: float | None = setting(
         -6.0, "initial forget gate before its sigmoid (none: random, about a half: the memory soon forgets)"
@@ -109,13 +124,15 @@ class ModelConfig:
             raise wrong("mem_heads", self.mem_heads, f"a divisor of d_model = {self.d_model}")
         if self.init_gate_bias is not None and self.gate != "convex":
             raise ValueError("init_gate_bias needs gate convex")
+        check_rule(self)
 
     def least_parameters(self) -> float:
         """Return the parameters of the embedding and the large matrices, a lower bound."""
         d, layers, head = self.d_model, self.n_layers, self.d_model // self.mem_heads
         block = 2.0 * self.ffn_mult * d * d + self.n_persistent * d
         if self.variant != "baseline":
-            hidden = head if self.mem_layers == 1 else self.d_hidden or 4 * head
+            own = 4 * head if self.rule == "titans" else head
+            hidden = head if self.mem_layers == 1 else self.d_hidden or own
             block += self.mem_heads * 1.0 * head * hidden + 3.0 * self.conv_kernel * d
         return self.vocab_size * 1.0 * d + layers * block
 
@@ -166,6 +183,20 @@ class TitansConfig(RunConfig):
             made = _read(self, settings)
             for key in sections:
                 object.__setattr__(self, key, getattr(made, key))
+
+    def replace(self, **settings) -> "TitansConfig":
+        """Return a copy with `settings` replaced. They are given by name alone, whatever section they are in.
+
+        With another `rule`, the settings that it has no place for return to their defaults, and max_step to the rule's
+        own, unless they are given too. A logged line names them.
+
+        Raises:
+            ValueError: for unknown names and wrong values.
+        """
+        back, lines = changed_rule(self.model, settings)
+        replaced = super().replace(**back | settings)
+        log_readings(lines)
+        return replaced
 
     @classmethod
     def of(cls, **settings) -> "TitansConfig":

@@ -12,13 +12,16 @@ from titans_pytorch.models.mac import MACLayer
 from titans_pytorch.models.mag import MAGLayer
 from titans_pytorch.models.mal import MALLayer
 from titans_pytorch.models.memory import titans_memory
+from titans_pytorch.models.rule_memory import rule_memory
+from titans_pytorch.models.rule_settings import TITANS_STEP
 from titans_pytorch.neural_memory import NeuralMemory
 
 __all__ = ["MODELS", "TitansLMM", "TitansMAC", "TitansMAG", "TitansMAL", "TransformerBaseline", "build_model"]
 
-
 def memory_of(config: ModelConfig) -> NeuralMemory:
     """Make the memory of one block."""
+    if config.rule != "titans":
+        return rule_memory(config)
     return titans_memory(
         config.d_model,
         heads=config.mem_heads,
@@ -27,7 +30,7 @@ def memory_of(config: ModelConfig) -> NeuralMemory:
         chunk_size=config.chunk_size,
         momentum=config.use_momentum,
         decay=config.use_decay,
-        max_step=config.max_step,
+        max_step=TITANS_STEP if config.max_step is None else config.max_step,
         conv_kernel=config.conv_kernel,
         qk_norm=config.qk_norm,
         init=config.mem_init,

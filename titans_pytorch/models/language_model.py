@@ -33,6 +33,7 @@ from titans_pytorch.memory.diverged import label_memories
 from titans_pytorch.memory.surprise import auxiliary_loss
 from titans_pytorch.models.config import ModelConfig
 from titans_pytorch.models.initial import initialise
+from titans_pytorch.models.rule_settings import TITANS_STEP
 from titans_pytorch.models.state import ModelState
 
 # settings that do not change the meaning of a cache: initial values, settings that may change at any time, training
@@ -86,7 +87,9 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.config = of_kind(config, ModelConfig, "config", "a ModelConfig")
         made = {name: getattr(config, name) for name in inspect.signature(ModelConfig).parameters}
-        own = {"variant": self.variant} if self.variant else {}
+        own: dict[str, Any] = {"variant": self.variant} if self.variant else {}
+        if config.rule == "titans" and config.max_step == TITANS_STEP:
+            own["max_step"] = None  # the same, unnamed
         self.configuration = identity(ModelConfig, made, NOT_OF_A_CACHE, **own)
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Callable = checkpoint

@@ -109,9 +109,14 @@ def titans_memory(
     changes |= options if decay else {**options, "init_decay_bias": NEVER}
     memory = NeuralMemory(dim, **paper_memory_kwargs(head, chunk_size, **changes))
     if not decay:
-        assert memory.rates.to_decay_factor is not None
-        memory.rates.to_decay_factor.requires_grad_(False)
+        freeze(memory.rates.to_decay_factor)
     return memory
+
+
+def freeze(rate: nn.Module | None) -> None:
+    """Keep the map of a rate, which starts at `NEVER`, from training."""
+    assert rate is not None
+    rate.requires_grad_(False)
 
 
 def check_memory(memory: NeuralMemory | None, dim: int, heads: int) -> NeuralMemory:
@@ -212,14 +217,19 @@ class Remember(nn.Module):
         """Return (output [b n d], output at the persistent tokens [b p d], next state, surprises of x [b n d]).
 
         The persistent tokens come before the first token of a stream, where the state is None. surprises: (inner loss,
-        learning rate) [b h n], and with surprise_source = "prediction" the predictor's error [b n].
+        learning rate) [b h n], and with surprise_source = "prediction" the predictor's error [b n]; with chunks of
+        several tokens they are those of the complete chunks.
         """
         p = self.persistent().shape[0] if state is None else 0
         seq = self.persistent.before(x) if p else x
+        written = 0 if state is None else state.seq_index
         read, state, surprises = self.memory(seq, state=state, return_surprises=True)
         read = read if p else with_unused(read, self.persistent.parameters())
         state = state._replace(updates=None)  # they belong to one call
-        return read[:, p:], read[:, :p], state, tuple(s[..., s.shape[-1] - x.shape[1] :] for s in surprises)
+        first = max(self.persistent().shape[0] - written, 0)
+        loss, rate, *errors = surprises
+        of_pairs = (s[..., first * self.memory.kv_per_token :] for s in (loss, rate))
+        return read[:, p:], read[:, :p], state, (*of_pairs, *(error[..., first:] for error in errors))
 
     def recall(self, x: Tensor, weights: Mapping[str, Tensor], run: Callable) -> Tensor:
         """Read fast weights, name -> [(b h) ...], at x [b n d]: [b n d]; with `step` at its last token."""

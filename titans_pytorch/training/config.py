@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from titans_pytorch.common.checks import Words, wrong
-from titans_pytorch.common.names import known_keywords, unknown
+from titans_pytorch.common.names import known_keywords, nearest, unknown
 
 __all__ = [
     "DataConfig",
@@ -81,9 +81,9 @@ def _as_type(name: str, value: Any, hint: Any, more: str = "") -> Any:
     if hint is bool and type(value) is bool:
         return value
     if origin is Literal:
-        takes = f"one of {', '.join(args)}"
-    else:
-        takes = TAKES.get(origin or hint, getattr(hint, "__name__", str(hint)))
+        error = wrong(name, value, f"one of {', '.join(args)}{more}")
+        raise ValueError(f"{error}{nearest(value, args) if isinstance(value, str) else ''}")
+    takes = TAKES.get(origin or hint, getattr(hint, "__name__", str(hint)))
     raise wrong(name, value, f"{takes}{more}")
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from titans_pytorch.common.names import unknown
+from titans_pytorch.common.names import nearest, unknown
 from titans_pytorch.common.version import version_line
 from titans_pytorch.training.config import MOST_THREADS, RunConfig, settings_of, updated
 
@@ -89,6 +89,12 @@ def named_values(text: str) -> dict[str, Any]:
     return found
 
 
+def one_word(words: tuple[str, ...], text: str) -> str:
+    if text.lower() not in words:
+        raise argparse.ArgumentTypeError(f"must be one of {', '.join(words)}, got {text!r}{nearest(text, words)}")
+    return text.lower()
+
+
 def plain_value(text: str) -> Any:
     for kind in (int, float):
         try:
@@ -106,7 +112,7 @@ def option_for(hint: Any) -> dict[str, Any]:
         read = inner.get("type", str)
         return {**inner, "type": lambda text: None if text.lower() == "none" else read(text)}
     if typing.get_origin(hint) is Literal:
-        return {"choices": list(args)}
+        return {"choices": list(args), "type": partial(one_word, args)}
     if typing.get_origin(hint) is tuple:
         return {"type": whole_numbers, "metavar": "N,N,..."}
     if typing.get_origin(hint) is dict:
