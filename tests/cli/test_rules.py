@@ -39,7 +39,9 @@ def test_search_over_rules(tmp_path):
     """The configuration's chunk_size is of the one rule that has a mini-batch."""
     words = ["--config", tiny_yaml(tmp_path, OF_COPY, "lmm"), "--vocab-size", "18", "--steps", "1"]
     out = tmp_path / "search"
-    assert main(["search", *words, "--out", str(out), "--grid", "rule=titans,deltanet,yaad", "--report-seeds", "7"]) == 0
+    assert (
+        main(["search", *words, "--out", str(out), "--grid", "rule=titans,deltanet,yaad", "--report-seeds", "7"]) == 0
+    )
     saved = [json.loads(path.read_text())["model"] for path in out.glob("0*-seed0/config.json")]
     assert {model["rule"]: model["chunk_size"] for model in saved} == {"titans": 4, "deltanet": 64, "yaad": 4}
 

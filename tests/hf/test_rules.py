@@ -63,7 +63,7 @@ def test_generate_with_cache_and_from_a_saved_model(rule, variant, tmp_path):
 @pytest.mark.parametrize("rule", SOME)
 def test_rows_of_different_lengths(rule, variant):
     """Padded and packed rows give what each row gives alone."""
-    model = ruled(rule, variant)
+    model = ruled(rule, variant).double()
     with torch.no_grad():
         for kind in ("left", "right", "holes"):
             mask = torch.tensor(MASKS[kind])
@@ -78,7 +78,7 @@ def test_rows_of_different_lengths(rule, variant):
 
 @pytest.mark.parametrize("rule", SOME)
 def test_training_with_checkpoints_of_activations(rule):
-    model, losses = ruled(rule, "mac").train(), []
+    model, losses = ruled(rule, "mac").double().train(), []
     for checkpointing in (False, True):
         if checkpointing:
             model.gradient_checkpointing_enable()

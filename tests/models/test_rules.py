@@ -2,7 +2,9 @@
 
 import dataclasses
 import logging
+import re
 import typing
+from pathlib import Path
 
 import pytest
 import torch
@@ -180,3 +182,17 @@ def test_least_parameters_are_the_least():
                 continue
             model = build_model(config, "meta")
             assert config.least_parameters() <= sum(p.numel() for p in model.parameters()), (rule, settings)
+
+
+def test_parameters_of_the_documentation():
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    told = {
+        rule: float(millions)
+        for names, millions in re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| ([\d.]+) \|$", page, re.M)
+        for rule in re.findall(r"\w+", names)
+    }
+    counted = {}
+    for rule in ("titans", *RULES):
+        model = build_model(TitansConfig.small(rule=rule), "meta")
+        counted[rule] = round(sum(p.numel() for p in model.parameters()) / 1e6, 1)
+    assert told == counted

@@ -48,7 +48,8 @@ class ModelConfig:
     )
     rule: Rule = setting(
         "titans",
-        "update rule of the memory, docs/rules.md; settings that a rule has no place for must be at their defaults",
+        "update rule of the memory, docs/rules.md; settings that a rule has no place for must be at their defaults; "
+        "the number of parameters differs by rule, docs/models.md",
     )
     vocab_size: int = setting(256, "token ids are below this")
     d_model: int = setting(128, "features of a token")
@@ -59,7 +60,8 @@ class ModelConfig:
     window: int = setting(128, "mac: tokens of a segment; mag, mal: earlier tokens a query sees; not in lmm, baseline")
     mem_layers: int = setting(2, "matrices of the memory network (the paper's L_M), in titans, omeganet and atlas")
     d_hidden: int | None = setting(
-        None, "hidden features of the memory network per head (none: 4 d_model / mem_heads, in lact d_model / mem_heads)"
+        None,
+        "hidden features of the memory network per head (none: 4 d_model / mem_heads, in lact d_model / mem_heads)",
     )
     mem_heads: int = setting(4, "memory heads of a block, each of d_model / mem_heads features")
     chunk_size: int = setting(

@@ -18,6 +18,7 @@ from titans_pytorch.neural_memory import NeuralMemory
 
 __all__ = ["MODELS", "TitansLMM", "TitansMAC", "TitansMAG", "TitansMAL", "TransformerBaseline", "build_model"]
 
+
 def memory_of(config: ModelConfig) -> NeuralMemory:
     """Make the memory of one block."""
     if config.rule != "titans":

@@ -110,11 +110,12 @@ def unfit(rule: str, settings: Any) -> Iterator[tuple[str, str]]:
 def check_rule(settings: Any) -> None:
     """Refuse settings of a ModelConfig that its rule has no place for, with a ValueError that names them."""
     for name, reason in unfit(settings.rule, settings):
-        raise ValueError(f"{name} {getattr(settings, name)} cannot be combined with rule {settings.rule}, which {reason}")
+        raise ValueError(
+            f"{name} {getattr(settings, name)} cannot be combined with rule {settings.rule}, which {reason}"
+        )
     takes = RULES.get(settings.rule)
     if takes is not None and takes.step == "share" and settings.max_step is not None and settings.max_step > 1:
         raise wrong("max_step", settings.max_step, f"at most 1 with rule {settings.rule}: a share of a token's error")
-
 
 
 def changed_rule(model: Any, settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
