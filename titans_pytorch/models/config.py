@@ -66,7 +66,7 @@ class ModelConfig:
     mem_heads: int = setting(4, "memory heads of a block, each of d_model / mem_heads features")
     chunk_size: int = setting(
         64,
-        "tokens of a mini-batch, whose gradients are taken at the same fast weights, eq. 16; in lact tokens of a chunk; "
+        "tokens of a mini-batch, whose gradients are taken at the same fast weights, eq. 16; in lact of a chunk; "
         "exact, deltanet, gated_deltanet and linear_attention write token by token",
     )
     use_momentum: bool = setting(True, "use momentum, eq. 9 and 10, where the rule has it")
