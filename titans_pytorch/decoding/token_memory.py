@@ -21,6 +21,7 @@ from titans_pytorch.memory.rates import AveragePool, Rates
 from titans_pytorch.memory.state import NeuralMemState
 from titans_pytorch.neural_memory import NeuralMemory
 from titans_pytorch.ops.positions import ends_mini_batch
+from titans_pytorch.rules.base import like
 from titans_pytorch.rules.rates import above_threshold
 from titans_pytorch.rules.titans import TitansRule
 
@@ -117,6 +118,8 @@ def _fits(memory: NeuralMemory) -> bool:
         and engine.rule.momentum_order < 2
         and not engine.rule.spectral_norm
         and engine.rule.max_grad_norm is None
+        and not engine.rule.learned_bound
+        and memory.earlier_pairs == 0
         and memory.tokenwise
         and type(projections) is Projections
         and type(rates) is Rates
@@ -169,14 +172,19 @@ def _written(
         learning_rate = learning_rate.masked_fill(~active, 0.0)
     assert state.weights is not None
     assert state.states is not None
-    start = StartWeights(state.weights, keys)
+    retention = torch.ones_like(learning_rate)
+    if rates.to_decay_factor is not None:
+        retention = (-rates.to_decay_factor(tokens)).sigmoid().view(B, 1)
+    begin = state.weights
+    if memory.decay_first:
+        begin = {name: like(retention[:, 0], weight) * weight for name, weight in begin.items()}
+    start = StartWeights(begin, keys)
     prediction, back = memory.engine.model.with_vjp(keys, start)
     loss, slope = rule.loss_and_slope(prediction, values, learning_rate, threshold)
     back(slope)
     if threshold is not None:
         active = above_threshold(loss, threshold)
 
-    retention = (-rates.to_decay_factor(tokens)).sigmoid().view(B, 1, 1)
     momentum = None if rates.to_momentum is None else rates.to_momentum(tokens).sigmoid().view(B, 1, 1)
     weights, slots = {}, {}
     for name, uses in start.uses.items():

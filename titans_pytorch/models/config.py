@@ -58,7 +58,7 @@ class ModelConfig:
     ffn_mult: float = setting(4.0, "feed-forward width as a multiple of d_model; two thirds of it, for SwiGLU")
     n_persistent: int = setting(4, "persistent memory tokens of each block, eq. 19")
     window: int = setting(128, "mac: tokens of a segment; mag, mal: earlier tokens a query sees; not in lmm, baseline")
-    mem_layers: int = setting(2, "matrices of the memory network (the paper's L_M), in titans, omeganet and atlas")
+    mem_layers: int = setting(2, "matrices of the memory network (the paper's L_M), in titans and atlas")
     d_hidden: int | None = setting(
         None,
         "hidden features of the memory network per head (none: 4 d_model / mem_heads, in lact d_model / mem_heads)",

@@ -226,7 +226,7 @@ class Remember(nn.Module):
         read, state, surprises = self.memory(seq, state=state, return_surprises=True)
         read = read if p else with_unused(read, self.persistent.parameters())
         state = state._replace(updates=None)  # they belong to one call
-        first = max(self.persistent().shape[0] - written, 0)
+        first = max(self.persistent.tokens.shape[0] - written, 0)
         loss, rate, *errors = surprises
         of_pairs = (s[..., first * self.memory.kv_per_token :] for s in (loss, rate))
         return read[:, p:], read[:, :p], state, (*of_pairs, *(error[..., first:] for error in errors))

@@ -67,7 +67,7 @@ RULES: dict[str, Takes] = {
     "gated_deltanet": Takes(chunk=None, step="share", layers=1, hidden=False, starts=False, unit_keys=True),
     "ttt_linear": Takes(gate=False, layers=1, hidden=False),
     "ttt_mlp": Takes(gate=False),
-    "omeganet": Takes(layers=None, wraps=True),
+    "omeganet": Takes(layers=1, hidden=False, wraps=True),
     "atlas": Takes(layers=None, wraps=True, momentum=True),
     "moneta": Takes(starts=False),
     "yaad": Takes(),
