@@ -370,6 +370,7 @@ class NeuralMemory(nn.Module):
             dim_head: features of a head (default dim).
             changes: keywords of the constructor, or of `paper_memory_kwargs`, that replace or extend its own.
         """
+        _refuse_unknown(cls, changes, ("segment", "depth", "expansion_factor", "max_step"), "NeuralMemory.paper")
         return cls(dim, **paper_memory_kwargs(dim if dim_head is None else dim_head, segment, **changes))
 
     @classmethod
@@ -383,6 +384,7 @@ class NeuralMemory(nn.Module):
             max_step: the largest share of its error that a token writes, in (0, 1].
             changes: keywords of the constructor that replace or extend those of `exact_memory_kwargs`.
         """
+        _refuse_unknown(cls, changes, ("max_step",), "NeuralMemory.exact")
         return cls(dim, **exact_memory_kwargs(dim if dim_head is None else dim_head, max_step=max_step, **changes))
 
     @classmethod
@@ -401,10 +403,7 @@ class NeuralMemory(nn.Module):
         """
         from titans_pytorch.memory.named.registry import named_rule, preset_kwargs
 
-        known = [*named_rule(name).settings, *list(_PARAMETERS)[2:]]
-        for change in changes:
-            if change not in known:
-                raise UnknownKeyword(unknown("argument ", change, known, f" of the rule {name}"))
+        _refuse_unknown(cls, changes, named_rule(name).settings, f"the rule {name}")
         return cls(dim, **preset_kwargs(name, dim, **changes))
 
     def _rule(self, given: Mapping) -> UpdateRule:
@@ -866,6 +865,14 @@ class NeuralMemory(nn.Module):
 
 _INIT = NeuralMemory.__init__  # for its signature, also where somebody wraps the method
 _PARAMETERS = inspect.signature(_INIT).parameters
+
+
+def _refuse_unknown(kind: type, changes: Mapping, own: Iterable[str], where: str) -> None:
+    """Refuse a change that is neither among `own` nor a keyword of the constructor, also of a subclass."""
+    known = [*own, *list(_PARAMETERS)[2:], *list(inspect.signature(kind).parameters)[1:]]
+    for change in changes:
+        if change not in known:
+            raise UnknownKeyword(unknown("argument ", change, known, f" of {where}"))
 
 
 def _at_default(keyword: str, value: Any) -> bool:

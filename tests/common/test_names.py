@@ -21,7 +21,13 @@ SMALL = {"num_tokens": 8, "dim": 8, "depth": 1, "segment_len": 4}
 
 CALLS = {
     "memory": (lambda: NeuralMemory(8, chunksize=4), "chunksize of NeuralMemory; the nearest is chunk_size"),
-    "paper": (lambda: NeuralMemory.paper(8, chunksize=4), "chunksize of NeuralMemory; the nearest is chunk_size"),
+    "paper": (lambda: NeuralMemory.paper(8, chunksize=4), "chunksize of NeuralMemory.paper; the nearest is chunk_size"),
+    "of paper alone": (lambda: NeuralMemory.paper(8, segmnt=4), "segmnt of NeuralMemory.paper; the nearest is segment"),
+    "its step": (
+        lambda: NeuralMemory.paper(8, 4, maxstep=0.1),
+        "maxstep of NeuralMemory.paper; the nearest is max_step",
+    ),
+    "exact": (lambda: NeuralMemory.exact(8, maxstep=0.1), "maxstep of NeuralMemory.exact; the nearest is max_step"),
     "of the family": (lambda: titans_memory(8, chunksize=4), "chunksize of NeuralMemory; the nearest is chunk_size"),
     "by meaning": (lambda: NeuralMemory(8, num_heads=2), "num_heads of NeuralMemory; the nearest is heads"),
     "network": (lambda: MemoryMLP(8, num_layers=2), "num_layers of MemoryMLP; the nearest is depth"),
