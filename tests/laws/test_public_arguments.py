@@ -88,7 +88,8 @@ def test_what_an_argument_does_not_take(made, name):
 
 # what is called, not constructed: test_public_calls.py; or results, which nobody constructs
 OTHERS = {"NeuralMemState", "GateTrace", "mem_state_detach", "auxiliary_loss", "load_peer_state_dict", "gate_trace"}
-OTHERS |= {"calibrate_page_threshold", "plot_gate_trace", "MemoryDiverged", "diagnose", "Diagnosis"}
+OTHERS |= {"calibrate_page_threshold", "plot_gate_trace", "MemoryDiverged", "diagnose", "Diagnosis", "load_run"}
+OTHERS |= {"DEFAULT_CONFIG", "VARIANT_CONFIGS"}  # values
 THRESHOLDS = {"surprise_threshold", "symplectic_page_threshold", "gate_threshold"}  # infinite: never, or always
 
 

@@ -18,13 +18,13 @@ class Gate(nn.Module):
     outputs ... followed by a non-linearity"). Near zero it is about 1/4 + attended/8 + remembered/8, so neither side
     can switch the other off, as in a plain product. silu, sigmoid: attended times this function of remembered.
     convex: g * attended + (1 - g) * remembered with g = sigmoid(W [h; remembered] + b) per feature, where h is the
-    layer's normalised input. It is not from the paper. init_bias: the initial b (None: 0).
+    layer's normalised input. It is not from the paper. init_gate_bias: the initial b (None: 0).
     """
 
-    def __init__(self, dim: int, gate: str = "normalised", init_bias: float | None = None):
+    def __init__(self, dim: int, gate: str = "normalised", init_gate_bias: float | None = None):
         super().__init__()
         self.dim, self.kind = positive_int(dim, "dim"), one_of(gate, GATES, "gate")
-        bias = number_or_none(init_bias, "init_gate_bias")
+        bias = number_or_none(init_gate_bias, "init_gate_bias")
         if bias is not None and gate != "convex":
             raise ValueError('init_gate_bias needs gate="convex"')
         normalised = gate == "normalised"
@@ -35,18 +35,21 @@ class Gate(nn.Module):
         if self.to_share is not None:
             nn.init.constant_(self.to_share.bias, bias or 0.0)
 
-    def forward(self, attended: Tensor, remembered: Tensor, h: Tensor) -> Tensor:
-        """attended, remembered, h [b n d] -> [b n d]. h, the layer's normalised input, is used by "convex" alone."""
+    def forward(self, attended: Tensor, remembered: Tensor, h: Tensor | None = None) -> Tensor:
+        """Return [b n d] of attended and remembered [b n d]. "convex" needs h [b n d], the layer's normalised input."""
         weight = getattr(self.to_out, "weight", None)
         check_tokens(attended, "attended", self.dim, weight)
         check_tokens(remembered, "remembered", self.dim, weight)
         if attended.shape != remembered.shape:
             raise wrong("remembered", tuple(remembered.shape), f"of the shape of attended, {tuple(attended.shape)}")
+        if self.to_share is not None and (h is None or h.shape != attended.shape):
+            raise ValueError(f'gate="convex" needs h of the shape of attended, {tuple(attended.shape)}')
         return self._joined(self.attended_norm(attended), self.remembered_norm(remembered), h)
 
-    def _joined(self, attended: Tensor, remembered: Tensor, h: Tensor) -> Tensor:
+    def _joined(self, attended: Tensor, remembered: Tensor, h: Tensor | None) -> Tensor:
         """Combine normalised outputs."""
         if self.to_share is not None:
+            assert h is not None
             share = self.to_share(torch.cat((h, remembered), dim=-1)).sigmoid()
             joined = torch.lerp(remembered, attended, share)
         elif self.kind == "normalised":

@@ -80,7 +80,8 @@ def titans_memory(
     """
     check_flags(titans_memory, locals())
     one_of(init, MEMORY_INITS, "init")
-    positive_int(dim, "dim"), positive_int(heads, "heads"), positive_number(init_scale, "init_scale")
+    positive_int(dim, "dim"), positive_int(heads, "heads")
+    positive_number(init_scale, "init_scale"), positive_number(init_std, "init_std")
     positive_int(chunk_size, "chunk_size"), positive_number(max_step, "max_step"), count(conv_kernel, "conv_kernel")
     if dim % heads:
         raise wrong("heads", heads, f"a divisor of dim = {dim}")
