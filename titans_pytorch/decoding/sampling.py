@@ -112,8 +112,10 @@ def cached_logits(model: nn.Module) -> Callable[[Tensor], Tensor]:
             return decoder.step(ids[:, -1:])
         logits, cache = model(ids, cache=None, return_cache=True)
         new = getattr(model, "decoder", None)
-        own = callable(new) and not isinstance(new, nn.Module)  # a submodule may have this name
-        decoder = (new(cache) if own else None) or decoder_by_calls(model, cache)
+        if callable(new) and not isinstance(new, nn.Module):  # a submodule may have this name
+            decoder = new(cache)
+        if decoder is None:
+            decoder = decoder_by_calls(model, cache)
         return logits[:, -1]
 
     return next_logits
