@@ -32,7 +32,8 @@ class StartWeights(HeldWeights):
 
     def __init__(self, weights: Mapping[str, Tensor], keys: Tensor):
         super().__init__(weights)
-        self.keys, self.uses = keys, {name: [] for name in weights}
+        self.keys = keys
+        self.uses: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in weights}
 
     def matmul(self, x, name):
         def back(dy):
@@ -104,7 +105,7 @@ def _fits(memory: NeuralMemory) -> bool:
     """Return whether the memory writes one pair for each token by the paper's rule, on a network with `with_vjp`, and
     no module skipped here has a hook or another forward."""
     config, engine, parts = memory.chunk_config, memory.engine, memory._modules
-    projections, rates = parts["projections"], parts["rates"]
+    projections, rates = memory.projections, memory.rates
     if not (
         type(memory) is NeuralMemory
         and config.chunk_size == (1, 1)
@@ -127,9 +128,8 @@ def _fits(memory: NeuralMemory) -> bool:
         and rates._modules.get("to_layer_modulation") is None
     ):
         return False
-    pool = rates._modules["reduce_to_chunk_rep"]
-    convolutions = [projections._modules.get(name) for name in ("queries_conv", "keys_conv", "values_conv")]
-    convolutions = [conv for conv in convolutions if conv is not None]
+    pool, used = rates.reduce_to_chunk_rep, projections._modules
+    convolutions = [conv for name in ("queries_conv", "keys_conv", "values_conv") if (conv := used.get(name))]
     skipped = (memory, projections, rates, pool, *convolutions)
     return (
         type(pool) is AveragePool
@@ -185,7 +185,9 @@ def _written(
     if threshold is not None:
         active = above_threshold(loss, threshold)
 
-    momentum = None if rates.to_momentum is None else rates.to_momentum(tokens).sigmoid().view(B, 1, 1)
+    momentum = None
+    if rates.to_momentum is not None:
+        momentum = rates.to_momentum(tokens).sigmoid().view(B, 1, 1)
     weights, slots = {}, {}
     for name, uses in start.uses.items():
         old = state.states[0][name]
