@@ -44,6 +44,19 @@ def test_causal_and_split_invariant_with_gradients(variant, rule):
 
 
 @each
+def test_steps_of_one_token(variant, rule):
+    """What `sample` and `generate` run gives the logits of the whole sequence, and its state."""
+    model, ids = ruled(variant, rule), ids_of(N)
+    with torch.no_grad():
+        whole, after = model(ids, return_cache=True)
+        decoder = model.decoder(model(ids[:, :2], return_cache=True)[1])
+        for t in range(2, N):
+            assert_close(decoder.step(ids[:, t : t + 1]), whole[:, t], 1e-9, f"token {t}")
+    for got, wanted in zip(tensors_of(decoder.cache()), tensors_of(after), strict=True):
+        assert_close(got, wanted, 1e-9, "state")
+
+
+@each
 def test_cached_sampling_rows_and_surprises(variant, rule):
     model, ids = ruled(variant, rule), ids_of(7)
     drawn = []
