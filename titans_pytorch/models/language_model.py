@@ -131,7 +131,8 @@ class LanguageModel(nn.Module):
             cache: the cache that the call before returned.
             return_cache: also return the cache for the tokens that follow.
             return_surprises: also return, last, (inner loss, learning rate) for each block, each [b h n]; with
-                surprise_source = "prediction" also the predictor's error [b n]. [] without memories.
+                surprise_source = "prediction" also the predictor's error [b n]. [] without memories. With rule = "lact"
+                those of the tokens of complete chunks.
 
         Raises:
             ValueError: for ids of another shape or dtype, out of range (seen on CPU), or another model's cache.
