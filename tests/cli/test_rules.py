@@ -60,3 +60,14 @@ def test_help_names_the_rules(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     assert "--rule {titans," + ",".join(RULES) + "}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_run_keeps_its_rule(tmp_path, capsys):
+    words = ["--config", tiny_yaml(tmp_path, OF_COPY, "lmm"), "--vocab-size", "18", "--rule", "yaad", "--steps", "1"]
+    out = tmp_path / "run"
+    assert main(["train", *words, "--out", str(out)]) == 0
+    assert main(["train", "--out", str(out), "--resume", "--steps", "2"]) == 0
+    assert load_run(out)[0].model.rule == "yaad"
+    capsys.readouterr()
+    assert main(["train", "--out", str(out), "--resume", "--rule", "deltanet"]) == 1
+    assert "rule: " in capsys.readouterr().err
