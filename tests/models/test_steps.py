@@ -18,6 +18,7 @@ from titans_pytorch.models.family import MODELS, build_model
 from titans_pytorch.models.gates import GATES, Gate
 from titans_pytorch.models.language_model import Block, LanguageModel
 from titans_pytorch.models.memory import Remember
+from titans_pytorch.models.rule_settings import RULES
 
 from ..helpers import SMALL, assert_close, randomise
 from ..mac_options import draw_ids
@@ -97,6 +98,13 @@ def test_numbers_are_the_models(variant, name):
     """From the middle of a segment and of a mini-batch, and from their ends, in two rows."""
     for prompt in (5, 12):
         check(small(variant, **SETTINGS[name]), draw_ids(2, prompt))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule(rule):
+    torch.manual_seed(0)
+    model = randomise(build_model(ModelConfig(variant="lmm", rule=rule, **SMALL)).double(), scale=0.1).eval()
+    check(model, draw_ids(2, 5), 7)
 
 
 @pytest.mark.parametrize("name", MEMORIES)
