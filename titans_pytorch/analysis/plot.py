@@ -5,12 +5,13 @@ from pathlib import Path
 from titans_pytorch.analysis.trace import MemoryTrace
 from titans_pytorch.common.files import replacing
 
-__all__ = ["plot_traces"]
+__all__ = ["ROWS", "plot_traces"]
 
+# field of a trace, and what it is called
 ROWS = (
-    ("surprise", "surprise (loss)"),
-    ("step", "step"),
-    ("decay", "decay"),
+    ("surprise", "inner loss"),
+    ("step", "learning rate"),
+    ("decay", "forget gate"),
     ("momentum", "momentum"),
     ("change", "|M - M0| / |M0|"),
 )

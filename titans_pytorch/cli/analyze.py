@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from titans_pytorch.analysis.overshoot import Gains, overshoot_note
-from titans_pytorch.analysis.plot import plot_traces
+from titans_pytorch.analysis.plot import ROWS, plot_traces
 from titans_pytorch.analysis.trace import trace_memories
 from titans_pytorch.cli.inputs import held_out_text, need_bytes, need_memory, opened
 from titans_pytorch.common.files import write_json
@@ -31,7 +31,7 @@ def analyze_command(options: Namespace) -> None:
     write_json(out / "memory.json", {**result, "memories": [trace.to_dict() for trace in traces]})
     drawn = plot_traces(traces, out / "memory.png", f"{options.run}: {options.length} tokens of {what}")
     for trace in traces:
-        means = {name: sum(v) / len(v) for name in ("surprise", "step", "decay") if (v := getattr(trace, name))}
+        means = {label: sum(v) / len(v) for name, label in ROWS[:3] if (v := getattr(trace, name))}
         shown = ", ".join(f"{name} {value:.3g}" for name, value in means.items())
         gain = "" if trace.gain is None else f"; largest gain {trace.gain:.2g}"
         print(f"{trace.name}: mean {shown}; weights changed by {trace.change[-1]:.1%} of their start{gain}")

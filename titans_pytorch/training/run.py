@@ -161,7 +161,7 @@ def saved_run(out: Path) -> Saved:
     """Read the last undamaged checkpoint of the run in `out`. TrainingError if there is none."""
     saved = read_last(out / "checkpoints", print if first_process() else lambda line: None)
     if saved is None:
-        raise TrainingError(f"{out} has no checkpoint to resume from")
+        raise TrainingError(f"{out} has no checkpoint to resume from; leave out --resume to start")
     if not {"config", "fingerprint"} <= saved.state["about"].keys():
         raise TrainingError(f"{saved.path} is no checkpoint of a run: it does not say what was trained")
     return saved
