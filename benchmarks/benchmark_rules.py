@@ -13,6 +13,9 @@ its key in all of them, and about as many fast weights (--state). The arm `none`
 like the others: what convolution and feed-forward do alone.
 
 Cost: seconds of process time of a training step, the median over the run.
+
+Every trained model's scores are kept in runs/unfinished, by settings and commit: the same command continues after an
+interruption, and a command with more rules or seeds trains only those that are new.
 """
 
 import argparse
@@ -24,10 +27,12 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from harness.arms import digest
 from harness.environment import run_record
 from harness.plots import new_figure, save_png, style
-from harness.program import whole
+from harness.program import UNFINISHED, code_version, whole
 from harness.statistics import spread
+from harness.store import Finished
 from harness.tables import percent, seconds, table
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -47,7 +52,7 @@ DIM = 64
 
 #: Per task: the setting that grows, its values, and the settings of every row.
 LOADS: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
-    "recall": ("pairs", (4, 8, 16, 32, 64), {"queries": 4, "keys": 64, "values": 32, "length": 160}),
+    "recall": ("pairs", (4, 8, 16, 32, 64), {"keys": 64, "values": 32, "length": 160}),
     "needle": ("digits", (1, 2, 4, 8), {"kind": "number", "length": 128}),
     "copy": ("payload", (4, 8, 16, 32), {"symbols": 16, "length": 128}),
 }
@@ -96,7 +101,11 @@ class Model(nn.Module):
 
 def tasks_of(name: str, loads: Sequence[int] | None = None) -> dict[int, Task]:
     setting, values, fixed = LOADS[name]
-    return {load: build_task(name, {**fixed, setting: load}) for load in loads or values}
+    found = {}
+    for load in loads or values:
+        asked = {"queries": min(load, 16)} if name == "recall" else {}
+        found[load] = build_task(name, {**fixed, setting: load, **asked})
+    return found
 
 
 def trained(tasks: dict[int, Task], rule: str, seed: int, args: argparse.Namespace) -> tuple[Model, float]:
@@ -195,9 +204,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--state", type=whole(256), default=4096, help="fast weights of a memory, about [4096]")
     found.add_argument("--seeds", type=whole(1), default=5, help="number of seeds [5]")
     found.add_argument("--seed", type=int, default=0, help="the first seed [0]")
-    found.add_argument("--steps", type=whole(1), default=1500, help="training steps [1500]")
+    found.add_argument("--steps", type=whole(1), default=1000, help="training steps [1000]")
     found.add_argument("--batch-size", type=whole(1), default=16, help="rows of a step [16]")
-    found.add_argument("--lr", type=float, default=3e-3, help="largest learning rate [0.003]")
+    found.add_argument("--lr", type=float, default=1e-2, help="largest learning rate [0.01]")
     found.add_argument("--test-rows", type=whole(1), default=128, help="rows of each score [128]")
     found.add_argument("--quick", action="store_true", help="two rules, two loads, two steps: does it run?")
     found.add_argument("--output-json", metavar="FILE", help="JSON file of the result")
@@ -213,13 +222,19 @@ def compare(argv: list[str] | None = None) -> None:
     names = chosen(args.tasks, list(LOADS), "task")
     seeds = list(range(args.seed, args.seed + args.seeds))
     torch.set_num_threads(1)
+    settings = {name: getattr(args, name) for name in ("state", "steps", "batch_size", "lr", "test_rows", "quick")}
+    kept = Finished(UNFINISHED / f"rules-{digest({**settings, 'code': code_version()})}.jsonl")
     result: dict[str, Any] = {"benchmark": "rules", "seeds": args.seeds, "test_rows": args.test_rows, "tasks": {}}
     for name in names:
         tasks = tasks_of(name, LOADS[name][1][:2] if args.quick else None)
         found = {}
         for rule in rules:
-            found[rule] = summary([result_of(tasks, rule, seed, args) for seed in seeds], list(tasks))
-            print(f"{name}, {rule}: done", file=sys.stderr, flush=True)
+            results = []
+            for seed in seeds:
+                key = f"{name}/{rule}/{seed}"
+                results.append(kept[key] if key in kept else kept.add(key, result_of(tasks, rule, seed, args)))
+                print(f"{key}: done", file=sys.stderr, flush=True)
+            found[rule] = summary(results, list(tasks))
         chance = next(iter(tasks.values())).chance
         result["tasks"][name] = {"load": LOADS[name][0], "chance": chance, "rules": found}
         print(f"\n{name}: accuracy by {LOADS[name][0]}, mean of {args.seeds} seeds; chance {percent(chance)}\n")
