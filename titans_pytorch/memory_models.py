@@ -10,7 +10,8 @@ the forward pass alone. A network with neither method runs on the slower sequent
 see the earlier queries of their read group, and the memory's state carries these.
 """
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -217,14 +218,7 @@ class MemoryMLP(MemoryModel):
         return "weights.0" if len(self.weights) == 1 and type(self).with_vjp is MemoryMLP.with_vjp else None
 
     def with_vjp(self, x, weights):
-        backs = []
-        for i in range(len(self.weights)):
-            if i > 0:
-                x, back = vjp.gelu(x)
-                backs.append(back)
-            x, back = weights.matmul(x, f"weights.{i}")
-            backs.append(back)
-        return x, _chain(backs)
+        return _mlp_with_vjp(x, weights, len(self.weights), [])
 
 
 @known_keywords
@@ -266,14 +260,7 @@ class PolynomialMemoryMLP(MemoryModel):
 
     def with_vjp(self, x, weights):
         x, back = vjp.monomials(x, self.degree)
-        backs = [back]
-        for i in range(len(self.weights)):
-            if i > 0:
-                x, back = vjp.gelu(x)
-                backs.append(back)
-            x, back = weights.matmul(x, f"weights.{i}")
-            backs.append(back)
-        return x, _chain(backs)
+        return _mlp_with_vjp(x, weights, len(self.weights), [back])
 
 
 @known_keywords
@@ -527,6 +514,17 @@ def fast_form(model: nn.Module) -> str | None:
             return None
         return "ghost" if type(model).with_vjp is MemoryModel.with_vjp else "taped"
     return "ghost" if hasattr(model, "with_weights") else None
+
+
+def _mlp_with_vjp(x: Tensor, weights: Any, count: int, backs: list) -> tuple[Tensor, Callable]:
+    """x W_0, then gelu before each further W, behind the products whose ways back are `backs`."""
+    for i in range(count):
+        if i > 0:
+            x, back = vjp.gelu(x)
+            backs.append(back)
+        x, back = weights.matmul(x, f"weights.{i}")
+        backs.append(back)
+    return x, _chain(backs)
 
 
 def _chain(backs):
