@@ -156,6 +156,12 @@ def test_bounds_of_texts():
     assert_close(wanted[1, 7:], memory(seq[1:, 7:])[0][0], 1e-12)
 
 
+@pytest.mark.parametrize("bound", [-1, 21])
+def test_bounds_beyond_the_rows(bound):
+    with pytest.raises(ValueError, match=rf"^resets must be .+integers 0 .. 20, got the bound {bound}$"):
+        built("exact")(torch.randn(2, 10, D, dtype=torch.float64), resets=torch.tensor([0, bound]))
+
+
 def test_nothing_is_lost_without_them():
     """A mask of ones and resets at the first token change nothing; neither does the solve form go away."""
     memory, seq = built("momentum"), torch.randn(2, 70, D, dtype=torch.float64)

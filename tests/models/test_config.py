@@ -6,7 +6,7 @@ import pytest
 from titans_pytorch import ModelConfig, TitansConfig, build_model
 from titans_pytorch.models.config import VARIANTS
 from titans_pytorch.models.presets import PRESETS
-from titans_pytorch.training.config import settings_of
+from titans_pytorch.training.config import RunConfig, settings_of
 
 from .. import helpers
 
@@ -63,6 +63,13 @@ def test_wrong_settings_by_name():
         ModelConfig(variant="x")
     with pytest.raises(ValueError, match="ends in .yaml"):
         TitansConfig().save("run.toml")
+
+
+@pytest.mark.parametrize("section", ["model", "data", "training", "report", "name"])
+@pytest.mark.parametrize("kind", [TitansConfig, lambda **given: RunConfig(**{"model": ModelConfig()} | given)])
+def test_sections_of_another_type(section, kind):
+    with pytest.raises(ValueError, match=f"^{section} must be .+, got {'int' if section == 'data' else 'dict'}$"):
+        kind(**{section: 3 if section == "data" else {"lr": 0.1}})
 
 
 def test_every_setting_has_help_and_a_name_of_its_own():

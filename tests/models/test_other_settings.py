@@ -199,6 +199,17 @@ def test_datasets(dataset, task, settings, variant):
     assert build_model(config)(rows.ids).shape == (3, 95, config.model.vocab_size)
 
 
+@pytest.mark.parametrize("dataset", ["copy_task", "patterns", "needle_haystack"])
+@pytest.mark.parametrize("length", [65, 600])
+def test_datasets_of_any_length(dataset, length):
+    from titans_pytorch.tasks.subject import checked_task
+
+    config = TitansConfig(dataset=dataset, num_samples=100, seq_len=length, vocab_size=12)
+    rows = checked_task(config).batch(0, 2).ids
+    assert rows.shape[1] + 1 >= config.training.seq_len >= length - 1
+    assert int(rows.max()) < config.model.vocab_size
+
+
 def test_baldridge(caplog):
     config = TitansConfig(**BALDRIDGE)
     assert changed(config) == {
@@ -265,12 +276,29 @@ def test_what_something_replaces(name):
         ({"train_tokens": 5}, "train_tokens needs batch_size and max_seq_len"),
         ({"run_comparison": True}, "run_comparison must be False: all variants: python benchmarks/"),
         ({"persistent_memory_size": -1}, "n_persistent must be ..., got -1"),
+        ({"initializer_range": 0.05, "init": "xavier"}, "initializer_range cannot be combined with another init: "),
+        (
+            {"hidden_dim": 64, "n_heads": 4, "surprise_threshold": 0.6, "surprise_source": "memory"},
+            "surprise_threshold 0.6 beside hidden_dim cannot be combined with another surprise_source: 'memory' and ",
+        ),
+        ({"dataset": "copy", "task": "needle"}, "dataset 'copy' cannot be combined with another task: 'needle' and "),
+        ({"dataset": "copy", "settings": {"payload": 3}}, "dataset 'copy' cannot be combined with another settings: "),
+        (
+            {"dataset": "copy", "num_samples": 100, "test_rows": 3},
+            "num_samples 100 cannot be combined with another test_rows: 3 and 20",
+        ),
         ({"variant": "MAX"}, "variant must be one of mac, mag, mal, lmm, baseline, got 'max'"),
     ],
 )
 def test_wrong_settings(given, message):
     with pytest.raises(ValueError, match=helpers.message(message)):
         TitansConfig(**given)
+
+
+def test_the_gate_of_all_variants():
+    """gate_init_bias is not dropped where the gate is convex, whatever the variant."""
+    for own in ({"variant": "mac"}, {}):
+        assert TitansConfig(gate="convex", gate_init_bias=-2.0, **own).model.init_gate_bias == -2.0
 
 
 def test_titans_pytorch():

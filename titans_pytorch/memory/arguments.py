@@ -11,7 +11,7 @@ from titans_pytorch.common.checks import Words, wrong
 from titans_pytorch.engines.written import EarlierLayer, Written, given_entries
 from titans_pytorch.memory.state import NeuralMemState
 from titans_pytorch.ops.earlier_tokens import EarlierTokens, earlier_tokens
-from titans_pytorch.ops.modes import HALF, under_autocast
+from titans_pytorch.ops.modes import HALF, plain_only, under_autocast
 from titans_pytorch.ops.positions import Reads
 from titans_pytorch.rules.base import UpdateRule
 from titans_pytorch.rules.rates import WriteRates
@@ -284,6 +284,10 @@ def _resets(resets: Tensor, b: int, n: int) -> Tensor:
         return resets
     if resets.ndim != 1 or resets.dtype not in (torch.int32, torch.int64) or len(resets) < 2:
         raise wrong("resets", Words(f"{resets.dtype} {tuple(resets.shape)}"), takes)
+    if resets.device.type == "cpu" and not plain_only():  # where it needs no sync
+        low, high = (int(bound) for bound in resets.aminmax())
+        if low < 0 or high > b * n:
+            raise wrong("resets", Words(f"the bound {low if low < 0 else high}"), takes)
     starts = torch.zeros(b * n + 1, dtype=torch.bool, device=resets.device)
     return starts.index_fill(0, resets.long(), True)[: b * n].view(b, n)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from titans_pytorch.common.checks import wrong
+from titans_pytorch.common.checks import of_kind, wrong
 from titans_pytorch.common.files import parse_json, write_text
 from titans_pytorch.common.names import known_keywords, unknown
 from titans_pytorch.models.other_settings import is_other, log_readings, translated
@@ -181,6 +181,8 @@ class TitansConfig(RunConfig):
         sections = {"model": model, "data": data, "training": training, "report": report, "name": name}
         for key, value in sections.items():
             object.__setattr__(self, key, value)
+        of_kind(model, ModelConfig, "model", "a ModelConfig; settings are given by name: TitansConfig(d_model=64)")
+        self.__post_init__()
         if settings:
             made = _read(self, settings)
             for key in sections:

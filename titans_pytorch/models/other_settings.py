@@ -188,6 +188,13 @@ class Translation:
         self.settings[name] = value
         self.lines.append(f"{source}: {name} {value!r}{f' ({note})' if note else ''}")
 
+    def set_with(self, source: str, **settings: Any) -> None:
+        """Set what `source` says beside; another value that is given is refused."""
+        for name, value in settings.items():
+            if self.settings.setdefault(name, value) != value:
+                got = self.settings[name]
+                raise ValueError(f"{source} cannot be combined with another {name}: {got!r} and {value!r}")
+
     def drop(self, source: str, why: str) -> None:
         self.lines.append(f"{source}: not used ({why})")
 
@@ -236,14 +243,15 @@ def translated(given: Mapping[str, Any], known: Mapping[str, Any]) -> tuple[dict
         if name in NUMBERS and value is not None and type(value) not in (int, float):
             raise wrong(name, value, "a number")
     variant = next((value for _, name, value in flattened if name == "variant"), None)
+    convex = any(name == "gate" and value == "convex" for _, name, value in flattened)
     given_length = {"seq_len", "max_length"} & {name for _, name, _ in flattened}
     for section, name, value in flattened:
         if name in ("max_seq_len", "context_length") and given_length:
             found.drop(f"{name} {value!r}", f"a model has no longest sequence; rows have {min(given_length)}")
         elif isinstance(variant, str) and name == {"mac": "window_size"}.get(variant.lower(), "segment_size"):
             found.drop(f"{name} {value!r}", f"{variant} does not use it")
-        elif name == "gate_init_bias" and str(variant).lower() != "mag":
-            found.drop(f"{name} {value!r}", f"it is of MAG; {variant} has the paper's gate or none")
+        elif name == "gate_init_bias" and str(variant).lower() != "mag" and not convex:
+            found.drop(f"{name} {value!r}", "it is of MAG, or of gate convex")
         else:
             found.take(section, name, value)
     names = {name for _, name, _ in flattened}
@@ -270,7 +278,7 @@ def _of_model(found: Translation, names: set[str], variant: Any) -> None:
         takes = f"hidden_dim / num_heads, here {width} / {heads}"
         raise wrong("head_dim", head, takes)
     if "initializer_range" in names:
-        settings["init"] = "normal"
+        found.set_with("initializer_range", init="normal")
     if settings.get("d_hidden") is not None and ("memory_dim" in names or capital({"variant": variant})):
         settings.setdefault("mem_heads", 1)
     if "hidden_dim" not in names:
@@ -279,7 +287,7 @@ def _of_model(found: Translation, names: set[str], variant: Any) -> None:
         theirs = settings.pop("surprise_threshold")
         note = f"surprise_source prediction, whose error is a mean over {width} features here and a sum there"
         found.put("surprise_threshold", theirs / width, f"surprise_threshold {theirs!r}", note)
-        settings["surprise_source"] = "prediction"
+        found.set_with(f"surprise_threshold {theirs!r} beside hidden_dim", surprise_source="prediction")
         if "memory_loss_weight" not in settings:
             found.put("memory_loss_weight", 0.1, "surprise_threshold", "trains the predictor; 0.1 is the default there")
     if settings.get("variant") == "mag" and "gate" not in settings:
@@ -344,12 +352,12 @@ def _of_task(found: Translation) -> None:
         return
     length, symbols = settings.get("seq_len", found.known["seq_len"]), settings.get("vocab_size", 10)
     task, of_task, length, note = DATASETS[name](length, symbols)
-    settings["task"], settings["settings"] = task, of_task
+    found.set_with(f"dataset {name!r}", task=task, settings=of_task)
     given = ", ".join(f"{key} {value}" for key, value in of_task.items())
     found.lines.append(f"dataset {name!r}: task {task!r} with {given}; seq_len {length} ({note})")
     from titans_pytorch.tasks.registry import build_task
 
-    settings["seq_len"], ids = length, build_task(task, of_task).vocab_size
+    settings["seq_len"], ids = length, build_task(task, of_task | {"length": length}).vocab_size
     if ids != symbols:
         settings["vocab_size"] = ids
         found.lines.append(f"vocab_size {symbols!r}: vocab_size {ids} (the task's)")
@@ -357,7 +365,7 @@ def _of_task(found: Translation) -> None:
     if samples is None:
         return
     rows = int(samples * share)
-    settings["test_rows"] = max(1, samples - rows)
+    found.set_with(f"num_samples {samples!r}", test_rows=max(1, samples - rows))
     found.lines.append(f"num_samples {samples!r}: test_rows {settings['test_rows']} (training rows never repeat)")
     if "max_epochs" in joint:
         epochs, batch = joint.pop("max_epochs"), settings.get("batch_size", found.known["batch_size"])

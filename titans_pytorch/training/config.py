@@ -11,7 +11,7 @@ import unicodedata
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from titans_pytorch.common.checks import Words, wrong
+from titans_pytorch.common.checks import Words, of_kind, wrong
 from titans_pytorch.common.names import known_keywords, nearest, unknown
 
 __all__ = [
@@ -256,6 +256,14 @@ class RunConfig:
     training: TrainConfig = TrainConfig()
     report: ReportConfig = ReportConfig()
     name: str = ""
+
+    def __post_init__(self):
+        if not dataclasses.is_dataclass(self.model) or isinstance(self.model, type):
+            raise wrong("model", Words(type(self.model).__name__), "an object of a dataclass of settings")
+        of_kind(self.data, (DataConfig, TaskConfig), "data", "a DataConfig or a TaskConfig")
+        of_kind(self.training, TrainConfig, "training", "a TrainConfig")
+        of_kind(self.report, ReportConfig, "report", "a ReportConfig")
+        of_kind(self.name, str, "name", "a text")
 
     def replace(self: Sections, **settings) -> Sections:
         """Return a copy with `settings` replaced. They are given by name alone, whatever section they are in.
