@@ -154,3 +154,13 @@ def test_a_step_transform_of_another_shape_is_refused(transform):
     memory = NeuralMemory(DIM, CHUNK, heads=2, adaptive_step_transform=transform, dim_head=DIM)
     with pytest.raises(ValueError, match=r"adaptive_step_transform must be .* shape \(2, 12, 2\), got .*"):
         memory(tokens().float())
+
+
+@pytest.mark.parametrize("engine", ["auto", "dual", "matrix", "sequential"])
+@pytest.mark.parametrize("options", [{}, {"momentum": False}, {"momentum": False, "accept_weight_residual": True}])
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_a_pool_that_nothing_needs_gets_a_gradient(engine, options, chunks):
+    """DistributedDataParallel waits for every parameter, also where no rate of the pooled chunk is used."""
+    memory = NeuralMemory(DIM, CHUNK, attn_pool_chunks=True, forget_gate=False, engine=engine, **options)
+    memory(torch.randn(2, chunks * CHUNK, DIM))[0].sum().backward()
+    assert [name for name, p in memory.named_parameters() if p.grad is None] == []

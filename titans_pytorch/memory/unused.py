@@ -48,6 +48,8 @@ def _unused_of_some(memory, first, read, boundary, carried, residual) -> Iterato
         yield from memory.predictor.parameters()
     if memory.rates.to_momentum is not None and read - first < 2:  # the first chunk has no momentum yet
         yield from memory.rates.to_momentum.parameters()
+    if memory.rates.to_decay_factor is None:  # no rate of the pooled chunk may be used
+        yield from memory.rates.reduce_to_chunk_rep.parameters()
     if memory.rates.to_learned_weight_residual_mix is not None and not residual:
         yield from memory.rates.to_learned_weight_residual_mix.parameters()
     if memory.transition_gate is not None and (boundary is None or read // boundary == first // boundary):
