@@ -83,6 +83,7 @@ def test_the_chunkwise_engine_refuses_a_rule_without_closed_form(engine):
         ({"update_rule": TitansRule(), "momentum": False}, "momentum"),
         ({"update_rule": TitansRule(), "momentum_order": 2}, "momentum_order"),
         ({"update_rule": TitansRule(), "spectral_norm_surprises": True}, "spectral_norm_surprises"),
+        ({"update_rule": AdaGradRule(), "learned_momentum_combine": True}, "learned_momentum_combine"),
     ],
 )
 def test_wrong_arguments_are_named(keywords, named):

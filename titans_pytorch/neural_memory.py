@@ -148,7 +148,7 @@ class NeuralMemory(nn.Module):
             the token. The predictor is trained by `auxiliary_loss` alone.
         update_rule: an UpdateRule to use in place of the paper's; see rules/base.py. It replaces the keywords momentum,
             momentum_order, spectral_norm_surprises, max_grad_norm and store_memory_loss_fn, which are refused beside
-            it.
+            it, as is learned_momentum_combine unless it is a TitansRule.
 
     Args: Queries, keys, values, output
         pre_rmsnorm: RMSNorm of the sequence before writes and before reads.
@@ -423,6 +423,10 @@ class NeuralMemory(nn.Module):
         for keyword in replaced:
             if not _at_default(keyword, given[keyword]):
                 raise ValueError(f"update_rule cannot be combined with {keyword}: set it on the rule")
+        if given["learned_momentum_combine"] and not isinstance(rule, TitansRule):
+            raise ValueError(
+                "learned_momentum_combine cannot be combined with update_rule: only TitansRule mixes orders"
+            )
         return rule
 
     def _identity(self, given: Mapping, model: nn.Module) -> str:

@@ -204,7 +204,7 @@ AXES = [
 ]
 
 NEED_A_FORGET_GATE = ("decay_first", "use_symplectic_gating", "use_dmd_gating", "kinetics_coupling")
-OF_THE_RULE = ("store_memory_loss_fn", "max_grad_norm", "spectral_norm_surprises")
+OF_THE_RULE = ("store_memory_loss_fn", "max_grad_norm", "spectral_norm_surprises", "learned_momentum_combine")
 
 
 CONSTRAINTS = [
@@ -237,11 +237,18 @@ def allowed(options: dict) -> bool:
     return all(holds(options) for holds in CONSTRAINTS)
 
 
-#: One in four has a name.
-named = st.one_of(*(st.none(),) * 3, st.sampled_from(list(NAMED)))
+def of_own_rule(options: dict) -> dict:
+    """The options; where an update rule of one's own is drawn, those that it replaces are plain."""
+    plain = dict(AXES)
+    own = {key: plain[key][0] for key in (*OF_THE_RULE, "momentum", "momentum_order")}
+    return options if options["update_rule"] is None else options | own
+
+
+#: One in four has a name. (Not st.one_of, which drops a strategy that it is given twice.)
+named = st.integers(0, 3).flatmap(lambda i: st.none() if i < 3 else st.sampled_from(list(NAMED)))
 option_sets = (
     st.tuples(st.fixed_dictionaries({name: st.sampled_from(values) for name, values in AXES}), named)
-    .map(lambda drawn: drawn[0] if drawn[1] is None else as_named(*drawn))
+    .map(lambda drawn: of_own_rule(drawn[0]) if drawn[1] is None else as_named(*drawn))
     .filter(allowed)
 )
 

@@ -3,32 +3,38 @@
 Add a rule
 ----------
 Write a function `keywords(dim_head, *, ...settings with defaults...)` that returns keywords of NeuralMemory, in a file
-of its own beside this one, and add a line to `NAMED`.
+of its own beside this one, and add a line with its place to `NAMED`.
 """
 
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from titans_pytorch.common.checks import positive_int, wrong
 from titans_pytorch.common.names import unknown
-from titans_pytorch.memory.named import atlas, delta, lact, linear_attention, miras, titans, ttt
 
 
 @dataclass(frozen=True)
 class NamedRule:
     """A published memory.
 
-    keywords: a function (dim_head, *, settings) -> keywords of NeuralMemory. Its docstring says from which paper and
-    equation, and what was chosen where the paper leaves it open.
+    place: "file.function", beside this file.
     squared_matrix: whether the rule is defined for one matrix under squared error alone.
     largest_head: features of a head where none are given, at most.
     """
 
-    keywords: Callable[..., dict]
+    place: str
     squared_matrix: bool = False
     largest_head: int | None = None
+
+    @property
+    def keywords(self) -> Callable[..., dict]:
+        """The function (dim_head, *, settings) -> keywords of NeuralMemory. Its docstring says from which paper and
+        equation, and what was chosen where the paper leaves it open."""
+        file, _, function = self.place.partition(".")
+        return getattr(import_module(f"{__package__}.{file}"), function)
 
     @property
     def settings(self) -> tuple[str, ...]:
@@ -37,18 +43,18 @@ class NamedRule:
 
 
 NAMED: dict[str, NamedRule] = {
-    "linear_attention": NamedRule(linear_attention.keywords),
-    "deltanet": NamedRule(delta.deltanet, squared_matrix=True),
-    "gated_deltanet": NamedRule(delta.gated_deltanet, squared_matrix=True),
-    "ttt_linear": NamedRule(ttt.ttt_linear),
-    "ttt_mlp": NamedRule(ttt.ttt_mlp),
-    "titans": NamedRule(titans.keywords),
-    "omeganet": NamedRule(atlas.omeganet, largest_head=16),
-    "atlas": NamedRule(atlas.atlas, largest_head=16),
-    "moneta": NamedRule(miras.moneta),
-    "yaad": NamedRule(miras.yaad),
-    "memora": NamedRule(miras.memora),
-    "lact": NamedRule(lact.keywords),
+    "linear_attention": NamedRule("linear_attention.keywords"),
+    "deltanet": NamedRule("delta.deltanet", squared_matrix=True),
+    "gated_deltanet": NamedRule("delta.gated_deltanet", squared_matrix=True),
+    "ttt_linear": NamedRule("ttt.ttt_linear"),
+    "ttt_mlp": NamedRule("ttt.ttt_mlp"),
+    "titans": NamedRule("titans.keywords"),
+    "omeganet": NamedRule("atlas.omeganet", largest_head=16),
+    "atlas": NamedRule("atlas.atlas", largest_head=16),
+    "moneta": NamedRule("miras.moneta"),
+    "yaad": NamedRule("miras.yaad"),
+    "memora": NamedRule("miras.memora"),
+    "lact": NamedRule("lact.keywords"),
 }
 
 #: Keywords that would make another memory of a matrix under squared error.
