@@ -53,7 +53,7 @@ def test_reads_each_token_once(monkeypatch):
     """The prompt, then one token at a time; and a stream goes on from a cache of one's own."""
     model, lengths = tiny("mag"), []
     run = model.model.run
-    monkeypatch.setattr(model.model, "run", lambda x, states: lengths.append(x.shape[1]) or run(x, states))
+    monkeypatch.setattr(model.model, "run", lambda x, *rest: lengths.append(x.shape[1]) or run(x, *rest))
     with torch.no_grad():
         whole = model.generate(IDS, max_new_tokens=4, do_sample=False)
     assert lengths == [7, 1, 1, 1]

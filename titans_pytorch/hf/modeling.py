@@ -217,27 +217,33 @@ class TitansForCausalLM(TitansPreTrainedModel, GenerationMixin):
             load_whole(self.model.blocks)
         wants_hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         hiddens: list[Tensor] = []
-        surprises: Surprises = []
-        if state is not None and layout.one_token and targets is None and not wants_hidden:
-            x, layers = self.model.run_token(x, state.layers)
-        else:
-            collect = (hiddens,) if wants_hidden else ()
-            x, layers, surprises = self.model.run(layout.take(x), None if state is None else state.layers, *collect)
+        by_steps = layout.one_token and targets is None and not wants_hidden
+        x, layers, surprises = self._run(layout.take(x), state, by_steps, hiddens if wants_hidden else None)
         x = self.model.norm(layout.put(x))
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.model.to_logits(x[:, keep])
         loss = None if targets is None else self._loss(logits, labels, targets, layout, surprises, of_loss)
-        new = None
-        if use_cache:
-            tokens, positions = (0, 0) if past is None else (past.tokens, past.positions)
-            state = ModelState(tokens + layout.rows[1], layers, self.model.configuration)
-            new = TitansCache(state, positions + layout.shape[1])
+        new = self._next_cache(past, layout, layers) if use_cache else None
         hidden = (*map(layout.put, hiddens[:-1]), x) if wants_hidden else None
         return_dict = getattr(self.config, "return_dict", True) if return_dict is None else return_dict
         if not return_dict:
             return tuple(part for part in (loss, logits, new, hidden) if part is not None)
         named: dict[str, Any] = {CACHE: new}
         return TitansOutput(loss=loss, logits=logits, hidden_states=hidden, **named)
+
+    def _run(
+        self, x: Tensor, state: ModelState | None, by_steps: bool, hiddens: list[Tensor] | None
+    ) -> tuple[Tensor, tuple, Surprises]:
+        """Run tokens [r m d] through the blocks; with `by_steps` one token of each row, without its surprises."""
+        if by_steps and state is not None:
+            return *self.model.run_token(x, state.layers), []
+        return self.model.run(x, None if state is None else state.layers, hiddens)
+
+    def _next_cache(self, past: TitansCache | None, layout: Layout, layers: tuple) -> TitansCache:
+        """Return the cache after a call that left the states `layers`."""
+        tokens, positions = (0, 0) if past is None else (past.tokens, past.positions)
+        state = ModelState(tokens + layout.rows[1], layers, self.model.configuration)
+        return TitansCache(state, positions + layout.shape[1])
 
     def _sorted(self, kwargs: dict) -> tuple[dict, dict]:
         """Keywords of packed rows, and of the loss."""
