@@ -563,3 +563,14 @@ def test_gradient_checkpointing(name):
     model.get_submodule(full).__class__ = SteepLinear
     report = diagnose(model, IDS)
     assert (report.found.module, report.found.phase) == (full, "backward")
+
+
+@pytest.mark.parametrize(("step", "above"), [(100.0, True), (0.01, False)])
+def test_a_gradient_that_is_not_finite_beside_steps_that_overshoot(step, above):
+    torch.manual_seed(0)
+    memory = NeuralMemory(8, 1, batch_size=4, qk_rmsnorm=True, default_step_transform_max_lr=step).double()
+    seq = torch.randn(1, 4, 8, dtype=torch.float64)
+    report = diagnose(memory, seq, loss=lambda out: out[0].mean() + (out[0] * 0.0).square().sum().sqrt())
+    assert report.found.phase == "backward"
+    assert report.remedy.startswith("the gain of the memory is ") == above
+    assert report.remedy.endswith("look for a root, a norm or a division at 0, or for products that overflow")

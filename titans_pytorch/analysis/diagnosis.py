@@ -130,7 +130,16 @@ def diagnose(
         harmless = {name: not_finite("", "", "", p, "").value for name, p in bad_parameters(model).items()}
         return Diagnosis(gains=dict(gains), backward=ran, harmless=harmless)
     told_of = _of_input(model, inputs, watch, found) or _of(model, found, memories)
-    return replace(told_of, remedy=told_of.remedy + failed, gains=dict(gains), backward=ran)
+    remedy = _overshoot_first(gains) + told_of.remedy if found.phase == "backward" else told_of.remedy
+    return replace(told_of, remedy=remedy + failed, gains=dict(gains), backward=ran)
+
+
+def _overshoot_first(gains: Mapping[str, float]) -> str:
+    """Return what to change first where a gradient overflows and a memory can overshoot."""
+    name, gain = max(gains.items(), key=lambda item: item[1], default=("", 0.0))
+    if not gain > OVERSHOOTS:
+        return ""
+    return f"the gain of {name or 'the memory'} is {gain:.2g}, above 2: {REMEDY}; else "
 
 
 def _call_of(model: nn.Module, inputs: Any, default_loss: bool) -> Callable[[], Any]:
