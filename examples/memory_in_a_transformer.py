@@ -11,16 +11,25 @@ python examples/memory_in_a_transformer.py --steps 400 --phrase 16
 import math
 import sys
 
+from titans_pytorch.common.threads import choose_threads
+from titans_pytorch.training.errors import TrainingError
+from titans_pytorch.training.options import OneLineParser
+
+parser = OneLineParser(description=__doc__, threads=True)
+parser.add_argument("--steps", type=int, default=150, help="training steps [150]")
+parser.add_argument("--phrase", type=int, default=12, help="tokens per phrase and segment [12]")
+parser.add_argument("--seed", type=int, default=0)
+parser.add_argument("--device", default="cpu")
+if __name__ == "__main__":
+    parser.parse_args()  # answers --help before torch is imported, which takes a second
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from titans_pytorch import LMMLayer, titans_memory
 from titans_pytorch.analysis.storing import storing_off
-from titans_pytorch.common.threads import choose_threads
 from titans_pytorch.training.device import resolve_device
-from titans_pytorch.training.errors import TrainingError
-from titans_pytorch.training.options import OneLineParser
 
 TOKENS = 16
 
@@ -73,11 +82,6 @@ def loss_on_repeats(model: nn.Module, layer: WithMemory, rows: Tensor, phrase: i
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = OneLineParser(description=__doc__, threads=True)
-    parser.add_argument("--steps", type=int, default=150, help="training steps [150]")
-    parser.add_argument("--phrase", type=int, default=12, help="tokens per phrase and segment [12]")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu")
     options = parser.parse_args(argv)
     torch.manual_seed(options.seed)
     try:

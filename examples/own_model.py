@@ -9,15 +9,22 @@ python examples/own_model.py        # about a minute of one core
 import sys
 import tempfile
 
+from titans_pytorch.common.threads import choose_threads
+from titans_pytorch.training.options import OneLineParser
+
+parser = OneLineParser(description=__doc__, threads=True)
+parser.add_argument("--steps", type=int, default=500, help="training steps [500]")
+parser.add_argument("--seed", type=int, default=0)
+if __name__ == "__main__":
+    parser.parse_args()  # answers --help before torch is imported, which takes a second
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from titans_pytorch import NeuralMemory
 from titans_pytorch.analysis.storing import storing_off
-from titans_pytorch.common.threads import choose_threads
 from titans_pytorch.tasks.recall import Recall
-from titans_pytorch.training.options import OneLineParser
 
 
 class OwnModel(nn.Module):
@@ -49,9 +56,6 @@ def train(model: nn.Module, task: Recall, steps: int, lr: float = 1e-2) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = OneLineParser(description=__doc__, threads=True)
-    parser.add_argument("--steps", type=int, default=500, help="training steps [500]")
-    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
     choose_threads(options.threads, width=32)
     torch.manual_seed(options.seed)

@@ -13,7 +13,6 @@ from titans_pytorch.tasks import TASK_NAMES
 from titans_pytorch.tasks.registry import TASKS
 
 ROOT = Path(__file__).parents[1]
-NEEDS_TORCH = {"memory_in_a_transformer.py", "own_model.py"}  # they define modules
 BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
 SCRIPTS = [
     "train_mac.py",
@@ -22,7 +21,7 @@ SCRIPTS = [
         for path in BENCHMARKS
         if re.search("OneLineParser|^BENCHMARK", path.read_text(), re.M)
     ),
-    *(f"examples/{path.name}" for path in sorted((ROOT / "examples").glob("*.py")) if path.name not in NEEDS_TORCH),
+    *(f"examples/{path.name}" for path in sorted((ROOT / "examples").glob("*.py"))),
 ]
 PROGRAM = """
 import runpy, sys
