@@ -51,7 +51,7 @@ def paper_memory_kwargs(
         "dim_head": dim_head,
         "default_model_kwargs": {"depth": depth, "expansion_factor": expansion_factor},
         "default_step_transform_max_lr": step * dim_head,
-        **_section_4_4(),
+        **section_4_4(),
     } | changes
 
 
@@ -85,12 +85,12 @@ def exact_memory_kwargs(dim_head: int, *, max_step: float = 1.0, **changes) -> d
         "default_model_kwargs": {"depth": 1},
         "momentum": False,
         "default_step_transform_max_lr": max_step * dim_head / 2 / pairs,
-        **_section_4_4(),
+        **section_4_4(),
     } | changes
 
 
-def _section_4_4() -> dict:
-    """Return what both share: no wrapper, first rates, convolutions, norms and gates (Titans, section 4.4)."""
+def section_4_4() -> dict:
+    """Return what these and the presets of the same authors share: no wrapper, first rates, convolutions, norms and gates (Titans, section 4.4)."""
     return {
         "mem_model_norm_add_residual": False,
         "init_adaptive_step_bias": -2.0,

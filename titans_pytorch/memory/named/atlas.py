@@ -1,9 +1,7 @@
 """OmegaNet and Atlas: surprise windows and polynomial features."""
 
-from torch import nn
-
 from titans_pytorch.common.checks import positive_int, positive_number
-from titans_pytorch.memory.presets import MOST_PER_SEGMENT
+from titans_pytorch.memory.presets import MOST_PER_SEGMENT, section_4_4
 from titans_pytorch.memory_models import PolynomialMemoryMLP
 from titans_pytorch.rules.optimizers import Muon
 from titans_pytorch.rules.parts import PartsRule
@@ -34,19 +32,14 @@ def omeganet(
     keys = 1.0 + 1.0 + 0.5 * (degree == 2)  # norm(phi(k))^2 of unit keys
     most = 1 / (2 * keys) if depth == 1 else MOST_PER_SEGMENT
     return {
+        **section_4_4(),
         "chunk_size": 1,
         "batch_size": segment,
         "surprise_window": window,
         "model": model,
-        "mem_model_norm_add_residual": False,
         "default_step_transform_max_lr": most / (segment * window) * dim_head,
         "init_adaptive_step_bias": 0.0 if depth == 1 else -2.0,
-        "init_decay_bias": -5.0,
         "momentum": False,
-        "qkv_conv_kernel": 4,
-        "activation": nn.SiLU(),
-        "qk_l2norm": True,
-        "output_gate": "silu",
     }
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from titans_pytorch.common.checks import positive_int, positive_number
+from titans_pytorch.memory.presets import section_4_4
 from titans_pytorch.memory_models import MemoryMLP, ResidualNorm
 from titans_pytorch.rules.losses import HuberLoss, LpLoss
 from titans_pytorch.rules.parts import PartsRule
@@ -18,17 +19,11 @@ def _miras(dim_head: int, segment: int, expansion_factor: float, max_step: float
     shift; max_step, and a small forget gate at first.
     """
     return {
+        **section_4_4(),
         "chunk_size": 1,
         "batch_size": positive_int(segment, "segment"),
         "model": ResidualNorm(dim_head, MemoryMLP(dim_head, 2, expansion_factor), gain=False),
-        "mem_model_norm_add_residual": False,
         "default_step_transform_max_lr": positive_number(max_step, "max_step"),
-        "init_adaptive_step_bias": -2.0,
-        "init_decay_bias": -5.0,
-        "qkv_conv_kernel": 4,
-        "activation": nn.SiLU(),
-        "qk_l2norm": True,
-        "output_gate": "silu",
     }
 
 
