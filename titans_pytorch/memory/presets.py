@@ -90,7 +90,8 @@ def exact_memory_kwargs(dim_head: int, *, max_step: float = 1.0, **changes) -> d
 
 
 def section_4_4() -> dict:
-    """Return what these and the presets of the same authors share: no wrapper, first rates, convolutions, norms and gates (Titans, section 4.4)."""
+    """Return what these and other presets share: no wrapper, first rates, convolutions, norms and gates (Titans,
+    section 4.4)."""
     return {
         "mem_model_norm_add_residual": False,
         "init_adaptive_step_bias": -2.0,
